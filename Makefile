@@ -1,0 +1,34 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTHON ?= python3
+
+.PHONY: demo test test-slow lint format bench lessons web clean
+
+demo: $(READY)            ## train, sample, fine-tune and report on this machine (about three minutes)
+	$(BIN)/ai-learning demo
+
+test: $(READY)            ## every test but the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)       ## the long end-to-end reproductions
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(READY)            ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)          ## let ruff write what lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:                    ## remove the environment (runs/ stays)
+	rm -rf $(VENV)
+
+# The stamp is touched last: an install that broke off is made again.
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)

@@ -1,0 +1,63 @@
+"""What every tokenizer can do, and how one is found again on disk."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from ..errors import InputError
+
+CONFIG_FILE = "tokenizer_config.json"  # names the class, as in Hugging Face folders
+TOKENIZER_FILE = "tokenizer.json"  # Hugging Face's format, written by BPETokenizer
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to ids and back. ``eos_id`` ends a document; ``fingerprint`` tells two tokenizers apart."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: every id is in ``range(vocab_size)``."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a document, or ``None``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of everything that decides which ids a text gets."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Bytes of ``ids``: needed where a token ends in the middle of a character."""
+
+    def save(self, folder: Path | str) -> None:
+        """Write what ``load`` needs into ``folder``."""
+
+
+def load(folder: Path | str) -> Tokenizer:
+    """Open the tokenizer that ``save`` (or Hugging Face) left in ``folder``.
+
+    Raises:
+        InputError: nothing there that this library knows.
+    """
+    folder = Path(folder)
+    config_path = folder / CONFIG_FILE
+    config: dict = {}
+    if config_path.is_file():
+        try:
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{config_path} is not valid JSON: {error}") from None
+    if config.get("tokenizer_class") == "ByteTokenizer":
+        from .bytes import ByteTokenizer
+
+        return ByteTokenizer(errors=config.get("errors", "ignore"))
+    raise InputError(
+        f"no tokenizer in {folder}: expected {TOKENIZER_FILE} or a {CONFIG_FILE} that names ByteTokenizer"
+    )

@@ -1,0 +1,65 @@
+"""The simplest tokenizer that can write anything: one token a byte of UTF-8."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..files import write_text
+from .base import CONFIG_FILE
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes themselves; 256 ends a document, 257 is the classify token.
+
+    Decoding never raises: ids that are no byte are skipped, bytes that are no UTF-8 are treated as
+    ``errors`` says, and where nothing can be decoded the text is ``""``.
+
+    Args:
+        errors: what to do with what UTF-8 cannot express, in the words of ``bytes.decode``: ``"ignore"``
+            drops it, ``"replace"`` shows ``\\ufffd``, ``"strict"`` gives up (on decoding: ``""``).
+
+    Example:
+        >>> tokenizer = ByteTokenizer()
+        >>> tokenizer.encode("né")
+        [110, 195, 169]
+        >>> tokenizer.decode([110, 195, 169, 256]), tokenizer.decode([195])
+        ('né', '')
+    """
+
+    eos_id = 256
+    cls_id = 257
+    vocab_size = 258
+
+    def __init__(self, errors: str = "ignore") -> None:
+        if errors not in ("ignore", "replace", "strict"):
+            raise ValueError(f"errors={errors!r} is not known; use 'ignore', 'replace' or 'strict'")
+        self.errors = errors
+
+    def __repr__(self) -> str:
+        return f"ByteTokenizer(errors={self.errors!r})"
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for every byte tokenizer: ``errors`` changes no id of valid text."""
+        return hashlib.sha256(b"ByteTokenizer/258").hexdigest()[:16]
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """UTF-8 bytes of ``text``; lone surrogates, which UTF-8 cannot express, follow ``errors``."""
+        return list(text if isinstance(text, bytes) else text.encode("utf-8", errors=self.errors))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``; never raises (see the class)."""
+        try:
+            return self.decode_bytes(ids).decode("utf-8", errors=self.errors)
+        except (TypeError, ValueError):  # not ids at all, or strict and not UTF-8
+            return ""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes among ``ids``; special and unknown ids are skipped."""
+        return bytes(i for i in ids if 0 <= i < 256)
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``tokenizer_config.json`` into ``folder``."""
+        config = {"tokenizer_class": "ByteTokenizer", "errors": self.errors}
+        write_text(Path(folder) / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
