@@ -58,6 +58,15 @@ def load(folder: Path | str) -> Tokenizer:
         from .bytes import ByteTokenizer
 
         return ByteTokenizer(errors=config.get("errors", "ignore"))
+    if (folder / TOKENIZER_FILE).is_file():
+        from .bpe_tokenizer import BPETokenizer
+
+        return BPETokenizer.from_tokenizer_json(folder / TOKENIZER_FILE)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():  # GPT-2's own files
+        from .bpe_tokenizer import BPETokenizer
+
+        return BPETokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
     raise InputError(
-        f"no tokenizer in {folder}: expected {TOKENIZER_FILE} or a {CONFIG_FILE} that names ByteTokenizer"
+        f"no tokenizer in {folder}: expected {TOKENIZER_FILE}, vocab.json with merges.txt, or "
+        f"a {CONFIG_FILE} that names ByteTokenizer"
     )

@@ -1,0 +1,57 @@
+"""Special tokens: text that is one id and never part of a merge, by tiktoken's rules."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
+from typing import Literal
+
+from ..errors import InputError
+
+SpecialSet = Literal["all"] | Collection[str]
+
+
+@lru_cache(maxsize=64)
+def any_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    """A pattern for any of ``tokens``; where one begins another, the longest wins."""
+    return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
+
+
+def resolve(
+    allowed: SpecialSet, disallowed: SpecialSet, known: Iterable[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """What ``allowed_special`` and ``disallowed_special`` mean: the tokens to use, the text to refuse."""
+    everything = frozenset(known)
+    use = everything if allowed == "all" else frozenset([allowed] if isinstance(allowed, str) else allowed)
+    if disallowed == "all":
+        return use, everything - use
+    return use, frozenset([disallowed] if isinstance(disallowed, str) else disallowed)
+
+
+def refuse(text: str, disallowed: frozenset[str]) -> None:
+    """Raise if ``text`` holds what it may not.
+
+    Raises:
+        InputError: the text of a special token that was not allowed.
+    """
+    if disallowed and (match := any_of(disallowed).search(text)):
+        token = match.group()
+        raise InputError(
+            f"the text holds the special token {token!r} at character {match.start()}; to use it as a token pass "
+            f"allowed_special={{{token!r}}}, to encode it as plain text pass disallowed_special=()"
+        )
+
+
+def segments(text: str, tokens: frozenset[str]) -> Iterator[tuple[str, bool]]:
+    """Cut ``text`` at special tokens: (piece, whether it is one of them), empty pieces left out.
+
+    Example:
+        >>> list(segments("a<eos>b", frozenset(["<eos>"])))
+        [('a', False), ('<eos>', True), ('b', False)]
+    """
+    if not tokens:
+        if text:
+            yield text, False
+        return
+    for i, piece in enumerate(any_of(tokens).split(text)):
+        if piece:
+            yield piece, i % 2 == 1
