@@ -88,6 +88,7 @@ class BPETokenizer:
         self._table = self._merge_table()
         self._words = WordEncoder(self._table, splitter(self.pattern))
         self._fast: FastEncoder | None = None
+        self._fast_refused = False
         self._fingerprint = ""
         self._slow_characters = 0
         self._decode_list: list[bytes | None] | None = None
