@@ -239,8 +239,8 @@ class BPETokenizer:
             try:
                 return self._words.encode(text)
             except UnicodeEncodeError:
-                return self._words.encode(_without_surrogates(text))
-        return encoder.encode_list(_utf8(text))
+                return self._words.encode(fast.utf8(text).decode())
+        return encoder.encode_list(text)
 
     def encode_to_numpy(
         self, text: str, *, allowed_special: SpecialSet = (), disallowed_special: SpecialSet = "all"
@@ -259,7 +259,7 @@ class BPETokenizer:
         encoder = self._encoder_for(text)
         if encoder is None:
             return np.array(self.encode_ordinary(text), np.uint32)
-        return encoder.encode(_utf8(text))
+        return encoder.encode(text)
 
     def encode_batch(
         self,
@@ -337,7 +337,7 @@ class BPETokenizer:
         ends = np.cumsum([len(self.vocab[i]) for i in ids], dtype=np.int64)
         starts = np.concatenate([[0], ends[:-1]]) if ids else ends
         if unit == "character":
-            raw = np.frombuffer(_utf8(text), np.uint8)
+            raw = np.frombuffer(fast.utf8(text), np.uint8)
             if len(raw) != len(text):
                 # characters that start before each byte: a byte inside a character belongs to the one before
                 before = np.concatenate([[0], np.cumsum((raw & 0xC0) != 0x80)])
@@ -353,7 +353,7 @@ class BPETokenizer:
         generator = seed if isinstance(seed, random.Random) else random.Random(seed)
         split = splitter(self.pattern)
         ids: list[int] = []
-        for piece, is_special in special.segments(_without_surrogates(text), allowed):
+        for piece, is_special in special.segments(fast.utf8(text).decode(), allowed):
             if is_special:
                 ids.append(self.special_tokens[piece])
                 continue
@@ -366,9 +366,11 @@ class BPETokenizer:
         if not isinstance(text, str):
             raise InputError(f"text must be a str, not {type(text).__name__}: decode bytes first")
         use, refused = special.resolve(allowed, disallowed, self.special_tokens)
-        if any(token in text for token in refused):  # a plain search is many times faster than a pattern
+        if any(special.occurs(token, text) for token in refused):
             special.refuse(text, refused)
-        return frozenset(token for token in use if token in self.special_tokens and token in text)
+        return frozenset(
+            token for token in use if token in self.special_tokens and special.occurs(token, text)
+        )
 
     def _encoder_for(self, text: str) -> "FastEncoder | None":
         """The compiled encoder where it is worth it, else ``None``: plain Python is quicker for little text."""
@@ -602,21 +604,3 @@ def _number_special_tokens(
     if len(set(result.values())) != len(result):
         raise InputError(f"two special tokens share an id: {result}")
     return result
-
-
-def _without_surrogates(text: str) -> str:
-    """``text`` as UTF-8 can express it: pairs of surrogates joined, lone ones replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return _without_surrogates(text).encode()
-
-

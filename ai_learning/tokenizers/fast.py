@@ -8,11 +8,12 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from array import array as Array
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _MAX_IDS = 2**20  # a pair of ids and a rank share 64 bits
 _MAX_CACHED_WORD = 128  # bytes
 _BYTES_HEADER = bytes.__basicsize__ - 1  # a bytes object's data follows its header
+_ASCII_HEADER = sys.getsizeof("") - 1  # and so do the characters of a str that is all ASCII
 _PAD = b"\0" * 64  # kernels read up to 64 bytes at once
 _KEEP_ROOM = 2**22  # bytes of text that a worker keeps room for between calls
 
@@ -135,6 +137,18 @@ def word_starts(text: str, pattern: SplitPattern) -> np.ndarray:
     return out[:found].copy()
 
 
+def utf8(text: str) -> bytes:
+    """``text`` in UTF-8, which cannot express surrogates: pairs are joined, lone ones become U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _copied(ids: np.ndarray) -> np.ndarray:
+    return ids.copy()
+
+
 class _Tables:
     """What all workers of a tokenizer share: pairs, ids, decoding records."""
 
@@ -195,9 +209,6 @@ class _Worker:
         self.state[k.BYTE_IDS] = address(tables.byte_ids)
         self.state[k.MAX_CACHED] = _MAX_CACHED_WORD
         self.scratch_for(4096)
-        self.out = np.empty(0, np.uint32)
-        self.out_place = 0
-        self.room = -1
         self.room_for(4096)
 
     def _give(self, field: int, name: str, array: np.ndarray) -> None:
@@ -210,19 +221,21 @@ class _Worker:
         self.state[k.SCRATCH_WORD] = word
 
     def room_for(self, n: int) -> None:
+        self.text = np.zeros(n + len(_PAD), np.uint8)
+        self.text_place = address(self.text)
         self.out = np.empty(n + 8, np.uint32)
         self.out_place = address(self.out)
         self.room = n
 
-    def run(self, place: int, n: int) -> np.ndarray:
-        """Ids of the ``n`` bytes at ``place``: a view of this worker's output."""
+    def run(self, source: int, n: int) -> np.ndarray:
+        """Ids of the ``n`` bytes at ``source``: a view of this worker's output."""
         k = kernels()
         if n > self.room:
             self.room_for(n)
-        count = k.encode_text(place, n, self.out_place, self.place)
+        count = k.encode_copy(source, n, self.text_place, self.out_place, self.place)
         while count < 0:
             self.scratch_for(int(self.state[k.NEEDED]))
-            count = k.encode_text(place, n, self.out_place, self.place)
+            count = k.encode_text(self.text_place, n, self.out_place, self.place)
         return self.out[:count]
 
     def trim(self) -> None:
@@ -251,6 +264,7 @@ class FastEncoder:
         self._seed_ends = np.cumsum([len(token) for _, token in ordinary], dtype=np.int64)
         self._seed_ids = np.array([i for i, _ in ordinary], np.uint32)
         self._seeded = seeded
+        self._integers = np.array(range(tokenizer.vocab_size), object)
         self.reached = 0
         self._workers = [self._new_worker()]
 
@@ -281,22 +295,26 @@ class FastEncoder:
         except IndexError:
             return self._new_worker()
 
-    def encode(self, data: bytes) -> np.ndarray:
-        """Ids of UTF-8 ``data``: (n,) uint32."""
-        worker = self._take()
-        held = data + _PAD
-        ids = worker.run(id(held) + _BYTES_HEADER, len(data)).copy()
-        if len(data) > _KEEP_ROOM:
-            worker.trim()
-        self._workers.append(worker)
-        return ids
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Ids of ``text`` (bytes: valid UTF-8): (n,) uint32."""
+        return self._run(text, _copied)
 
-    def encode_list(self, data: bytes) -> list[int]:
+    def encode_list(self, text: str | bytes) -> list[int]:
         """The same as a list."""
+        # int objects made once for all: an array's own tolist would make a new one for each id
+        return self._run(text, lambda ids: self._integers.take(ids).tolist())
+
+    def _run(self, text: str | bytes, result: Callable[[np.ndarray], Any]) -> Any:
+        if type(text) is str and text.isascii():  # CPython keeps ASCII as it is in UTF-8
+            held: str | bytes = text
+            source, n = id(text) + _ASCII_HEADER, len(text)
+        else:
+            held = text if isinstance(text, bytes) else utf8(text)
+            source, n = id(held) + _BYTES_HEADER, len(held)
         worker = self._take()
-        held = data + _PAD
-        ids = worker.run(id(held) + _BYTES_HEADER, len(data)).tolist()
-        if len(data) > _KEEP_ROOM:
+        ids = result(worker.run(source, n))
+        del held  # until here the memory at source had to stay
+        if n > _KEEP_ROOM:
             worker.trim()
         self._workers.append(worker)
         return ids
@@ -312,7 +330,7 @@ class FastEncoder:
                 array = np.ascontiguousarray(ids, np.uint32)
         else:
             try:
-                array = np.fromiter(ids, np.uint32, len(ids))
+                array = np.frombuffer(Array("I", ids), np.uint32) if len(ids) else np.empty(0, np.uint32)
             except (OverflowError, TypeError, ValueError):
                 return None
         k = kernels()

@@ -6,7 +6,7 @@ runs out of it saves its place, says what it needs and is called again. ``fast.p
 
 from numba import njit
 
-from .machine import classify64, load8, load32, load64, lowest_bit, shr, store32, store64
+from .machine import classify64, load8, load32, load64, lowest_bit, shr, store8, store32, store64
 
 # Fields of the state: int64 numbers, eight bytes each. Addresses and sizes first, then the place to go on from.
 (
@@ -601,6 +601,17 @@ def encode_text(text, end, out, state):
     for field in range(POSITION, N_FIELDS):
         store64(state + 8 * field, 0)
     return (target - out) >> 2
+
+
+@njit(nogil=True, cache=True)
+def encode_copy(source, n, text, out, state):
+    """Copy ``n`` bytes at ``source`` to ``text``, where 64 bytes behind may be read, and encode them there."""
+    whole = n & ~7
+    for i in range(0, whole, 8):
+        store64(text + i, load64(source + i))
+    for i in range(whole, n):
+        store8(text + i, load8(source + i))
+    return encode_text(text, n, out, state)
 
 
 @njit(nogil=True, cache=True)
