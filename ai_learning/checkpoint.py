@@ -1,0 +1,145 @@
+"""Checkpoints: one ``.pt`` file that holds a whole training state and is read without executing anything.
+
+The file is a dict: ``config`` (of the model, as a plain dict), ``state_dict``, and whatever else training
+needs (``optimizer``, ``step``, ``rng`` …). Writing is atomic and keeps the previous file beside the new one;
+a file that turns out truncated or corrupt when read is replaced by that previous one.
+"""
+
+import os
+import pickle
+import warnings
+import zipfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import CheckpointError
+from .files import atomic_path
+from .model import GPT, GPTConfig
+
+
+def save_checkpoint(model: GPT, path: Path | str, **extra: Any) -> None:
+    """Write ``model`` and ``extra`` to ``path``, atomically; an older file becomes ``NAME.prev.pt``.
+
+    Args:
+        model: its ``config`` and ``state_dict()`` are stored.
+        path: the ``.pt`` file.
+        extra: tensors, numbers, strings, and dicts, lists or tuples of them.
+
+    Raises:
+        CheckpointError: the file cannot be written (disk full, no permission); the old one is untouched.
+
+    Example:
+        >>> save_checkpoint(model, "runs/first/last.pt", step=100)  # doctest: +SKIP
+    """
+    path = Path(path)
+    content = {"config": asdict(model.config), "state_dict": model.state_dict(), **extra}
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+            if path.exists():
+                _keep(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"cannot write {path}: {reason}; the previous checkpoint is untouched"
+        ) from error
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``: nothing in the file is executed.
+
+    A truncated or corrupt file is told in a warning and the previous one is read in its place.
+
+    Returns:
+        The dict that was saved; ``build_model`` makes a ``GPT`` of it.
+
+    Raises:
+        CheckpointError: no such file; no readable version of it; or one that asks to run code.
+    """
+    path = Path(path)
+    previous = previous_path(path)
+    if not path.exists():
+        if not previous.exists():
+            raise CheckpointError(f"no checkpoint at {path}")
+        warnings.warn(f"{path} is missing; using the previous one, {previous}", stacklevel=2)
+        return _read(previous, device)
+    try:
+        return _read(path, device)
+    except _CorruptError as error:
+        if not previous.exists():
+            raise CheckpointError(f"{error}; there is no previous one to fall back to") from None
+        warnings.warn(f"{error}; using the previous one, {previous}", stacklevel=2)
+        return _read(previous, device)
+
+
+def build_model(checkpoint: dict[str, Any]) -> GPT:
+    """The ``GPT`` that a loaded checkpoint describes, in evaluation mode.
+
+    Raises:
+        CheckpointError: a field or tensor is missing or does not fit.
+    """
+    try:
+        model = GPT(GPTConfig(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint does not describe a GPT of this library: {reason}") from None
+    return model.eval()
+
+
+def previous_path(path: Path) -> Path:
+    """Where ``save_checkpoint`` keeps the file that stood at ``path`` before."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+class _CorruptError(CheckpointError):
+    """Damage, as opposed to malice: the previous file may stand in."""
+
+
+def _keep(path: Path) -> None:
+    """Make the old file reachable as the previous one, leaving ``path`` in place until it is replaced."""
+    previous = previous_path(path)
+    spare = previous.with_name(f".{previous.name}.tmp")
+    with suppress(FileNotFoundError):
+        spare.unlink()
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+    else:
+        os.replace(spare, previous)
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        # torch.load does not compare the archive's checksums: a flipped bit would become a wrong weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise _CorruptError(f"{path} is corrupt (checksum of {damaged})")
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{path} was refused: it asks to run code, or holds unknown types ({first})"
+        ) from None
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
+        if isinstance(error, CheckpointError | PermissionError | IsADirectoryError):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise _CorruptError(f"{path} is truncated, corrupt or no checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not {"config", "state_dict"} <= content.keys():
+        raise CheckpointError(f"{path} is no checkpoint of this library: it lacks config and state_dict")
+    return content
