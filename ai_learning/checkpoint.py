@@ -10,18 +10,20 @@ import pickle
 import warnings
 import zipfile
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import CheckpointError
 from .files import atomic_path
 from .model import GPT, GPTConfig
+from .model.heads import TaskConfig, TaskModel
 
 
-def save_checkpoint(model: GPT, path: Path | str, **extra: Any) -> None:
+def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
     """Write ``model`` and ``extra`` to ``path``, atomically; an older file becomes ``NAME.prev.pt``.
 
     Args:
@@ -36,7 +38,7 @@ def save_checkpoint(model: GPT, path: Path | str, **extra: Any) -> None:
         >>> save_checkpoint(model, "runs/first/last.pt", step=100)  # doctest: +SKIP
     """
     path = Path(path)
-    content = {"config": asdict(model.config), "state_dict": model.state_dict(), **extra}
+    content = {"config": asdict(model_config(model)), "state_dict": model.state_dict(), **extra}
     try:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -76,19 +78,45 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         return _read(previous, device)
 
 
-def build_model(checkpoint: dict[str, Any]) -> GPT:
-    """The ``GPT`` that a loaded checkpoint describes, in evaluation mode.
+def build_model(checkpoint: dict[str, Any]) -> nn.Module:
+    """The model that a loaded checkpoint describes, in evaluation mode: a ``GPT``, or a ``TaskModel`` on one.
 
     Raises:
         CheckpointError: a field or tensor is missing or does not fit.
     """
     try:
-        model = GPT(GPTConfig(**checkpoint["config"]))
+        config = dict(checkpoint["config"])
+        model: nn.Module
+        if "gpt" in config:
+            model = TaskModel(TaskConfig(**{**config, "gpt": GPTConfig(**config["gpt"])}))
+        else:
+            model = GPT(GPTConfig(**config))
         model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint does not describe a GPT of this library: {reason}") from None
+        raise CheckpointError(f"the checkpoint does not describe a model of this library: {reason}") from None
     return model.eval()
+
+
+def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT, dict[str, Any]]:
+    """The language model in a checkpoint (of a task model: the GPT inside it), and the checkpoint itself."""
+    checkpoint = load_checkpoint(path, device)
+    model = build_model(checkpoint).to(device)
+    gpt = model.gpt if isinstance(model, TaskModel) else model
+    assert isinstance(gpt, GPT)
+    return gpt, checkpoint
+
+
+def model_config(model: nn.Module) -> Any:
+    """The dataclass a model was made from.
+
+    Raises:
+        TypeError: it has none.
+    """
+    config = getattr(model, "config", None)
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{type(model).__name__} has no dataclass `config` to write into a checkpoint")
+    return config
 
 
 def previous_path(path: Path) -> Path:

@@ -4,6 +4,7 @@ A context longer than ``block_size`` slides: the model then reads the last ``blo
 positions are absolute everything in the cache is out of date, so each further token costs a full pass.
 """
 
+import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,7 +43,7 @@ def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
 
 
 def apply_repetition_penalty(logits: Tensor, idx: Tokens, penalty: float) -> Tensor:
-    """Make tokens already in ``idx`` (B, T) less likely: positive logits ÷, negative × (Keskar et al. 2019)."""
+    """Make tokens already in ``idx`` (B, T) less likely: positive logits ÷, negative × (Keskar 2019)."""
     seen = logits.gather(-1, idx)
     return logits.scatter(-1, idx, torch.where(seen > 0, seen / penalty, seen * penalty))
 
@@ -58,7 +59,7 @@ def next_token(
     repetition_penalty: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(B, V) logits → (B,) ids. ``temperature=0`` takes the likeliest; the filters apply in the order given."""
+    """(B, V) logits → (B,) ids. ``temperature=0`` takes the likeliest; filters apply in the order given."""
     if repetition_penalty != 1.0:
         logits = apply_repetition_penalty(logits, idx, repetition_penalty)
     if temperature == 0:
@@ -222,27 +223,25 @@ def stream_text(
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id or 0]
     idx = torch.tensor([ids], device=model.wte.weight.device)
     held = max((len(s) for s in stop), default=1) - 1  # what could be the beginning of a stop string
-    new: list[int] = []
-    shown = 0
+    # Waits for the rest of a character that ends in a later token.
+    decoder = codecs.getincrementaldecoder("utf-8")(getattr(tokenizer, "errors", "replace"))
+    text, shown = "", 0
     for chosen in stream(model, idx, max_new_tokens, **sampling):  # type: ignore[arg-type]
         token = int(chosen)
         if token == tokenizer.eos_id or should_stop():
             break
-        new.append(token)
-        text = tokenizer.decode_bytes(new).decode("utf-8", errors="replace")
-        ends = [place for place in (text.find(s) for s in stop) if place >= 0]
+        text += decoder.decode(tokenizer.decode_bytes([token]))
+        ends = [place for place in (text.find(s, max(0, shown - held)) for s in stop) if place >= 0]
         if ends:
             yield text[shown : min(ends)]
             return
-        # A trailing replacement character may be a character still on its way.
-        safe = len(text.rstrip("\ufffd")) if text.endswith("\ufffd") else len(text)
-        safe = max(shown, min(safe, len(text) - held))
+        safe = len(text) - held
         if safe > shown:
             yield text[shown:safe]
             shown = safe
-    rest = tokenizer.decode(new)[shown:]
-    if rest:
-        yield rest
+    text += decoder.decode(b"", final=True)
+    if text[shown:]:
+        yield text[shown:]
 
 
 def generate_text(

@@ -38,8 +38,10 @@ def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: An
     return linear_cross_entropy(hidden(idx, **inputs), head.weight, targets)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Scalar:
-    """``cross_entropy(hidden @ weight.T, targets)`` (mean), a chunk of positions at a time.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, position_weights: Tensor | None = None
+) -> Scalar:
+    """``cross_entropy(hidden @ weight.T, targets)``, a chunk of positions at a time.
 
     For each chunk the forward pass computes the logits, the loss and at once the gradients with respect
     to ``hidden`` and ``weight``, then drops the logits: memory does not grow with positions × vocabulary.
@@ -48,6 +50,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Sca
         hidden: (..., C).
         weight: (V, C).
         targets: (...) int64 ids; ``-100`` does not count.
+        position_weights: (...) what each position counts in the sum; ``None`` gives the mean.
 
     Raises:
         ValueError: a target outside the vocabulary, or none that counts.
@@ -60,7 +63,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Sca
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     flat = hidden.reshape(-1, hidden.size(-1))
-    loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets)
+    counted = flat_targets != IGNORE_INDEX
+    shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
+    loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares)
     return loss
 
 
@@ -77,44 +82,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # (N, C), (V, C), (N,)
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+        # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         N, V = hidden.size(0), weight.size(0)
-        counted = targets != IGNORE_INDEX
-        count = counted.sum().clamp(min=1)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        if hidden.dtype == torch.float64:
-            total = total.double()
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        shares = shares.to(dtype).unsqueeze(1)  # (N, 1)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = torch.zeros_like(weight) if needs_weight else None
         chunk = max(1, _CHUNK_BYTES // (V * total.element_size()))
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
-            logits = (hidden[rows] @ weight.T).to(total.dtype)  # (n, V)
+            logits = (hidden[rows] @ weight.T).to(dtype)  # (n, V)
             log_p = F.log_softmax(logits, dim=-1)
-            target = targets[rows].clamp(min=0).unsqueeze(1)  # (n, 1); ignored ones are masked below
-            keep = counted[rows].unsqueeze(1)  # (n, 1)
-            total -= (log_p.gather(1, target) * keep).sum()
+            target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
+            total -= (log_p.gather(1, target) * share).sum()
             if needs_hidden or needs_weight:
-                # d loss / d logits = (softmax - one_hot) / count, made in place of the log-probabilities
-                d_logits = log_p.exp_()
-                d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=d_logits.dtype))
-                d_logits.mul_(keep / count)
-                d_logits = d_logits.to(hidden.dtype)
+                # d loss / d logits = share · (softmax − one_hot), made in place of the log-probabilities
+                d_logits = log_p.exp_().mul_(share).scatter_add_(1, target, -share).to(hidden.dtype)
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[rows])
                 if d_weight is not None:
                     d_weight.addmm_(d_logits.T, hidden[rows])
         ctx.save_for_backward(d_hidden, d_weight)
-        return total / count
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
         return (
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else d_weight * grad.to(d_weight.dtype),
+            None,
             None,
         )
 
