@@ -1,5 +1,6 @@
 """From a token file to (x, y): seeded, and the batch of any step can be made without the ones before it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from .errors import InputError
 from .shapes import Tokens
 from .token_file import TokenFile
+from .tokenizers import Tokenizer
 
 
 class TokenBatches:
@@ -88,6 +90,16 @@ def split(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray, np.nda
     """The first part to train on, the last ``held_out`` share to evaluate on (nanoGPT's split)."""
     cut = len(tokens) - int(len(tokens) * held_out)
     return tokens[:cut], tokens[cut:]
+
+
+def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
+    """All documents as one array of ids, in memory, each ended by ``eos_id``.
+
+    For a corpus larger than memory write a token file (``ai-learning data prepare``) and open that.
+    """
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return np.concatenate([np.array(tokenizer.encode(text) + end, dtype=dtype) for text in texts])
 
 
 def open_tokens(path: Path | str, vocab_size: int, fingerprint: str | None = None) -> TokenFile:

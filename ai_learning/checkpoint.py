@@ -21,6 +21,7 @@ from .errors import CheckpointError
 from .files import atomic_path
 from .model import GPT, GPTConfig
 from .model.heads import TaskConfig, TaskModel
+from .tokenizers import ByteTokenizer, Tokenizer, load
 
 
 def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
@@ -105,6 +106,33 @@ def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT,
     gpt = model.gpt if isinstance(model, TaskModel) else model
     assert isinstance(gpt, GPT)
     return gpt, checkpoint
+
+
+def tokenizer_reference(tokenizer: Tokenizer, folder: str = "tokenizer") -> dict[str, str]:
+    """What a checkpoint says of its tokenizer: class, fingerprint, and the folder beside the checkpoint."""
+    return {
+        "class": type(tokenizer).__name__,
+        "fingerprint": tokenizer.fingerprint,
+        "folder": folder,
+    }
+
+
+def open_tokenizer(checkpoint: dict[str, Any], path: Path | str) -> Tokenizer:
+    """The tokenizer that the checkpoint at ``path`` was trained with.
+
+    Raises:
+        CheckpointError: it names none, or another one lies in its place.
+    """
+    reference = checkpoint.get("tokenizer")
+    if reference is None:
+        raise CheckpointError(f"{path} names no tokenizer: give one with --tokenizer")
+    if reference["class"] == "ByteTokenizer":
+        return ByteTokenizer()
+    tokenizer = load(Path(path).parent / reference["folder"])
+    if tokenizer.fingerprint != reference["fingerprint"]:
+        found = f"{tokenizer.fingerprint}, expected {reference['fingerprint']}"
+        raise CheckpointError(f"the tokenizer beside {path} is not the model's (fingerprint {found})")
+    return tokenizer
 
 
 def model_config(model: nn.Module) -> Any:

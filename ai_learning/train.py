@@ -125,6 +125,7 @@ def train(
     evaluate: Callable[[nn.Module], Metrics] | None = None,
     sample: Callable[[nn.Module], str] | None = None,
     listener: Callable[[Metrics], None] = lambda row: None,
+    on_start: Callable[[], None] = lambda: None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -140,6 +141,7 @@ def train(
         evaluate: held-out metrics with a ``val_loss``; must not draw from the global generator.
         sample: a text to show now and then.
         listener: called with every row of metrics (progress bars, web pages).
+        on_start: called once the folder is ours, before the first step (to put more files there).
         resume: go on from ``out/last.pt``; without one (killed before the first), start.
         options: what to write into ``run.json``, so that a command can be resumed.
         extra: what to add to every checkpoint (a tokenizer's reference, class labels).
@@ -164,6 +166,7 @@ def train(
             trainer.resume()
         else:  # nothing saved yet: also what is left of a run killed before its first checkpoint
             folder.rewind(-1)
+        on_start()
         if options is not None:
             folder.save_options(dict(options))
         return trainer.run(stop_requested)

@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {guess[0]!r}?" if guess else "see `ai-learning --help`"
         print(f"ai-learning: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
-    warnings.showwarning = lambda message, *_, **__: print(f"ai-learning: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"ai-learning: warning: {message}", file=sys.stderr
+    )
     return _run(name, rest)
 
 
@@ -62,7 +64,10 @@ def _run(name: str, args: list[str]) -> int:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"ai-learning {name}: error: {message}" if code == 2 else f"ai-learning {name}: {message}", file=sys.stderr)
+    print(
+        f"ai-learning {name}: error: {message}" if code == 2 else f"ai-learning {name}: {message}",
+        file=sys.stderr,
+    )
     return code
 
 
