@@ -239,7 +239,7 @@ class BPETokenizer:
             try:
                 return self._words.encode(text)
             except UnicodeEncodeError:
-                return self._words.encode(fast.utf8(text).decode())
+                return self._words.encode(fast.without_surrogates(text))
         return encoder.encode_list(text)
 
     def encode_to_numpy(
@@ -353,7 +353,7 @@ class BPETokenizer:
         generator = seed if isinstance(seed, random.Random) else random.Random(seed)
         split = splitter(self.pattern)
         ids: list[int] = []
-        for piece, is_special in special.segments(fast.utf8(text).decode(), allowed):
+        for piece, is_special in special.segments(fast.without_surrogates(text), allowed):
             if is_special:
                 ids.append(self.special_tokens[piece])
                 continue

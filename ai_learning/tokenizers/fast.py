@@ -145,6 +145,15 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
+def without_surrogates(text: str) -> str:
+    """``text`` with its surrogates treated as in ``utf8``."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return utf8(text).decode()
+    return text
+
+
 def _copied(ids: np.ndarray) -> np.ndarray:
     return ids.copy()
 

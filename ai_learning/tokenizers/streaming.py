@@ -1,0 +1,143 @@
+"""Text in pieces: where it can be cut without changing its ids, streams of ids, decoding id by id."""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import special, unicode_table
+from .pretokenize import SplitPattern, _character_class
+from .special import SpecialSet
+
+if TYPE_CHECKING:
+    from .bpe_tokenizer import BPETokenizer
+
+_READ_BYTES = 2**20
+_STREAM_CHARACTERS = 2**16
+_LOOK_BACK = 2**10  # characters searched first for a place to cut
+
+
+@lru_cache(maxsize=1)
+def _cut_pattern() -> re.Pattern[str]:
+    """Between a letter or number and a character of another class: every named pattern starts a word there,
+    whatever stands before and after. (Before a space after a letter, mostly.)"""
+    letters, numbers = _character_class(unicode_table.LETTER), _character_class(unicode_table.NUMBER)
+    return re.compile(f"(?<=[{letters}])(?=[^{letters}])|(?<=[{numbers}])(?=[^{numbers}])")
+
+
+def safe_cut(text: str, special_tokens: Iterable[str] = ()) -> int:
+    """The last place where ``text`` can be cut so that both parts get the ids that the whole gets; 0 if none.
+
+    It is never inside a special token, nor so near the end that one could still be arriving.
+
+    Example:
+        >>> safe_cut("one two thr")
+        7
+    """
+    tokens = list(special_tokens)
+    longest = max(map(len, tokens), default=1)
+    end = len(text) - longest
+    back = _LOOK_BACK
+    while end > 0:
+        start = max(0, end - back)
+        cuts = [match.start() for match in _cut_pattern().finditer(text, start, end + 1) if match.start() > start]
+        for cut in reversed(cuts):
+            if cut <= end:
+                return _outside_special(text, cut, tokens)
+        if start == 0:
+            return 0
+        back *= 8
+    return 0
+
+
+def _outside_special(text: str, cut: int, tokens: list[str]) -> int:
+    for token in tokens:
+        at = text.find(token, max(0, cut - len(token) + 1), cut + len(token) - 1)
+        if 0 <= at < cut:
+            return at
+    return cut
+
+
+def safe_chunks(
+    pieces: Iterable[str], pattern: SplitPattern, special_tokens: Iterable[str], size: int
+) -> Iterator[str]:
+    """Join ``pieces`` and cut them anew into chunks of about ``size`` characters that are safe to treat apart.
+
+    A stretch without a safe place, and all of a text under a pattern of your own or none, stays one chunk
+    (but for special tokens, where every text can be cut).
+    """
+    tokens = frozenset(special_tokens)
+    held: list[str] = []
+    length, wanted = 0, size
+    for piece in pieces:
+        for start in range(0, len(piece), size):
+            part = piece[start : start + size]
+            held.append(part)
+            length += len(part)
+            if length < wanted:
+                continue
+            text = "".join(held)
+            cut = safe_cut(text, tokens) if pattern.family in ("gpt2", "gpt4") else _last_special(text, tokens)
+            if cut:
+                yield text[:cut]
+                held, length, wanted = [text[cut:]], len(text) - cut, size
+            else:
+                held, wanted = [text], 2 * length  # doubling: no quadratic time without a place to cut
+    if length:
+        yield "".join(held)
+
+
+def _last_special(text: str, tokens: frozenset[str]) -> int:
+    """End of the last special token that is surely complete."""
+    if not tokens:
+        return 0
+    limit = len(text) - max(map(len, tokens))
+    return max((m.end() for m in special.any_of(tokens).finditer(text) if m.start() <= limit), default=0)
+
+
+def read_files(paths: Iterable[str | Path]) -> Iterator[str]:
+    """Text of files in pieces, line ends as they are; bytes that are no UTF-8 become U+FFFD."""
+    for path in paths:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with Path(path).open("rb") as file:
+            while data := file.read(_READ_BYTES):
+                yield decoder.decode(data)
+        if rest := decoder.decode(b"", True):
+            yield rest
+
+
+def encode_iterable(
+    tokenizer: "BPETokenizer", chunks: Iterable[str], allowed: SpecialSet, disallowed: SpecialSet
+) -> Iterator[int]:
+    """See ``BPETokenizer.encode_iterable``."""
+    for text in safe_chunks(chunks, tokenizer.pattern, tokenizer.special_tokens, _STREAM_CHARACTERS):
+        yield from tokenizer.encode(text, allowed_special=allowed, disallowed_special=disallowed)
+
+
+class StreamDecoder:
+    """Turn ids into text one by one, as a model makes them; bytes of an unfinished character are held back.
+
+    Args:
+        tokenizer: any tokenizer with ``decode_bytes``.
+        errors: what becomes of bytes that can no more become a character, as in ``bytes.decode``.
+
+    Example:
+        >>> from ai_learning.tokenizers import ByteTokenizer
+        >>> decoder = StreamDecoder(ByteTokenizer())
+        >>> [decoder.add(i) for i in "né".encode()]
+        ['n', '', 'é']
+    """
+
+    def __init__(self, tokenizer: "BPETokenizer", errors: str = "replace") -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
+
+    def add(self, *ids: int) -> str:
+        """The text that ``ids`` complete."""
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for half a character (with ``errors="replace"``)."""
+        return self._decoder.decode(b"", True)

@@ -1,0 +1,477 @@
+"""The compiled trainer: counting words, learning merges. Memory by address, as in ``kernels``."""
+
+from numba import njit
+
+from .kernels import (
+    _HASH_1,
+    _HASH_2,
+    _LONG_KEY,
+    ARENA,
+    ARENA_SIZE,
+    ARENA_USED,
+    BASE,
+    CACHE,
+    CACHE_BITS,
+    CACHE_LIMIT,
+    CACHE_USED,
+    CARRY,
+    MASKS,
+    N_FIELDS,
+    POOL,
+    POSITION,
+    SLOT,
+    STARTS,
+    WORD,
+    copy_bytes,
+    hash_long,
+    next_block,
+    same_bytes,
+)
+from .machine import load8, load32, load64, lowest_bit, shr, store32, store64
+
+COUNTED, NEED_ROOM = 0, 1
+
+# --- counting words -----------------------------------------------------------------------------------------
+# The table is that of the encoder (same state, same keys), but the third number of a slot is the index of the word
+# in order of first appearance, and the fourth its count. The bytes of all words are in the arena; POOL holds the
+# int64 offset of each.
+
+
+@njit(nogil=True, cache=True)
+def count_words(text, end, times, state):
+    """Count each word of ``end`` bytes at ``text`` ``times`` times.
+
+    Returns:
+        COUNTED, or NEED_ROOM: double the memory and call again, to go on where it stopped.
+    """
+    table = load64(state + 8 * CACHE)
+    bits = load64(state + 8 * CACHE_BITS)
+    masks = load64(state + 8 * MASKS)
+    arena = load64(state + 8 * ARENA)
+    offsets = load64(state + 8 * POOL)
+    wrap = (1 << bits) - 1
+    position = load64(state + 8 * POSITION)
+    base = load64(state + 8 * BASE)
+    starts = load64(state + 8 * STARTS)
+    carry = load64(state + 8 * CARRY)
+    word = load64(state + 8 * WORD)
+    while True:
+        if starts:
+            stop = base + lowest_bit(starts)
+            if stop == word:
+                starts &= starts - 1
+                continue
+        elif position < end:
+            base = position
+            starts, length, carry = next_block(text, position, end, state, carry)
+            position += length
+            continue
+        elif word < end:
+            stop = end
+        else:
+            break
+        place = text + word
+        n = stop - word
+        if n < 16:
+            first = load64(place) & load64(masks + 16 * n)
+            second = load64(place + 8) & load64(masks + 16 * n + 8) | n << 56
+            slot = shr((first + second * _HASH_2) * _HASH_1, 64 - bits)
+            where = table + SLOT * slot
+            while load64(where + 8) != second or load64(where) != first:
+                if load64(where + 8) == 0:
+                    break
+                slot = slot + 1 & wrap
+                where = table + SLOT * slot
+        else:
+            first = hash_long(place, n)
+            second = _LONG_KEY | n
+            slot = shr(first, 64 - bits)
+            where = table + SLOT * slot
+            while load64(where + 8) != 0:
+                if load64(where + 8) == second and load64(where) == first:
+                    if same_bytes(place, arena + load64(offsets + 8 * load64(where + 16)), n):
+                        break
+                slot = slot + 1 & wrap
+                where = table + SLOT * slot
+        if load64(where + 8) == 0:
+            used, arena_used = load64(state + 8 * CACHE_USED), load64(state + 8 * ARENA_USED)
+            if used >= load64(state + 8 * CACHE_LIMIT) or arena_used + n + 8 > load64(state + 8 * ARENA_SIZE):
+                store64(state + 8 * POSITION, position)
+                store64(state + 8 * BASE, base)
+                store64(state + 8 * STARTS, starts)
+                store64(state + 8 * CARRY, carry)
+                store64(state + 8 * WORD, word)
+                return NEED_ROOM
+            store64(where, first)
+            store64(where + 8, second)
+            store64(where + 16, used)
+            copy_bytes(place, arena + arena_used, n)
+            store64(offsets + 8 * used, arena_used)
+            store64(offsets + 8 * used + 8, arena_used + n)
+            store64(state + 8 * CACHE_USED, used + 1)
+            store64(state + 8 * ARENA_USED, arena_used + n)
+        store64(where + 24, load64(where + 24) + times)
+        word = stop
+    for field in range(POSITION, N_FIELDS):
+        store64(state + 8 * field, 0)
+    return COUNTED
+
+
+@njit(nogil=True, cache=True)
+def add_counts(words, offsets, counts, start, n, state):
+    """Add the words ``start`` to ``n`` of another counter; the state has no split pattern.
+
+    Returns:
+        The word to go on with once there is more room; ``n`` when done.
+    """
+    for i in range(start, n):
+        begin = load64(offsets + 8 * i)
+        size = load64(offsets + 8 * i + 8) - begin
+        if count_words(words + begin, size, load64(counts + 8 * i), state) == NEED_ROOM:
+            return i
+    return n
+
+
+@njit(nogil=True, cache=True)
+def rehash(old, old_bits, new, new_bits):
+    """Move all slots of one table into a larger one."""
+    for i in range(1 << old_bits):
+        source = old + SLOT * i
+        first, second = load64(source), load64(source + 8)
+        if second == 0:
+            continue
+        slot = first if second < 0 else (first + second * _HASH_2) * _HASH_1
+        slot = shr(slot, 64 - new_bits)
+        while load64(new + SLOT * slot + 8) != 0:
+            slot = slot + 1 & (1 << new_bits) - 1
+        for field in range(4):
+            store64(new + SLOT * slot + 8 * field, load64(source + 8 * field))
+
+
+@njit(nogil=True, cache=True)
+def counts_in_order(table, bits, out):
+    """Write the count of each word (int64), in order of first appearance."""
+    for i in range(1 << bits):
+        slot = table + SLOT * i
+        if load64(slot + 8) != 0:
+            store64(out + 8 * load64(slot + 16), load64(slot + 24))
+
+
+# --- learning merges ----------------------------------------------------------------------------------------
+# Symbols are linked within their word: a record of four uint32, id, previous, next, word. A merge keeps the left
+# record and marks the right one gone. Each pair has a record of four int64, key (left id << 32 | right id), count,
+# and where the places it occurs at are listed. Places are never removed from a list, only found stale; a list is
+# in ascending order, so that overlaps merge from the left. A heap holds (count, tie, key) of each pair; counts only
+# fall after the step that makes a pair, so an entry found stale is put back lower.
+
+(
+    SYMBOLS, N_SYMBOLS, WORD_COUNTS,
+    PAIR_TABLE, TABLE_BITS, PAIR_RECORDS, N_PAIRS, MAX_PAIRS,
+    PLACES, N_PLACES,
+    HEAP, HEAP_SIZE,
+    STEP,  # room for the places found in one step: pair index and place, 16 bytes each
+    MERGES, N_MERGES,  # three int64 each: left, right, count
+    FIRST_ID, MIN_COUNT, TIE,
+    TOKENS, TOKEN_ENDS,  # bytes of each token, to break ties by them
+    N_TRAIN_FIELDS,
+) = range(21)  # fmt: skip
+
+SMALLER_IDS, FIRST_SEEN, GREATER_BYTES = 0, 1, 2
+_GONE = 0xFFFFFFFF
+LEARNED, NO_PAIR_LEFT, NEED_PAIRS = 0, 1, 2
+
+
+@njit(nogil=True, cache=True)
+def place_symbols(words, offsets, n_words, byte_ids, symbols):
+    """Write the symbol records of all words."""
+    for w in range(n_words):
+        begin, end = load64(offsets + 8 * w), load64(offsets + 8 * w + 8)
+        for i in range(begin, end):
+            record = symbols + 16 * i
+            store32(record, load32(byte_ids + 4 * load8(words + i)))
+            store32(record + 4, i - 1 if i > begin else _GONE)
+            store32(record + 8, i + 1 if i + 1 < end else _GONE)
+            store32(record + 12, w)
+
+
+@njit(nogil=True, cache=True)
+def pair_index(table, bits, records, key):
+    """Index of the record of the pair ``key``, or -1 - slot of the table where it could go."""
+    slot = shr(key * _HASH_1, 64 - bits)
+    while True:
+        index = load32(table + 4 * slot)
+        if index == _GONE:
+            return -1 - slot
+        if load64(records + 32 * index) == key:
+            return index
+        slot = slot + 1 & (1 << bits) - 1
+
+
+@njit(nogil=True, cache=True)
+def index_pairs(table, bits, records, n):
+    """Fill an empty table with the ``n`` records."""
+    for i in range(n):
+        store32(table + 4 * (-1 - pair_index(table, bits, records, load64(records + 32 * i))), i)
+
+
+@njit(nogil=True, cache=True)
+def compare_tokens(state, a, b):
+    """Below, at or above 0 as the bytes of token ``a`` sort before, with or after those of ``b``."""
+    tokens, ends = load64(state + 8 * TOKENS), load64(state + 8 * TOKEN_ENDS)
+    i, j = load64(ends + 8 * a), load64(ends + 8 * b)
+    a_end, b_end = load64(ends + 8 * a + 8), load64(ends + 8 * b + 8)
+    while i < a_end and j < b_end:
+        difference = load8(tokens + i) - load8(tokens + j)
+        if difference:
+            return difference
+        i += 1
+        j += 1
+    return (a_end - i) - (b_end - j)
+
+
+@njit(nogil=True, cache=True)
+def goes_first(state, count, tie, key, entry):
+    """Whether (count, tie, key) is merged before the heap's ``entry``."""
+    other = load64(entry)
+    if count != other:
+        return count > other
+    if load64(state + 8 * TIE) != GREATER_BYTES:
+        return tie < load64(entry + 8)
+    other = load64(entry + 16)
+    difference = compare_tokens(state, shr(key, 32), shr(other, 32))
+    if difference == 0:
+        difference = compare_tokens(state, key & 0xFFFFFFFF, other & 0xFFFFFFFF)
+    return difference > 0
+
+
+@njit(nogil=True, cache=True)
+def set_entry(entry, count, tie, key):
+    """Write one heap entry."""
+    store64(entry, count)
+    store64(entry + 8, tie)
+    store64(entry + 16, key)
+
+
+@njit(nogil=True, cache=True)
+def copy_entry(source, target):
+    """Copy one heap entry."""
+    set_entry(target, load64(source), load64(source + 8), load64(source + 16))
+
+
+@njit(nogil=True, cache=True)
+def push(state, count, tie, key):
+    """Add an entry to the heap."""
+    heap, hole = load64(state + 8 * HEAP), load64(state + 8 * HEAP_SIZE)
+    store64(state + 8 * HEAP_SIZE, hole + 1)
+    while hole:
+        parent = (hole - 1) >> 1
+        if not goes_first(state, count, tie, key, heap + 24 * parent):
+            break
+        copy_entry(heap + 24 * parent, heap + 24 * hole)
+        hole = parent
+    set_entry(heap + 24 * hole, count, tie, key)
+
+
+@njit(nogil=True, cache=True)
+def replace_top(state, count, tie, key):
+    """Put an entry in place of the first one."""
+    heap, size = load64(state + 8 * HEAP), load64(state + 8 * HEAP_SIZE)
+    hole = 0
+    while True:
+        child = heap + 24 * (2 * hole + 1)
+        if 2 * hole + 1 >= size:
+            break
+        best = 2 * hole + 1
+        if best + 1 < size:
+            sibling = child + 24
+            if goes_first(state, load64(sibling), load64(sibling + 8), load64(sibling + 16), child):
+                best, child = best + 1, sibling
+        if goes_first(state, count, tie, key, child):
+            break
+        copy_entry(child, heap + 24 * hole)
+        hole = best
+    set_entry(heap + 24 * hole, count, tie, key)
+
+
+@njit(nogil=True, cache=True)
+def pop(state):
+    """Drop the first entry."""
+    heap, size = load64(state + 8 * HEAP), load64(state + 8 * HEAP_SIZE) - 1
+    store64(state + 8 * HEAP_SIZE, size)
+    if size:
+        last = heap + 24 * size
+        replace_top(state, load64(last), load64(last + 8), load64(last + 16))
+
+
+@njit(nogil=True, cache=True)
+def add_to_pair(state, key, count):
+    """Add ``count`` to the pair ``key``, which is made if need be.
+
+    Returns:
+        Its index.
+    """
+    table, bits = load64(state + 8 * PAIR_TABLE), load64(state + 8 * TABLE_BITS)
+    records = load64(state + 8 * PAIR_RECORDS)
+    index = pair_index(table, bits, records, key)
+    if index < 0:
+        slot = -1 - index
+        index = load64(state + 8 * N_PAIRS)
+        store64(state + 8 * N_PAIRS, index + 1)
+        store32(table + 4 * slot, index)
+        store64(records + 32 * index, key)
+        store64(records + 32 * index + 8, 0)
+        store64(records + 32 * index + 24, 0)
+    record = records + 32 * index
+    store64(record + 8, load64(record + 8) + count)
+    return index
+
+
+@njit(nogil=True, cache=True)
+def file_places(state, first_pair, n_found):
+    """Write the ``n_found`` places of STEP into lists, one for each pair from ``first_pair`` on, and push those."""
+    records, step = load64(state + 8 * PAIR_RECORDS), load64(state + 8 * STEP)
+    places, used = load64(state + 8 * PLACES), load64(state + 8 * N_PLACES)
+    n_pairs = load64(state + 8 * N_PAIRS)
+    for index in range(first_pair, n_pairs):
+        record = records + 32 * index
+        store64(record + 16, used)
+        used += load64(record + 24)
+        store64(record + 24, 0)
+    store64(state + 8 * N_PLACES, used)
+    for i in range(n_found):
+        record = records + 32 * load64(step + 16 * i)
+        size = load64(record + 24)
+        store32(places + 4 * (load64(record + 16) + size), load64(step + 16 * i + 8))
+        store64(record + 24, size + 1)
+    lowest = load64(state + 8 * MIN_COUNT)
+    first_seen = load64(state + 8 * TIE) == FIRST_SEEN
+    for index in range(first_pair, n_pairs):
+        record = records + 32 * index
+        key, count = load64(record), load64(record + 8)
+        if count >= lowest:
+            tie = load32(places + 4 * load64(record + 16)) if first_seen else key
+            push(state, count, tie, key)
+
+
+@njit(nogil=True, cache=True)
+def found(state, key, count, place, n_found):
+    """Note that a new pair occurs at ``place``."""
+    index = add_to_pair(state, key, count)
+    record = load64(state + 8 * PAIR_RECORDS) + 32 * index
+    store64(record + 24, load64(record + 24) + 1)
+    step = load64(state + 8 * STEP)
+    store64(step + 16 * n_found, index)
+    store64(step + 16 * n_found + 8, place)
+
+
+@njit(nogil=True, cache=True)
+def count_first_pairs(state):
+    """Count the pairs of neighbours in all words as they stand."""
+    symbols, counts = load64(state + 8 * SYMBOLS), load64(state + 8 * WORD_COUNTS)
+    n_found = 0
+    for i in range(load64(state + 8 * N_SYMBOLS)):
+        record = symbols + 16 * i
+        if load32(record + 8) != _GONE:
+            key = load32(record) << 32 | load32(record + 16)
+            found(state, key, load64(counts + 8 * load32(record + 12)), i, n_found)
+            n_found += 1
+    file_places(state, 0, n_found)
+
+
+@njit(nogil=True, cache=True)
+def first_place(state, record):
+    """First place where the pair of ``record`` still occurs (it does); the list is shortened up to it."""
+    symbols, places = load64(state + 8 * SYMBOLS), load64(state + 8 * PLACES)
+    key, start, size = load64(record), load64(record + 16), load64(record + 24)
+    left, right = shr(key, 32), key & 0xFFFFFFFF
+    while size > 1:
+        symbol = symbols + 16 * load32(places + 4 * start)
+        following = load32(symbol + 8)
+        if load32(symbol) == left and following != _GONE and load32(symbols + 16 * following) == right:
+            break
+        start += 1
+        size -= 1
+    store64(record + 16, start)
+    store64(record + 24, size)
+    return load32(places + 4 * start)
+
+
+@njit(nogil=True, cache=True)
+def learn(state, until):
+    """Learn merges until there are ``until``.
+
+    Returns:
+        LEARNED, NO_PAIR_LEFT (none is frequent enough), or NEED_PAIRS (double MAX_PAIRS and call again).
+    """
+    symbols, counts = load64(state + 8 * SYMBOLS), load64(state + 8 * WORD_COUNTS)
+    heap, merges = load64(state + 8 * HEAP), load64(state + 8 * MERGES)
+    places, lowest = load64(state + 8 * PLACES), load64(state + 8 * MIN_COUNT)
+    tokens, ends = load64(state + 8 * TOKENS), load64(state + 8 * TOKEN_ENDS)
+    first_seen = load64(state + 8 * TIE) == FIRST_SEEN
+    records = load64(state + 8 * PAIR_RECORDS)
+    table, bits = load64(state + 8 * PAIR_TABLE), load64(state + 8 * TABLE_BITS)
+    while load64(state + 8 * N_MERGES) < until:
+        if load64(state + 8 * HEAP_SIZE) == 0:
+            return NO_PAIR_LEFT
+        key = load64(heap + 16)
+        record = records + 32 * pair_index(table, bits, records, key)
+        count = load64(record + 8)
+        if count < lowest:
+            pop(state)
+            continue
+        tie = key
+        if first_seen:
+            tie = first_place(state, record)
+        if count != load64(heap) or tie != load64(heap + 8):
+            replace_top(state, count, tie, key)
+            continue
+        start, size = load64(record + 16), load64(record + 24)
+        if load64(state + 8 * N_PAIRS) + 2 * size > load64(state + 8 * MAX_PAIRS):
+            return NEED_PAIRS
+        pop(state)
+        left, right = shr(key, 32), key & 0xFFFFFFFF
+        n_merges = load64(state + 8 * N_MERGES)
+        merged = load64(state + 8 * FIRST_ID) + n_merges
+        store64(merges + 24 * n_merges, left)
+        store64(merges + 24 * n_merges + 8, right)
+        store64(merges + 24 * n_merges + 16, count)
+        store64(state + 8 * N_MERGES, n_merges + 1)
+        if tokens:
+            end = load64(ends + 8 * merged)
+            for token in (left, right):
+                begin = load64(ends + 8 * token)
+                length = load64(ends + 8 * token + 8) - begin
+                copy_bytes(tokens + begin, tokens + end, length)
+                end += length
+            store64(ends + 8 * merged + 8, end)
+        first_pair, n_found = load64(state + 8 * N_PAIRS), 0
+        for i in range(start, start + size):
+            place = load32(places + 4 * i)
+            symbol = symbols + 16 * place
+            following = load32(symbol + 8)
+            if load32(symbol) != left or following == _GONE:
+                continue
+            second = symbols + 16 * following
+            if load32(second) != right:
+                continue
+            times = load64(counts + 8 * load32(symbol + 12))
+            before, after = load32(symbol + 4), load32(second + 8)
+            store32(symbol, merged)
+            store32(symbol + 8, after)
+            store32(second, _GONE)
+            if before != _GONE:
+                neighbour = load32(symbols + 16 * before)
+                add_to_pair(state, neighbour << 32 | left, -times)
+                found(state, neighbour << 32 | merged, times, before, n_found)
+                n_found += 1
+            if after != _GONE:
+                store32(symbols + 16 * after + 4, place)
+                neighbour = load32(symbols + 16 * after)
+                add_to_pair(state, right << 32 | neighbour, -times)
+                found(state, merged << 32 | neighbour, times, place, n_found)
+                n_found += 1
+        record = records + 32 * pair_index(table, bits, records, key)
+        store64(record + 8, 0)
+        store64(record + 24, 0)
+        file_places(state, first_pair, n_found)
+    return LEARNED

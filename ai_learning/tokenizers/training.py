@@ -1,0 +1,515 @@
+"""Training: words counted once, then merges learned on the unique words.
+
+Counting: the text is split into words (special tokens cut it first and are no part of any), and each unique word is
+kept with its count. Merging works on those: pair counts and the places of each pair are kept up to date merge by
+merge, and a heap gives the best pair without a rescan. ``bpe.train`` is the same without any of this.
+
+Both steps exist twice, in plain Python here and compiled (``train_kernels``), with the same result. Small inputs
+run in plain Python, which needs nothing to load.
+"""
+
+import heapq
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from . import fast, special
+from .alphabet import GPT2_BYTE_ORDER
+from .bpe_tokenizer import END_OF_TEXT, BPETokenizer
+from .pretokenize import SplitPattern, split_pattern, splitter
+from .streaming import read_files, safe_chunks
+from .word_counts import WordCounts, load_counts, save_counts
+
+_COMPILED_FROM = 2**21  # characters; below, plain Python is done before the kernels are loaded
+_CHUNK = 2**22  # characters counted at once
+_REPORT_EVERY = 250  # merges between two updates of the progress bar
+
+
+@dataclass(frozen=True)
+class TieBreak:
+    """Which of the pairs with the greatest count is merged.
+
+    Attributes:
+        name: whose rule it is.
+        code: the kernels' number for it.
+        byte_order: byte of id 0, 1, 2 …: the rules that compare ids depend on it.
+    """
+
+    name: str
+    code: int
+    byte_order: tuple[int, ...]
+
+
+_BY_VALUE = tuple(range(256))
+TIE_BREAKS = {
+    # Hugging Face: smaller (left id, right id), the bytes numbered in GPT-2's order
+    "hf": TieBreak("hf", 0, GPT2_BYTE_ORDER),
+    # rustbpe: the same, the bytes numbered by their value
+    "rustbpe": TieBreak("rustbpe", 0, _BY_VALUE),
+    # minbpe: the pair whose first occurrence comes first in the text
+    "minbpe": TieBreak("minbpe", 1, _BY_VALUE),
+    # Stanford CS336: the greater pair of byte strings
+    "cs336": TieBreak("cs336", 2, _BY_VALUE),
+}
+
+Report = Callable[[int, int], None]  # (merges so far, merges wanted)
+
+
+def train(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    pattern: str | SplitPattern | None = "gpt2",
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    num_workers: int | None = None,
+    min_frequency: int = 1,
+    tie_break: str = "hf",
+    counts_file: str | Path | None = None,
+    progress: bool = False,
+    compiled: bool | None = None,
+) -> BPETokenizer:
+    """Learn a vocabulary from texts.
+
+    Ids are the 256 bytes, then the merges in order, then the special tokens. The same texts and settings give
+    the same merges on every machine, for every number of workers.
+
+    Args:
+        texts: documents; words never reach from one into the next.
+        vocab_size: ids in all. When no pair is left that is frequent enough, there are fewer, with a warning.
+        pattern: how text is split into words (see ``BPETokenizer``).
+        special_tokens: cut out of the text before anything else, and numbered last.
+        num_workers: threads that count; ``None`` takes two where the machine has them and the text is large.
+        min_frequency: pairs rarer than this are not merged.
+        tie_break: among pairs of equal count: ``"hf"`` as Hugging Face tokenizers (smaller ids in GPT-2's byte
+            order), ``"rustbpe"`` (smaller ids, bytes by value), ``"minbpe"`` (first seen), ``"cs336"`` (greater bytes).
+        counts_file: the word counts are kept here; if the file is there already, they are read from it and the
+            texts are not: an interrupted training goes on from its counts.
+        progress: show bars on stderr.
+        compiled: force the compiled path (or plain Python) rather than choosing by size.
+
+    Raises:
+        InputError: settings that cannot be, no text at all, or a counts file that belongs to other settings.
+    """
+    settings = _Settings(vocab_size, pattern, special_tokens, num_workers, min_frequency, tie_break)
+    if isinstance(texts, str):
+        raise InputError("texts must be an iterable of strings, not one string: pass [text]")
+
+    def chunks() -> Iterator[str]:
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"texts must hold strings, found {type(text).__name__}")
+            # documents are cut only if long: a chunk is counted at once
+            yield from [text] if len(text) <= _CHUNK else settings.cut([text])
+
+    return _train(settings, chunks(), "texts", counts_file, progress, compiled)
+
+
+def train_from_files(
+    paths: str | Path | Iterable[str | Path],
+    vocab_size: int,
+    *,
+    pattern: str | SplitPattern | None = "gpt2",
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    num_workers: int | None = None,
+    min_frequency: int = 1,
+    tie_break: str = "hf",
+    counts_file: str | Path | None = None,
+    progress: bool = False,
+    compiled: bool | None = None,
+) -> BPETokenizer:
+    """Learn a vocabulary from files of any size.
+
+    A file is read in pieces that are cut only where the pattern splits whatever follows, so that the result
+    is that of the whole file; what stays in memory are the unique words. (A pattern of your own gives no such
+    places: then a file is cut only at special tokens.) Bytes that are no UTF-8 count as U+FFFD.
+
+    Args and errors are those of ``train``.
+    """
+    settings = _Settings(vocab_size, pattern, special_tokens, num_workers, min_frequency, tie_break)
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"no file at {file}")
+
+    def chunks() -> Iterator[str]:
+        for file in files:
+            yield from settings.cut(read_files([file]))
+
+    source = [[str(file.resolve()), file.stat().st_size] for file in files]
+    return _train(settings, chunks(), source, counts_file, progress, compiled)
+
+
+class _Settings:
+    """Checked settings of a training."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        pattern: str | SplitPattern | None,
+        special_tokens: Sequence[str],
+        num_workers: int | None,
+        min_frequency: int,
+        tie_break: str,
+    ) -> None:
+        if isinstance(special_tokens, str):
+            special_tokens = [special_tokens]
+        self.special_tokens = list(dict.fromkeys(special_tokens))
+        self.n_merges = vocab_size - 256 - len(self.special_tokens)
+        if self.n_merges < 0:
+            raise InputError(
+                f"vocab_size={vocab_size} is too small: 256 bytes and {len(self.special_tokens)} special tokens "
+                f"need {256 + len(self.special_tokens)}"
+            )
+        if tie_break not in TIE_BREAKS:
+            raise InputError(f"tie_break={tie_break!r} is not known; use {', '.join(TIE_BREAKS)}")
+        if min_frequency < 0:
+            raise InputError(f"min_frequency={min_frequency} must be 0 or more")
+        if num_workers is not None and num_workers < 1:
+            raise InputError(f"num_workers={num_workers} must be 1 or more")
+        if "" in self.special_tokens:
+            raise InputError("a special token cannot be empty")
+        self.pattern = split_pattern(pattern)
+        self.tie_break = TIE_BREAKS[tie_break]
+        self.min_count = max(1, min_frequency)
+        # first-seen order cannot be told from counts that were collected side by side
+        self.num_workers = 1 if tie_break == "minbpe" else num_workers
+
+    def cut(self, pieces: Iterable[str]) -> Iterator[str]:
+        return safe_chunks(pieces, self.pattern, self.special_tokens, _CHUNK)
+
+    def key(self, source: Any) -> dict[str, Any]:
+        """What word counts depend on."""
+        return {"pattern": self.pattern.regex, "special_tokens": self.special_tokens, "source": source}
+
+
+def _train(
+    settings: _Settings,
+    chunks: Iterator[str],
+    source: Any,
+    counts_file: str | Path | None,
+    progress: bool,
+    compiled: bool | None,
+) -> BPETokenizer:
+    counts = load_counts(counts_file, settings.key(source)) if counts_file else None
+    with _bars(progress) as bars:
+        if counts is None:
+            counts = _count(settings, chunks, bars.counting, compiled)
+            if counts_file:
+                save_counts(counts, counts_file, settings.key(source))
+        if len(counts) == 0:
+            raise InputError("no text to train on: every document is empty")
+        merges = learn_merges(counts, settings.n_merges, settings.tie_break, settings.min_count, bars.merging, compiled)
+    if len(merges) < settings.n_merges:
+        warnings.warn(
+            f"only {len(merges)} of {settings.n_merges} merges: no other pair occurs {settings.min_count} times",
+            stacklevel=3,
+        )
+    vocab = {i: bytes([byte]) for i, byte in enumerate(settings.tie_break.byte_order)}
+    for left, right in merges:
+        vocab[len(vocab)] = vocab[left] + vocab[right]
+    pairs = [(vocab[left], vocab[right]) for left, right in merges]
+    return BPETokenizer(vocab, pairs, _last_ids(settings.special_tokens, len(vocab)), settings.pattern)
+
+
+def _last_ids(special_tokens: Sequence[str], first: int) -> dict[str, int]:
+    return {text: first + i for i, text in enumerate(special_tokens)}
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+class _Bars:
+    def counting(self, n_characters: int) -> None:
+        pass
+
+    def merging(self, done: int, wanted: int) -> None:
+        pass
+
+
+@contextmanager
+def _bars(show: bool) -> Iterator[_Bars]:
+    if not show:
+        yield _Bars()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as view:
+        words = view.add_task("counting words", total=None, rate="")
+        merges = view.add_task("learning merges", total=None, start=False, rate="")
+
+        class Shown(_Bars):
+            def counting(self, n_characters: int) -> None:
+                view.advance(words, n_characters)
+                task = view.tasks[words]
+                view.update(words, rate=f"{task.completed / 1e6:,.1f} M characters")
+
+            def merging(self, done: int, wanted: int) -> None:
+                task = view.tasks[merges]
+                if task.start_time is None:
+                    view.update(words, total=view.tasks[words].completed)
+                    view.start_task(merges)
+                seconds = view.tasks[merges].elapsed or 0
+                rate = f"{done:,} of {wanted:,}" + (f", {done / seconds:,.0f} merges/s" if seconds > 0 else "")
+                view.update(merges, completed=done, total=wanted, rate=rate)
+
+        yield Shown()
+
+
+# --- counting -----------------------------------------------------------------------------------------------
+
+
+def _count(
+    settings: _Settings, chunks: Iterator[str], report: Callable[[int], None], compiled: bool | None
+) -> WordCounts:
+    possible = bool(settings.pattern.family) and fast.has_numba()
+    if compiled and not possible:
+        raise InputError("compiled=True needs numba and a named pattern (or none)")
+    first, size = [], 0
+    if compiled is None:  # look whether there is enough to be worth loading the kernels
+        compiled = possible and fast.is_loaded()
+        while possible and not compiled and (chunk := next(chunks, None)) is not None:
+            first.append(chunk)
+            size += len(chunk)
+            compiled = size >= _COMPILED_FROM
+    everything = _chain(first, chunks)
+    if compiled:
+        return _count_compiled(settings, everything, report)
+    return _count_plain(settings, everything, report)
+
+
+def _chain(first: list[str], rest: Iterator[str]) -> Iterator[str]:
+    while first:
+        yield first.pop(0)
+    yield from rest
+
+
+def _plain_pieces(settings: _Settings, chunk: str) -> list[str]:
+    pieces = special.segments(fast.without_surrogates(chunk), frozenset(settings.special_tokens))
+    return [piece for piece, is_special in pieces if not is_special]
+
+
+def _count_plain(settings: _Settings, chunks: Iterator[str], report: Callable[[int], None]) -> WordCounts:
+    """Count in this process, or in ``num_workers`` of them."""
+    total: Counter[str] = Counter()
+    if settings.num_workers and settings.num_workers > 1:
+        from multiprocessing import get_context
+
+        jobs = ((settings.pattern, piece) for chunk in chunks for piece in _plain_pieces(settings, chunk))
+        with get_context("spawn").Pool(settings.num_workers) as pool:
+            for counted in pool.imap(_count_piece, jobs):
+                total.update(counted)
+                report(sum(len(word) * times for word, times in counted.items()))
+    else:
+        split = splitter(settings.pattern)
+        for chunk in chunks:
+            for piece in _plain_pieces(settings, chunk):
+                total.update(split(piece))
+            report(len(chunk))
+    return WordCounts.from_dict({word.encode(): times for word, times in total.items()})
+
+
+def _count_piece(job: tuple[SplitPattern, str]) -> Counter[str]:
+    pattern, piece = job
+    return Counter(splitter(pattern)(piece))
+
+
+def _count_compiled(settings: _Settings, chunks: Iterator[str], report: Callable[[int], None]) -> WordCounts:
+    from .word_counts import FastCounter
+
+    with fast.announced("the fast trainer"):
+        FastCounter(settings.pattern).add("warm up")
+
+    def count(counter: FastCounter, chunk: str) -> None:
+        for piece in _plain_pieces(settings, chunk):
+            counter.add(piece)
+
+    head = next(chunks, None)
+    if head is None:
+        return WordCounts.from_dict({})
+    workers = settings.num_workers or (2 if len(head) > _CHUNK // 2 and (_cores() > 1) else 1)
+    if workers == 1:
+        counter = FastCounter(settings.pattern)
+        for chunk in _chain([head], chunks):
+            count(counter, chunk)
+            report(len(chunk))
+        return counter.result()
+    # one counter a thread, each with every workers-th chunk: which one gets which never depends on timing
+    counters = [FastCounter(settings.pattern) for _ in range(workers)]
+    everything = _chain([head], chunks)
+    with ThreadPoolExecutor(workers) as pool:
+        while batch := [chunk for _, chunk in zip(range(workers), everything, strict=False)]:
+            list(pool.map(count, counters, batch))
+            report(sum(map(len, batch)))
+    for counter in counters[1:]:
+        counters[0].add_counter(counter)
+    return counters[0].result()
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- merging ------------------------------------------------------------------------------------------------
+
+
+def learn_merges(
+    counts: WordCounts,
+    n_merges: int,
+    tie_break: TieBreak = TIE_BREAKS["hf"],
+    min_count: int = 1,
+    report: Report = lambda done, wanted: None,
+    compiled: bool | None = None,
+) -> list[tuple[int, int]]:
+    """Merges as pairs of ids; the i-th makes id 256 + i.
+
+    Args:
+        counts: unique words.
+        n_merges: how many at most.
+        tie_break: see ``TIE_BREAKS``.
+        min_count: no pair rarer than this.
+        report: called now and then with (merges so far, merges wanted).
+        compiled: force one path or the other.
+    """
+    if n_merges == 0:
+        return []
+    if compiled is None:
+        compiled = fast.has_numba() and (fast.is_loaded() or len(counts.data) > _COMPILED_FROM // 4)
+    longest = int(np.diff(counts.offsets).max(initial=0))
+    if tie_break.name == "cs336" and longest > 4096:
+        compiled = False  # room for the bytes of all tokens could not be foreseen
+    if compiled and fast.has_numba() and len(counts.data) < 2**31:
+        from .word_counts import learn_compiled
+
+        with fast.announced("the fast trainer"):
+            return learn_compiled(counts, n_merges, tie_break.code, tie_break.byte_order, min_count, report)
+    return _learn_plain(counts, n_merges, tie_break, min_count, report)
+
+
+class _GreaterFirst:
+    """Bytes that sort the other way round, for a heap that gives the smallest."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: tuple[bytes, bytes]) -> None:
+        self.value = value
+
+    def __lt__(self, other: "_GreaterFirst") -> bool:
+        return self.value > other.value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _GreaterFirst) and self.value == other.value
+
+
+def _learn_plain(
+    counts: WordCounts, n_merges: int, tie_break: TieBreak, min_count: int, report: Report
+) -> list[tuple[int, int]]:
+    """The trainer in plain Python.
+
+    Symbols of all words stand in one list, linked to their neighbours (-1: none) so that a merge touches only its
+    surroundings. Every pair lists the places it was seen at, in ascending order; a place is never removed, only
+    found stale. A count only falls once its pair exists, so a heap entry found stale is put back lower.
+    """
+    id_of = {byte: i for i, byte in enumerate(tie_break.byte_order)}
+    symbols: list[int] = []
+    before: list[int] = []
+    after: list[int] = []
+    times: list[int] = []
+    for word, count in counts.items():
+        start, n = len(symbols), len(word)
+        symbols += [id_of[byte] for byte in word]
+        before += [-1, *range(start, start + n - 1)]
+        after += [*range(start + 1, start + n), -1]
+        times += [count] * n
+
+    pair_counts: dict[tuple[int, int], int] = {}
+    places: dict[tuple[int, int], list[int]] = {}
+    for i, j in enumerate(after):
+        if j >= 0:
+            pair = symbols[i], symbols[j]
+            pair_counts[pair] = pair_counts.get(pair, 0) + times[i]
+            places.setdefault(pair, []).append(i)
+
+    token = [bytes([byte]) for byte in tie_break.byte_order]
+
+    def tie(pair: tuple[int, int]) -> Any:
+        if tie_break.name == "cs336":
+            return _GreaterFirst((token[pair[0]], token[pair[1]]))
+        if tie_break.name == "minbpe":
+            left, right = pair
+            seen = places[pair]
+            fresh = next(
+                (n for n, i in enumerate(seen) if symbols[i] == left and symbols[after[i]] == right and after[i] >= 0),
+                len(seen) - 1,
+            )
+            del seen[:fresh]
+            return seen[0]
+        return pair
+
+    heap = [(-count, tie(pair), pair) for pair, count in pair_counts.items() if count >= min_count]
+    heapq.heapify(heap)
+    moving_tie = tie_break.name == "minbpe"
+    merges: list[tuple[int, int]] = []
+    while heap and len(merges) < n_merges:
+        minus_count, key, pair = heapq.heappop(heap)
+        count = pair_counts[pair]
+        if count < min_count:
+            continue
+        if -minus_count != count or (moving_tie and tie(pair) != key):
+            heapq.heappush(heap, (-count, tie(pair), pair))
+            continue
+        left, right = pair
+        new = 256 + len(merges)
+        merges.append(pair)
+        token.append(token[left] + token[right])
+        fresh: dict[tuple[int, int], None] = {}
+        for i in places.pop(pair):
+            j = after[i]
+            if symbols[i] != left or j < 0 or symbols[j] != right:
+                continue
+            weight = times[i]
+            symbols[i], symbols[j] = new, -1
+            p, n = before[i], after[j]
+            after[i] = n
+            if p >= 0:
+                neighbour = symbols[p]
+                pair_counts[neighbour, left] -= weight
+                made = neighbour, new
+                if made in pair_counts:
+                    pair_counts[made] += weight
+                    places[made].append(p)
+                else:
+                    pair_counts[made] = weight
+                    places[made] = [p]
+                    fresh[made] = None
+            if n >= 0:
+                before[n] = i
+                neighbour = symbols[n]
+                pair_counts[right, neighbour] -= weight
+                made = new, neighbour
+                if made in pair_counts:
+                    pair_counts[made] += weight
+                    places[made].append(i)
+                else:
+                    pair_counts[made] = weight
+                    places[made] = [i]
+                    fresh[made] = None
+        pair_counts[pair] = 0
+        for made in fresh:
+            if pair_counts[made] >= min_count:
+                heapq.heappush(heap, (-pair_counts[made], tie(made), made))
+        if len(merges) % _REPORT_EVERY == 0:
+            report(len(merges), n_merges)
+    report(len(merges), n_merges)
+    return merges
