@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_IDS = 2**20  # a pair of ids and a rank share 64 bits
 _MAX_CACHED_WORD = 128  # bytes
-_BYTES_HEADER = bytes.__basicsize__ - 1  # a bytes object's data follows its header
+BYTES_HEADER = bytes.__basicsize__ - 1  # a bytes object's data follows its header
 _ASCII_HEADER = sys.getsizeof("") - 1  # and so do the characters of a str that is all ASCII
 _PAD = b"\0" * 64  # kernels read up to 64 bytes at once
 _KEEP_ROOM = 2**22  # bytes of text that a worker keeps room for between calls
@@ -121,7 +121,7 @@ def pattern_fields(state: np.ndarray, pattern: SplitPattern) -> None:
 def padded(data: bytes) -> tuple[bytes, int]:
     """``data`` with readable bytes behind it, and its address; keep the first as long as the second is used."""
     held = data + _PAD
-    return held, id(held) + _BYTES_HEADER
+    return held, id(held) + BYTES_HEADER
 
 
 def word_starts(text: str, pattern: SplitPattern) -> np.ndarray:
@@ -147,10 +147,11 @@ def utf8(text: str) -> bytes:
 
 def without_surrogates(text: str) -> str:
     """``text`` with its surrogates treated as in ``utf8``."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return utf8(text).decode()
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return utf8(text).decode()
     return text
 
 
@@ -319,7 +320,7 @@ class FastEncoder:
             source, n = id(text) + _ASCII_HEADER, len(text)
         else:
             held = text if isinstance(text, bytes) else utf8(text)
-            source, n = id(held) + _BYTES_HEADER, len(held)
+            source, n = id(held) + BYTES_HEADER, len(held)
         worker = self._take()
         ids = result(worker.run(source, n))
         del held  # until here the memory at source had to stay

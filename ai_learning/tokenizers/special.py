@@ -53,6 +53,7 @@ def segments(text: str, tokens: frozenset[str]) -> Iterator[tuple[str, bool]]:
         >>> list(segments("a<eos>b", frozenset(["<eos>"])))
         [('a', False), ('<eos>', True), ('b', False)]
     """
+    tokens = frozenset(token for token in tokens if occurs(token, text))  # far quicker than the pattern
     if not tokens:
         if text:
             yield text, False
@@ -60,3 +61,12 @@ def segments(text: str, tokens: frozenset[str]) -> Iterator[tuple[str, bool]]:
     for i, piece in enumerate(any_of(tokens).split(text)):
         if piece:
             yield piece, i % 2 == 1
+
+
+def byte_segments(data: bytes, tokens: frozenset[str]) -> list[bytes]:
+    """The pieces of UTF-8 ``data`` between special tokens."""
+    raw = {token.encode() for token in tokens}
+    if not any(token[:1] in data and token in data for token in raw):
+        return [data] if data else []
+    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    return [piece for piece in re.split(pattern.encode(), data) if piece]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, AnyStr
 
 from . import special, unicode_table
 from .pretokenize import SplitPattern, _character_class
@@ -14,7 +14,6 @@ from .special import SpecialSet
 if TYPE_CHECKING:
     from .bpe_tokenizer import BPETokenizer
 
-_READ_BYTES = 2**20
 _STREAM_CHARACTERS = 2**16
 _LOOK_BACK = 2**10  # characters searched first for a place to cut
 
@@ -89,23 +88,81 @@ def safe_chunks(
         yield "".join(held)
 
 
-def _last_special(text: str, tokens: frozenset[str]) -> int:
+def _last_special(text: AnyStr, tokens: frozenset[str]) -> int:
     """End of the last special token that is surely complete."""
     if not tokens:
         return 0
-    limit = len(text) - max(map(len, tokens))
-    return max((m.end() for m in special.any_of(tokens).finditer(text) if m.start() <= limit), default=0)
+    if isinstance(text, bytes):
+        matches = re.finditer(special.any_of(tokens).pattern.encode(), text)
+        limit = len(text) - max(len(token.encode()) for token in tokens)
+    else:
+        matches = special.any_of(tokens).finditer(text)
+        limit = len(text) - max(map(len, tokens))
+    return max((match.end() for match in matches if match.start() <= limit), default=0)
 
 
-def read_files(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Text of files in pieces, line ends as they are; bytes that are no UTF-8 become U+FFFD."""
-    for path in paths:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        with Path(path).open("rb") as file:
-            while data := file.read(_READ_BYTES):
-                yield decoder.decode(data)
-        if rest := decoder.decode(b"", True):
-            yield rest
+_BYTE_CUT = re.compile(rb"(?<=[A-Za-z])(?=[^A-Za-z\x80-\xff])|(?<=[0-9])(?=[^0-9\x80-\xff])")
+
+
+def safe_cut_bytes(data: bytes, special_tokens: Iterable[str] = ()) -> int:
+    """``safe_cut`` in UTF-8, which may be damaged or end within a character."""
+    tokens = [token.encode() for token in special_tokens]
+    end = len(data) - max(map(len, tokens), default=1)
+    start = max(0, end - _LOOK_BACK)
+    cuts = [match.start() for match in _BYTE_CUT.finditer(data, start, max(0, end + 1))]
+    if cuts and cuts[-1] > start:
+        cut = cuts[-1]
+        for token in tokens:
+            at = data.find(token, max(0, cut - len(token) + 1), cut + len(token) - 1)
+            if 0 <= at < cut:
+                return at
+        return cut
+    # no ASCII letter nor digit before something else: look through all of it, as text
+    stop = len(data)
+    while stop and len(data) - stop < 4 and data[stop - 1] & 0xC0 == 0x80:
+        stop -= 1
+    stop -= bool(stop and data[stop - 1] >= 0xC0)
+    try:
+        text = data[:stop].decode()
+    except UnicodeDecodeError:
+        return 0
+    return len(text[: safe_cut(text, special_tokens)].encode())
+
+
+def safe_byte_chunks(
+    path: str | Path, pattern: SplitPattern, special_tokens: Iterable[str], size: int
+) -> Iterator[bytes]:
+    """A file in chunks of about ``size`` bytes that are safe to treat apart (see ``safe_chunks``).
+
+    Chunks are valid UTF-8: bytes that are not become U+FFFD.
+    """
+    tokens = frozenset(special_tokens)
+    named = pattern.family in ("gpt2", "gpt4")
+    held, wanted = b"", size
+    with Path(path).open("rb") as file:
+        while block := file.read(max(1, wanted - len(held))):
+            held += block
+            if len(held) < wanted:
+                continue
+            cut = safe_cut_bytes(held, tokens) if named else _last_special(held, tokens)
+            if cut:
+                yield valid_utf8(held[:cut])
+                held, wanted = held[cut:], size
+            else:
+                wanted = 2 * len(held)
+    if held:
+        yield valid_utf8(held)
+
+
+def valid_utf8(data: bytes) -> bytes:
+    """``data`` with U+FFFD in place of what is no UTF-8."""
+    if data.isascii():
+        return data
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace").encode()
+    return data
 
 
 def encode_iterable(

@@ -9,6 +9,7 @@ run in plain Python, which needs nothing to load.
 """
 
 import heapq
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from . import fast, special
 from .alphabet import GPT2_BYTE_ORDER
 from .bpe_tokenizer import END_OF_TEXT, BPETokenizer
 from .pretokenize import SplitPattern, split_pattern, splitter
-from .streaming import read_files, safe_chunks
+from .streaming import safe_byte_chunks, safe_chunks, safe_cut_bytes
 from .word_counts import WordCounts, load_counts, save_counts
 
 _COMPILED_FROM = 2**21  # characters; below, plain Python is done before the kernels are loaded
@@ -60,6 +61,7 @@ TIE_BREAKS = {
     "cs336": TieBreak("cs336", 2, _BY_VALUE),
 }
 
+Chunk = str | bytes  # bytes: valid UTF-8; either can be counted apart from the others
 Report = Callable[[int, int], None]  # (merges so far, merges wanted)
 
 
@@ -106,8 +108,7 @@ def train(
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"texts must hold strings, found {type(text).__name__}")
-            # documents are cut only if long: a chunk is counted at once
-            yield from [text] if len(text) <= _CHUNK else settings.cut([text])
+            yield text
 
     return _train(settings, chunks(), "texts", counts_file, progress, compiled)
 
@@ -139,9 +140,9 @@ def train_from_files(
         if not file.is_file():
             raise InputError(f"no file at {file}")
 
-    def chunks() -> Iterator[str]:
+    def chunks() -> Iterator[bytes]:
         for file in files:
-            yield from settings.cut(read_files([file]))
+            yield from safe_byte_chunks(file, settings.pattern, settings.special_tokens, _CHUNK)
 
     source = [[str(file.resolve()), file.stat().st_size] for file in files]
     return _train(settings, chunks(), source, counts_file, progress, compiled)
@@ -182,9 +183,6 @@ class _Settings:
         # first-seen order cannot be told from counts that were collected side by side
         self.num_workers = 1 if tie_break == "minbpe" else num_workers
 
-    def cut(self, pieces: Iterable[str]) -> Iterator[str]:
-        return safe_chunks(pieces, self.pattern, self.special_tokens, _CHUNK)
-
     def key(self, source: Any) -> dict[str, Any]:
         """What word counts depend on."""
         return {"pattern": self.pattern.regex, "special_tokens": self.special_tokens, "source": source}
@@ -192,7 +190,7 @@ class _Settings:
 
 def _train(
     settings: _Settings,
-    chunks: Iterator[str],
+    chunks: Iterator[Chunk],
     source: Any,
     counts_file: str | Path | None,
     progress: bool,
@@ -269,12 +267,13 @@ def _bars(show: bool) -> Iterator[_Bars]:
 
 
 def _count(
-    settings: _Settings, chunks: Iterator[str], report: Callable[[int], None], compiled: bool | None
+    settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None], compiled: bool | None
 ) -> WordCounts:
     possible = bool(settings.pattern.family) and fast.has_numba()
     if compiled and not possible:
         raise InputError("compiled=True needs numba and a named pattern (or none)")
-    first, size = [], 0
+    first: list[Chunk] = []
+    size = 0
     if compiled is None:  # look whether there is enough to be worth loading the kernels
         compiled = possible and fast.is_loaded()
         while possible and not compiled and (chunk := next(chunks, None)) is not None:
@@ -287,34 +286,34 @@ def _count(
     return _count_plain(settings, everything, report)
 
 
-def _chain(first: list[str], rest: Iterator[str]) -> Iterator[str]:
+def _chain(first: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
     while first:
         yield first.pop(0)
     yield from rest
 
 
-def _plain_pieces(settings: _Settings, chunk: str) -> list[str]:
-    pieces = special.segments(fast.without_surrogates(chunk), frozenset(settings.special_tokens))
-    return [piece for piece, is_special in pieces if not is_special]
-
-
-def _count_plain(settings: _Settings, chunks: Iterator[str], report: Callable[[int], None]) -> WordCounts:
+def _count_plain(settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None]) -> WordCounts:
     """Count in this process, or in ``num_workers`` of them."""
+    tokens = frozenset(settings.special_tokens)
+
+    def pieces() -> Iterator[str]:
+        for chunk in chunks:
+            text = chunk.decode() if isinstance(chunk, bytes) else fast.without_surrogates(chunk)
+            for part in safe_chunks([text], settings.pattern, tokens, _CHUNK):
+                yield from (piece for piece, is_special in special.segments(part, tokens) if not is_special)
+                report(len(part))
+
     total: Counter[str] = Counter()
     if settings.num_workers and settings.num_workers > 1:
         from multiprocessing import get_context
 
-        jobs = ((settings.pattern, piece) for chunk in chunks for piece in _plain_pieces(settings, chunk))
         with get_context("spawn").Pool(settings.num_workers) as pool:
-            for counted in pool.imap(_count_piece, jobs):
+            for counted in pool.imap(_count_piece, ((settings.pattern, piece) for piece in pieces())):
                 total.update(counted)
-                report(sum(len(word) * times for word, times in counted.items()))
     else:
         split = splitter(settings.pattern)
-        for chunk in chunks:
-            for piece in _plain_pieces(settings, chunk):
-                total.update(split(piece))
-            report(len(chunk))
+        for piece in pieces():
+            total.update(split(piece))
     return WordCounts.from_dict({word.encode(): times for word, times in total.items()})
 
 
@@ -323,41 +322,62 @@ def _count_piece(job: tuple[SplitPattern, str]) -> Counter[str]:
     return Counter(splitter(pattern)(piece))
 
 
-def _count_compiled(settings: _Settings, chunks: Iterator[str], report: Callable[[int], None]) -> WordCounts:
+def _count_compiled(settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None]) -> WordCounts:
     from .word_counts import FastCounter
 
     with fast.announced("the fast trainer"):
-        FastCounter(settings.pattern).add("warm up")
+        FastCounter(settings.pattern).add(b"warm up")
+    tokens = frozenset(settings.special_tokens)
 
-    def count(counter: FastCounter, chunk: str) -> None:
-        for piece in _plain_pieces(settings, chunk):
-            counter.add(piece)
+    def pieces() -> Iterator[bytes]:
+        for chunk in chunks:
+            data = chunk if isinstance(chunk, bytes) else fast.utf8(chunk)
+            yield from special.byte_segments(data, tokens)
+            report(len(data))
 
-    head = next(chunks, None)
-    if head is None:
-        return WordCounts.from_dict({})
-    workers = settings.num_workers or (2 if len(head) > _CHUNK // 2 and (_cores() > 1) else 1)
-    if workers == 1:
-        counter = FastCounter(settings.pattern)
-        for chunk in _chain([head], chunks):
-            count(counter, chunk)
-            report(len(chunk))
-        return counter.result()
-    # one counter a thread, each with every workers-th chunk: which one gets which never depends on timing
+    workers = settings.num_workers or min(2, _cores())
     counters = [FastCounter(settings.pattern) for _ in range(workers)]
-    everything = _chain([head], chunks)
+    if workers == 1:
+        for piece in pieces():
+            counters[0].add(piece)
+        return counters[0].result()
+    # One counter a thread, each with every workers-th batch: which one gets what never depends on timing. Batches
+    # of small documents, because handing one over costs as much as counting some kilobytes.
     with ThreadPoolExecutor(workers) as pool:
-        while batch := [chunk for _, chunk in zip(range(workers), everything, strict=False)]:
-            list(pool.map(count, counters, batch))
-            report(sum(map(len, batch)))
+        batches = _batches(_small_enough(pieces(), settings))
+        while turn := [batch for _, batch in zip(range(workers), batches, strict=False)]:
+            list(pool.map(lambda counter, batch: counter.add_all(batch), counters, turn))
     for counter in counters[1:]:
         counters[0].add_counter(counter)
     return counters[0].result()
 
 
-def _cores() -> int:
-    import os
+def _small_enough(pieces: Iterator[bytes], settings: _Settings) -> Iterator[bytes]:
+    """Cut what is so long that the other threads would wait for it."""
+    for piece in pieces:
+        while len(piece) > 2 * _CHUNK and settings.pattern.family in ("gpt2", "gpt4"):
+            cut = safe_cut_bytes(piece[:_CHUNK])
+            if not cut:
+                break
+            yield piece[:cut]
+            piece = piece[cut:]
+        yield piece
 
+
+def _batches(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

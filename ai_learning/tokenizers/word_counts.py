@@ -12,7 +12,9 @@ from ..files import atomic_path
 from . import fast
 from .fast import address, kernels
 from .pretokenize import NO_PATTERN, SplitPattern
+from .streaming import safe_cut_bytes
 
+_COPY_BELOW = 2**18  # bytes
 _MERGES_AT_ONCE = 500  # between two reports
 
 
@@ -120,13 +122,27 @@ class FastCounter:
         full = int(state[k.CACHE_USED]) >= int(state[k.CACHE_LIMIT])
         self._grow(self._bits + full, int(state[k.ARENA_SIZE]) * (1 if full else 2))
 
-    def add(self, text: str, times: int = 1) -> None:
-        """Count the words of ``text``."""
-        data = fast.utf8(text)
+    def add(self, data: bytes) -> None:
+        """Count the words of ``data``, which is valid UTF-8."""
+        if len(data) > _COPY_BELOW and self._pattern.family in ("gpt2", "gpt4"):
+            # kernels read a little behind the end: instead of copying all to a longer place, copy only the last part
+            cut = len(data) - 2**16
+            cut += safe_cut_bytes(data[cut:])
+            if cut > len(data) - 2**16:
+                self._add_at(id(data) + fast.BYTES_HEADER, cut)
+                data = data[cut:]
         held, place = fast.padded(data)
-        while self._train_kernels.count_words(place, len(data), times, address(self._state)):
-            self._make_room()
+        self._add_at(place, len(data))
         del held
+
+    def add_all(self, pieces: Sequence[bytes]) -> None:
+        """``add`` each."""
+        for piece in pieces:
+            self.add(piece)
+
+    def _add_at(self, place: int, n: int) -> None:
+        while self._train_kernels.count_words(place, n, 1, address(self._state)):
+            self._make_room()
 
     def add_counter(self, other: "FastCounter") -> None:
         """Add all that ``other`` has counted."""
