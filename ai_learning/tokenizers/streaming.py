@@ -2,12 +2,12 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, AnyStr
 
-from . import special, unicode_table
+from . import fast, special, unicode_table
 from .pretokenize import SplitPattern, _character_class
 from .special import SpecialSet
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .bpe_tokenizer import BPETokenizer
 
 _STREAM_CHARACTERS = 2**16
-_LOOK_BACK = 2**10  # characters searched first for a place to cut
+_LOOK_BACK = 2**6  # characters searched first for a place to cut
 
 
 @lru_cache(maxsize=1)
@@ -36,9 +36,12 @@ def safe_cut(text: str, special_tokens: Iterable[str] = ()) -> int:
         7
     """
     tokens = list(special_tokens)
-    longest = max(map(len, tokens), default=1)
-    end = len(text) - longest
+    end = len(text) - max(map(len, tokens), default=1)
     back = _LOOK_BACK
+    for cut in range(end, max(1, end - back), -1):  # mostly found a few characters back
+        before, after = text[cut - 1], text[cut]
+        if before.isascii() and before.isalnum() and after.isascii() and not after.isalnum():
+            return _outside_special(text, cut, tokens)
     while end > 0:
         start = max(0, end - back)
         cuts = [match.start() for match in _cut_pattern().finditer(text, start, end + 1) if match.start() > start]
@@ -99,6 +102,23 @@ def _last_special(text: AnyStr, tokens: frozenset[str]) -> int:
         matches = special.any_of(tokens).finditer(text)
         limit = len(text) - max(map(len, tokens))
     return max((match.end() for match in matches if match.start() <= limit), default=0)
+
+
+def utf8_chunks(
+    text: str, pattern: SplitPattern, special_tokens: Collection[str], size: int = 2**17
+) -> Iterator[bytes]:
+    """``text`` in UTF-8 in chunks that are safe to treat apart, small enough to stay in the processor's cache."""
+    start, wanted = 0, size if pattern.family in ("gpt2", "gpt4") else len(text)
+    while start < len(text):
+        part = text[start : start + wanted]
+        if len(part) == wanted and start + wanted < len(text):
+            cut = safe_cut(part, special_tokens)
+            if not cut:
+                wanted *= 2
+                continue
+            part = part[:cut]
+        yield fast.utf8(part)
+        start, wanted = start + len(part), size
 
 
 _BYTE_CUT = re.compile(rb"(?<=[A-Za-z])(?=[^A-Za-z\x80-\xff])|(?<=[0-9])(?=[^0-9\x80-\xff])")

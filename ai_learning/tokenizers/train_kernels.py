@@ -158,8 +158,8 @@ def counts_in_order(table, bits, out):
 
 
 # --- learning merges ----------------------------------------------------------------------------------------
-# Symbols are linked within their word: a record of four uint32, id, previous, next, word. A merge keeps the left
-# record and marks the right one gone. Each pair has a record of four int64, key (left id << 32 | right id), count,
+# Symbols are linked within their word: a record of five uint32, id, previous, next, word, and the index of the pair
+# it makes with the next. A merge keeps the left record and marks the right one gone. Each pair has a record of four int64, key (left id << 32 | right id), count,
 # and where the places it occurs at are listed. Places are never removed from a list, only found stale; a list is
 # in ascending order, so that overlaps merge from the left. A heap holds (count, tie, key) of each pair; counts only
 # fall after the step that makes a pair, so an entry found stale is put back lower.
@@ -178,6 +178,7 @@ def counts_in_order(table, bits, out):
 
 SMALLER_IDS, FIRST_SEEN, GREATER_BYTES = 0, 1, 2
 _GONE = 0xFFFFFFFF
+_SYMBOL = 20  # bytes
 LEARNED, NO_PAIR_LEFT, NEED_PAIRS = 0, 1, 2
 
 
@@ -187,11 +188,12 @@ def place_symbols(words, offsets, n_words, byte_ids, symbols):
     for w in range(n_words):
         begin, end = load64(offsets + 8 * w), load64(offsets + 8 * w + 8)
         for i in range(begin, end):
-            record = symbols + 16 * i
+            record = symbols + _SYMBOL * i
             store32(record, load32(byte_ids + 4 * load8(words + i)))
             store32(record + 4, i - 1 if i > begin else _GONE)
             store32(record + 8, i + 1 if i + 1 < end else _GONE)
             store32(record + 12, w)
+            store32(record + 16, _GONE)
 
 
 @njit(nogil=True, cache=True)
@@ -362,6 +364,7 @@ def found(state, key, count, place, n_found):
     step = load64(state + 8 * STEP)
     store64(step + 16 * n_found, index)
     store64(step + 16 * n_found + 8, place)
+    store32(load64(state + 8 * SYMBOLS) + _SYMBOL * place + 16, index)
 
 
 @njit(nogil=True, cache=True)
@@ -370,25 +373,21 @@ def count_first_pairs(state):
     symbols, counts = load64(state + 8 * SYMBOLS), load64(state + 8 * WORD_COUNTS)
     n_found = 0
     for i in range(load64(state + 8 * N_SYMBOLS)):
-        record = symbols + 16 * i
+        record = symbols + _SYMBOL * i
         if load32(record + 8) != _GONE:
-            key = load32(record) << 32 | load32(record + 16)
+            key = load32(record) << 32 | load32(record + _SYMBOL)
             found(state, key, load64(counts + 8 * load32(record + 12)), i, n_found)
             n_found += 1
     file_places(state, 0, n_found)
 
 
 @njit(nogil=True, cache=True)
-def first_place(state, record):
-    """First place where the pair of ``record`` still occurs (it does); the list is shortened up to it."""
+def first_place(state, index):
+    """First place where the pair ``index`` still occurs (it does); its list is shortened up to there."""
     symbols, places = load64(state + 8 * SYMBOLS), load64(state + 8 * PLACES)
-    key, start, size = load64(record), load64(record + 16), load64(record + 24)
-    left, right = shr(key, 32), key & 0xFFFFFFFF
-    while size > 1:
-        symbol = symbols + 16 * load32(places + 4 * start)
-        following = load32(symbol + 8)
-        if load32(symbol) == left and following != _GONE and load32(symbols + 16 * following) == right:
-            break
+    record = load64(state + 8 * PAIR_RECORDS) + 32 * index
+    start, size = load64(record + 16), load64(record + 24)
+    while size > 1 and load32(symbols + _SYMBOL * load32(places + 4 * start) + 16) != index:
         start += 1
         size -= 1
     store64(record + 16, start)
@@ -414,14 +413,15 @@ def learn(state, until):
         if load64(state + 8 * HEAP_SIZE) == 0:
             return NO_PAIR_LEFT
         key = load64(heap + 16)
-        record = records + 32 * pair_index(table, bits, records, key)
+        index = pair_index(table, bits, records, key)
+        record = records + 32 * index
         count = load64(record + 8)
         if count < lowest:
             pop(state)
             continue
         tie = key
         if first_seen:
-            tie = first_place(state, record)
+            tie = first_place(state, index)
         if count != load64(heap) or tie != load64(heap + 8):
             replace_top(state, count, tie, key)
             continue
@@ -447,30 +447,27 @@ def learn(state, until):
         first_pair, n_found = load64(state + 8 * N_PAIRS), 0
         for i in range(start, start + size):
             place = load32(places + 4 * i)
-            symbol = symbols + 16 * place
-            following = load32(symbol + 8)
-            if load32(symbol) != left or following == _GONE:
-                continue
-            second = symbols + 16 * following
-            if load32(second) != right:
-                continue
+            symbol = symbols + _SYMBOL * place
+            if load32(symbol + 16) != index:
+                continue  # stale: one of the two was merged with another neighbour
+            second = symbols + _SYMBOL * load32(symbol + 8)
             times = load64(counts + 8 * load32(symbol + 12))
             before, after = load32(symbol + 4), load32(second + 8)
             store32(symbol, merged)
             store32(symbol + 8, after)
-            store32(second, _GONE)
-            if before != _GONE:
-                neighbour = load32(symbols + 16 * before)
-                add_to_pair(state, neighbour << 32 | left, -times)
-                found(state, neighbour << 32 | merged, times, before, n_found)
-                n_found += 1
+            store32(symbol + 16, _GONE)
             if after != _GONE:
-                store32(symbols + 16 * after + 4, place)
-                neighbour = load32(symbols + 16 * after)
-                add_to_pair(state, right << 32 | neighbour, -times)
-                found(state, merged << 32 | neighbour, times, place, n_found)
+                old = records + 32 * load32(second + 16)
+                store64(old + 8, load64(old + 8) - times)
+                store32(second + 16, _GONE)
+                store32(symbols + _SYMBOL * after + 4, place)
+                found(state, merged << 32 | load32(symbols + _SYMBOL * after), times, place, n_found)
                 n_found += 1
-        record = records + 32 * pair_index(table, bits, records, key)
+            if before != _GONE:
+                old = records + 32 * load32(symbols + _SYMBOL * before + 16)
+                store64(old + 8, load64(old + 8) - times)
+                found(state, load32(symbols + _SYMBOL * before) << 32 | merged, times, before, n_found)
+                n_found += 1
         store64(record + 8, 0)
         store64(record + 24, 0)
         file_places(state, first_pair, n_found)

@@ -26,7 +26,7 @@ from . import fast, special
 from .alphabet import GPT2_BYTE_ORDER
 from .bpe_tokenizer import END_OF_TEXT, BPETokenizer
 from .pretokenize import SplitPattern, split_pattern, splitter
-from .streaming import safe_byte_chunks, safe_chunks, safe_cut_bytes
+from .streaming import safe_byte_chunks, safe_chunks, safe_cut_bytes, utf8_chunks
 from .word_counts import WordCounts, load_counts, save_counts
 
 _COMPILED_FROM = 2**21  # characters; below, plain Python is done before the kernels are loaded
@@ -331,9 +331,10 @@ def _count_compiled(settings: _Settings, chunks: Iterator[Chunk], report: Callab
 
     def pieces() -> Iterator[bytes]:
         for chunk in chunks:
-            data = chunk if isinstance(chunk, bytes) else fast.utf8(chunk)
-            yield from special.byte_segments(data, tokens)
-            report(len(data))
+            parts = [chunk] if isinstance(chunk, bytes) else utf8_chunks(chunk, settings.pattern, tokens)
+            for part in parts:
+                yield from special.byte_segments(part, tokens)
+                report(len(part))
 
     workers = settings.num_workers or min(2, _cores())
     counters = [FastCounter(settings.pattern) for _ in range(workers)]

@@ -100,7 +100,7 @@ class FastCounter:
         self._table = np.zeros(0, np.int64)
         self._arena = np.empty(0, np.uint8)
         self._offsets = np.zeros(1, np.int64)
-        self._grow(12, 2**15)
+        self._grow(16, 2**20)
 
     def _grow(self, bits: int, arena_size: int) -> None:
         k, state = kernels(), self._state
@@ -192,7 +192,7 @@ def learn_compiled(
         return array
 
     # np.empty takes no memory before it is written to, so the worst case is asked for at once
-    give(t.SYMBOLS, np.empty(4 * n + 4, np.uint32))
+    give(t.SYMBOLS, np.empty(5 * n + 5, np.uint32))
     give(t.PLACES, np.empty(3 * n + 4, np.uint32))
     give(t.STEP, np.empty(4 * n + 4, np.int64))
     merges = give(t.MERGES, np.zeros((n_merges + 1, 3), np.int64))
