@@ -19,6 +19,11 @@ from .files import atomic_path
 _HEADER_BYTES = 4096  # reserved at the front: the counts are known only at the end
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where all ids fit, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
 class TokenFileWriter:
     """Append ids of any number of documents in bounded memory; the file appears only when all is written.
 
@@ -36,7 +41,7 @@ class TokenFileWriter:
         self.path = Path(path)
         self.vocab_size = vocab_size
         self.fingerprint = fingerprint
-        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+        self.dtype = token_dtype(vocab_size)
         self.n_tokens = 0
         self._ends: list[int] = []
 
@@ -48,17 +53,22 @@ class TokenFileWriter:
 
     def add(self, ids: Iterable[int] | np.ndarray) -> None:
         """Append ids to the document under way."""
-        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-        if array.size and not 0 <= array.min() <= array.max() < self.vocab_size:
+        array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids), np.int64)
+        if array.size and not (0 <= array.min() and array.max() < self.vocab_size):
             raise InputError(
                 f"token ids from {array.min()} to {array.max()} do not fit a vocabulary of {self.vocab_size}"
             )
-        self._file.write(array.astype(self.dtype).tobytes())
+        self._file.write(np.ascontiguousarray(array, self.dtype).data)
         self.n_tokens += array.size
 
     def end_document(self) -> None:
         """Mark the end of the document under way."""
         self._ends.append(self.n_tokens)
+
+    def add_documents(self, ids: np.ndarray, ends: np.ndarray) -> None:
+        """Append ids in which documents end at the positions ``ends`` (the last one may go on)."""
+        self._ends.extend((ends + self.n_tokens).tolist())
+        self.add(ids)
 
     def add_document(self, ids: Iterable[int] | np.ndarray) -> None:
         """Append one whole document."""

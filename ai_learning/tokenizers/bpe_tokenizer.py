@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing
 
 from ..errors import InputError
 from . import fast, special
@@ -255,6 +256,13 @@ class BPETokenizer:
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.uint32)
 
+    def encode_utf8(self, data: bytes, dtype: np.typing.DTypeLike = np.uint32) -> np.ndarray:
+        """Ids of valid UTF-8 with nothing special in it: (n,) of ``dtype``, which all ids must fit."""
+        encoder = self._encoder_for(data)
+        if encoder is None:
+            return np.array(self._words.encode(data.decode()), dtype)
+        return encoder.encode_as(data, np.dtype(dtype))
+
     def _ordinary_array(self, text: str) -> np.ndarray:
         encoder = self._encoder_for(text)
         if encoder is None:
@@ -372,7 +380,7 @@ class BPETokenizer:
             token for token in use if token in self.special_tokens and special.occurs(token, text)
         )
 
-    def _encoder_for(self, text: str) -> "FastEncoder | None":
+    def _encoder_for(self, text: str | bytes) -> "FastEncoder | None":
         """The compiled encoder where it is worth it, else ``None``: plain Python is quicker for little text."""
         if len(text) < _SHORT_TEXT and self.pattern.family != "none":
             return None

@@ -309,6 +309,10 @@ class FastEncoder:
         """Ids of ``text`` (bytes: valid UTF-8): (n,) uint32."""
         return self._run(text, _copied)
 
+    def encode_as(self, data: bytes, dtype: np.dtype) -> np.ndarray:
+        """``encode`` of valid UTF-8 into another type of number, which all ids fit."""
+        return self._run(data, lambda ids: ids.astype(dtype))
+
     def encode_list(self, text: str | bytes) -> list[int]:
         """The same as a list."""
         # int objects made once for all: an array's own tolist would make a new one for each id

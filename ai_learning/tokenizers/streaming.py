@@ -150,28 +150,30 @@ def safe_cut_bytes(data: bytes, special_tokens: Iterable[str] = ()) -> int:
 
 
 def safe_byte_chunks(
-    path: str | Path, pattern: SplitPattern, special_tokens: Iterable[str], size: int
-) -> Iterator[bytes]:
-    """A file in chunks of about ``size`` bytes that are safe to treat apart (see ``safe_chunks``).
+    path: str | Path, pattern: SplitPattern, special_tokens: Iterable[str], size: int, start: int = 0
+) -> Iterator[tuple[bytes, int]]:
+    """A file, from byte ``start`` on, in chunks of about ``size`` bytes that are safe to treat apart.
 
-    Chunks are valid UTF-8: bytes that are not become U+FFFD.
+    Yields:
+        (chunk, bytes of the file that it stands for). Chunks are valid UTF-8: bytes that are not become U+FFFD.
     """
     tokens = frozenset(special_tokens)
     named = pattern.family in ("gpt2", "gpt4")
     held, wanted = b"", size
     with Path(path).open("rb") as file:
+        file.seek(start)
         while block := file.read(max(1, wanted - len(held))):
             held += block
             if len(held) < wanted:
                 continue
             cut = safe_cut_bytes(held, tokens) if named else _last_special(held, tokens)
             if cut:
-                yield valid_utf8(held[:cut])
+                yield valid_utf8(held[:cut]), cut
                 held, wanted = held[cut:], size
             else:
                 wanted = 2 * len(held)
     if held:
-        yield valid_utf8(held)
+        yield valid_utf8(held), len(held)
 
 
 def valid_utf8(data: bytes) -> bytes:

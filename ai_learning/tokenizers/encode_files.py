@@ -1,0 +1,256 @@
+"""Files into token files: bounded memory, several workers, shards that can be resumed."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import write_text
+from ..token_file import TokenFileWriter, token_dtype
+from . import special
+from .special import SpecialSet
+from .streaming import safe_byte_chunks
+
+if TYPE_CHECKING:
+    from .bpe_tokenizer import BPETokenizer
+
+_CHUNK = 2**21  # bytes encoded at once
+PROGRESS_FILE = "progress.json"
+SHARD_NAME = "shard-{:05d}.tokens"
+
+
+@dataclass
+class EncodeReport:
+    """What ``encode_files`` did.
+
+    Attributes:
+        files: source files.
+        documents: ends that were marked.
+        tokens: ids written, in all shards and all runs.
+        n_bytes: bytes of text.
+        shards: token files.
+        resumed_shards: those that an earlier run had finished.
+        seconds: wall time of this run.
+    """
+
+    files: int = 0
+    documents: int = 0
+    tokens: int = 0
+    n_bytes: int = 0
+    shards: int = 0
+    resumed_shards: int = 0
+    seconds: float = 0.0
+
+
+def encode_files(
+    tokenizer: "BPETokenizer",
+    paths: str | Path | Iterable[str | Path],
+    out: str | Path,
+    num_workers: int | None = None,
+    *,
+    shard_tokens: int | None = None,
+    append_eos: bool = True,
+    allowed_special: SpecialSet = "all",
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> EncodeReport:
+    """Encode text files into one token file, or into a folder of shards.
+
+    Each file is a document, and ends with ``eos_id``; so does each part of it that the text of the end token ends.
+    Ids are those of the whole file, whatever the chunks and workers. Bytes that are no UTF-8 become U+FFFD.
+
+    A single token file appears when all is written. With shards, each appears when it is full, and the same call made
+    again after an interruption goes on behind the last one.
+
+    Args:
+        tokenizer: any BPE tokenizer.
+        paths: files, in this order.
+        out: the token file; with ``shard_tokens`` a folder.
+        num_workers: threads that encode (processes without the compiled path); ``None`` is one.
+        shard_tokens: start another shard when one has this many ids.
+        append_eos: end each file with ``eos_id``, if the tokenizer has one and the file does not end so already.
+        allowed_special: special tokens whose text becomes their id; the text of others stays text.
+        on_bytes: called with the bytes that each chunk had, to show progress.
+
+    Raises:
+        InputError: a missing file, or shards in ``out`` that were made from other files or settings.
+    """
+    started = time.perf_counter()
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"no file at {file}")
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"num_workers={num_workers} must be 1 or more")
+    if shard_tokens is not None and shard_tokens < 1:
+        raise InputError(f"shard_tokens={shard_tokens} must be 1 or more")
+    use, _ = special.resolve(allowed_special, (), tokenizer.special_tokens)
+    allowed = use & tokenizer.special_tokens.keys()
+    job = _Job(tokenizer, allowed, append_eos)
+    if shard_tokens is None:
+        report = EncodeReport(files=len(files), shards=1)
+        with TokenFileWriter(out, tokenizer.vocab_size, tokenizer.fingerprint) as writer:
+            for chunk in _encoded(job, files, (0, 0), num_workers or 1):
+                _write(writer, chunk, report)
+                on_bytes(chunk.n_bytes)
+    else:
+        report = _encode_shards(job, files, Path(out), shard_tokens, num_workers or 1, on_bytes)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+@dataclass
+class _Encoded:
+    """Ids of a chunk, and where the next one begins."""
+
+    ids: np.ndarray
+    ends: np.ndarray  # positions after the ids that end a document
+    n_bytes: int
+    next_place: tuple[int, int]  # (file, byte)
+
+
+class _Job:
+    """What a worker needs; it can be sent to another process."""
+
+    def __init__(self, tokenizer: "BPETokenizer", allowed: frozenset[str], append_eos: bool) -> None:
+        self.tokenizer, self.allowed, self.append_eos = tokenizer, allowed, append_eos
+        self.dtype = token_dtype(tokenizer.vocab_size)
+
+    def encode(self, data: bytes, end_of_file: bool) -> tuple[np.ndarray, np.ndarray]:
+        tokenizer, eos = self.tokenizer, self.tokenizer.eos_id
+        parts: list[np.ndarray] = []
+        raw = {token.encode(): token for token in self.allowed}
+        if any(token[:1] in data and token in data for token in raw):
+            pieces = special.segments(data.decode(), self.allowed)
+        else:
+            pieces = iter([(data, False)] if data else [])
+        for piece, is_special in pieces:
+            if is_special:
+                parts.append(np.array([tokenizer.special_tokens[str(piece)]], self.dtype))
+            else:
+                parts.append(tokenizer.encode_utf8(piece.encode() if isinstance(piece, str) else piece, self.dtype))
+        if end_of_file and self.append_eos and eos is not None and not (parts and parts[-1][-1:] == eos):
+            parts.append(np.array([eos], self.dtype))
+        ids = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, self.dtype)
+        ends = np.flatnonzero(ids == eos) + 1 if eos is not None else np.empty(0, np.int64)
+        if end_of_file and (not len(ends) or ends[-1] != len(ids)):
+            ends = np.append(ends, len(ids))
+        return ids, ends
+
+
+_job_of_process: _Job | None = None
+
+
+def _start_process(job: _Job) -> None:
+    global _job_of_process
+    _job_of_process = job
+
+
+def _encode_in_process(data: bytes, end_of_file: bool) -> tuple[np.ndarray, np.ndarray]:
+    assert _job_of_process is not None
+    return _job_of_process.encode(data, end_of_file)
+
+
+def _chunks(
+    job: _Job, files: list[Path], start: tuple[int, int]
+) -> Iterator[tuple[bytes, bool, int, tuple[int, int]]]:
+    """(chunk, whether its file ends, bytes read for it, where the next begins)."""
+    for number in range(start[0], len(files)):
+        skipped = start[1] if number == start[0] else 0
+        pattern, tokens = job.tokenizer.pattern, job.allowed
+        pieces = safe_byte_chunks(files[number], pattern, tokens, _CHUNK, skipped)
+        place = skipped
+        held: tuple[bytes, int] | None = None
+        for data, n_bytes in pieces:
+            if held is not None:
+                place += held[1]
+                yield held[0], False, held[1], (number, place)
+            held = data, n_bytes
+        data, n_bytes = held or (b"", 0)
+        yield data, True, n_bytes, (number + 1, 0)
+
+
+def _encoded(job: _Job, files: list[Path], start: tuple[int, int], workers: int) -> Iterator[_Encoded]:
+    """Encode chunks side by side; results in order, only a few in memory."""
+    compiled = job.tokenizer.prepare()
+    if workers == 1:
+        for data, ends_file, n_bytes, following in _chunks(job, files, start):
+            yield _Encoded(*job.encode(data, ends_file), n_bytes, following)
+        return
+    pool: Executor
+    if compiled:
+        pool, encode = ThreadPoolExecutor(workers), job.encode
+    else:
+        from multiprocessing import get_context
+
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (job,))
+        encode = _encode_in_process
+    waiting: deque[tuple[Future, int, tuple[int, int]]] = deque()
+    with pool:
+        for data, ends_file, n_bytes, following in _chunks(job, files, start):
+            waiting.append((pool.submit(encode, data, ends_file), n_bytes, following))
+            if len(waiting) > 2 * workers:
+                future, n_bytes, following = waiting.popleft()
+                yield _Encoded(*future.result(), n_bytes, following)
+        while waiting:
+            future, n_bytes, following = waiting.popleft()
+            yield _Encoded(*future.result(), n_bytes, following)
+
+
+def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> None:
+    writer.add_documents(chunk.ids, chunk.ends)
+    report.tokens += len(chunk.ids)
+    report.documents += len(chunk.ends)
+    report.n_bytes += chunk.n_bytes
+
+
+def _encode_shards(
+    job: _Job, files: list[Path], folder: Path, shard_tokens: int, workers: int, on_bytes: Callable[[int], None]
+) -> EncodeReport:
+    tokenizer = job.tokenizer
+    settings = {
+        "fingerprint": tokenizer.fingerprint,
+        "files": [[str(file), file.stat().st_size] for file in files],
+        "shard_tokens": shard_tokens,
+        "append_eos": job.append_eos,
+        "allowed_special": sorted(job.allowed),
+    }
+    report, place = EncodeReport(files=len(files)), (0, 0)
+    progress_path = folder / PROGRESS_FILE
+    if progress_path.is_file():
+        report, place = _read_progress(progress_path, settings)
+        report.resumed_shards = report.shards
+    chunks = _encoded(job, files, place, workers)
+    while place[0] < len(files):
+        with TokenFileWriter(
+            folder / SHARD_NAME.format(report.shards), tokenizer.vocab_size, tokenizer.fingerprint
+        ) as writer:
+            for chunk in chunks:
+                _write(writer, chunk, report)
+                on_bytes(chunk.n_bytes)
+                place = chunk.next_place
+                if writer.n_tokens >= shard_tokens:
+                    break
+        report.shards += 1
+        state = {"settings": settings, "next": list(place), "report": asdict(report)}
+        write_text(progress_path, json.dumps(state, indent=1) + "\n")
+    return report
+
+
+def _read_progress(path: Path, settings: dict[str, Any]) -> tuple[EncodeReport, tuple[int, int]]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        found, place = state["settings"], (int(state["next"][0]), int(state["next"][1]))
+        report = EncodeReport(**state["report"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): delete the folder to start anew") from None
+    different = next((name for name in settings if found.get(name) != settings[name]), None)
+    if different is not None:
+        raise InputError(f"{path.parent} holds shards made with another {different}: use another folder, or delete it")
+    return report, place
