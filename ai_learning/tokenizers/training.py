@@ -209,7 +209,7 @@ def _train(
     if len(merges) < settings.n_merges:
         warnings.warn(
             f"only {len(merges)} of {settings.n_merges} merges: no other pair occurs {settings.min_count} times",
-            stacklevel=3,
+            stacklevel=4,
         )
     vocab = {i: bytes([byte]) for i, byte in enumerate(settings.tie_break.byte_order)}
     for left, right in merges:

@@ -1,0 +1,113 @@
+"""Files into token files: the ids of the whole, in order, resumable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ai_learning.errors import InputError
+from ai_learning.token_file import TokenFile, TokenFileWriter
+from ai_learning.tokenizers import BPETokenizer
+from ai_learning.tokenizers import encode_files as module
+
+
+@pytest.fixture
+def files(tmp_path, shakespeare):
+    texts = [
+        shakespeare[:200_000],
+        "one<|endoftext|>two née 日本語<|endoftext|>",
+        "",
+        "naïve café — " * 5000 + "end",
+    ]
+    paths = [tmp_path / f"{i}.txt" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    return texts, paths
+
+
+def expected_ids(tokenizer, texts):
+    ids, ends = [], []
+    for text in texts:
+        ids += tokenizer.encode(text, allowed_special="all")
+        if not text.endswith("<|endoftext|>"):
+            ids.append(tokenizer.eos_id)
+    return ids, [i + 1 for i, token in enumerate(ids) if token == tokenizer.eos_id]
+
+
+@pytest.mark.parametrize("workers", [None, 1, 3])
+def test_one_token_file(gpt2, files, tmp_path, workers, monkeypatch):
+    texts, paths = files
+    monkeypatch.setattr(module, "_CHUNK", 10_000)
+    report = gpt2.encode_files(paths, tmp_path / "out.tokens", workers)
+    ids, ends = expected_ids(gpt2, texts)
+    found = TokenFile(tmp_path / "out.tokens")
+    assert found.tokens.dtype == np.uint16 and found.fingerprint == gpt2.fingerprint
+    assert found.tokens.tolist() == ids and found.document_ends.tolist() == ends
+    assert (report.files, report.tokens, report.documents) == (4, len(ids), 5)
+    assert report.n_bytes == sum(path.stat().st_size for path in paths)
+
+
+def test_without_eos_and_special_tokens(gpt2, files, tmp_path):
+    texts, paths = files
+    gpt2.encode_files(paths, tmp_path / "out.tokens", append_eos=False, allowed_special=())
+    ids = [i for text in texts for i in gpt2.encode_ordinary(text)]
+    found = TokenFile(tmp_path / "out.tokens")
+    assert found.tokens.tolist() == ids and len(found.document_ends) == 4
+
+
+def test_shards_resume_where_they_stopped(gpt2, files, tmp_path, monkeypatch):
+    texts, paths = files
+    monkeypatch.setattr(module, "_CHUNK", 10_000)
+    folder = tmp_path / "shards"
+    seen = []
+
+    def interrupt(n_bytes):
+        seen.append(n_bytes)
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+
+    options = {"shard_tokens": 9000, "num_workers": 2}
+    with pytest.raises(KeyboardInterrupt):
+        gpt2.encode_files(paths, folder, on_bytes=interrupt, **options)
+    finished = json.loads((folder / "progress.json").read_text())["report"]["shards"]
+    assert 1 <= finished == len(list(folder.glob("*.tokens")))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tokens")}
+    report = gpt2.encode_files(paths, folder, **options)
+    assert report.resumed_shards == finished
+    assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
+    shards = [TokenFile(path) for path in sorted(folder.glob("*.tokens"))]
+    assert len(shards) == report.shards > 3
+    ids, _ = expected_ids(gpt2, texts)
+    assert [i for shard in shards for i in shard.tokens.tolist()] == ids
+    assert report.tokens == len(ids)
+    assert gpt2.encode_files(paths, folder, **options).shards == report.shards  # nothing left to do
+    with pytest.raises(InputError, match="another shard_tokens"):
+        gpt2.encode_files(paths, folder, shard_tokens=8000)
+
+
+def test_processes_where_there_is_no_compiled_path(tmp_path, shakespeare):
+    tokenizer = BPETokenizer.train([shakespeare[:5000]], 300, pattern=r"\w+|\W+")
+    path = tmp_path / "a.txt"
+    path.write_text(shakespeare[:20_000] + "<|endoftext|>" + shakespeare[:10_000], encoding="utf-8")
+    report = tokenizer.encode_files([path, path], tmp_path / "out", 2)
+    ids, _ = expected_ids(tokenizer, [path.read_text(encoding="utf-8")] * 2)
+    assert not tokenizer.prepare() and report.documents == 4
+    assert TokenFile(tmp_path / "out").tokens.tolist() == ids
+
+
+def test_bad_input(gpt2, tmp_path):
+    with pytest.raises(InputError, match="no file at"):
+        gpt2.encode_files([tmp_path / "none"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    for options, complaint in [({"num_workers": 0}, "num_workers=0"), ({"shard_tokens": 0}, "shard_tokens=0")]:
+        with pytest.raises(InputError, match=complaint):
+            gpt2.encode_files(path, tmp_path / "out", **options)
+
+
+def test_token_file_refuses_ids_that_do_not_fit(tmp_path):
+    for bad in ([300], [-1], np.array([300], np.uint16)):
+        with pytest.raises(InputError, match="do not fit"), TokenFileWriter(tmp_path / "x", 258, "f") as writer:
+            writer.add(bad)
+        assert not (tmp_path / "x").exists()
