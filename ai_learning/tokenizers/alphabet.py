@@ -1,7 +1,7 @@
 """GPT-2's printable alphabet: how vocab.json and tokenizer.json write bytes as characters.
 
-Bytes that print as themselves in Latin-1 stay; the other 68 are moved to U+0100 and up, so that a space is "Ġ"
-and a newline "Ċ". In this order ("!" first) GPT-2 numbers the 256 bytes.
+Bytes that print as themselves in Latin-1 stay; the other 68 are moved to U+0100 and up, so that a space is
+"Ġ" and a newline "Ċ". In this order ("!" first) GPT-2 numbers the 256 bytes.
 """
 
 from ..errors import InputError

@@ -3,8 +3,9 @@
 Sennrich, Haddow and Birch (2016), "Neural Machine Translation of Rare Words with Subword Units",
 https://arxiv.org/abs/1508.07909, section 3.2; over bytes as in GPT-2 (Radford et al., 2019, section 2.2).
 
-Train: start from single symbols and, again and again, give the most frequent pair of neighbours a symbol of its
-own. Encode: apply the learned merges to new text, the earliest learned first. Decode: look every symbol up.
+Train: start from single symbols and, again and again, give the most frequent pair of neighbours a symbol of
+its own. Encode: apply the learned merges to new text, the earliest learned first. Decode: look every symbol
+up.
 
 The Wikipedia example (https://en.wikipedia.org/wiki/Byte_pair_encoding), where Z=aa, Y=ab and X=ZY:
 
@@ -20,6 +21,7 @@ The Wikipedia example (https://en.wikipedia.org/wiki/Byte_pair_encoding), where 
 Everything fast in this package is tested to give exactly what this file gives.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -35,7 +37,7 @@ def count_pairs(words: Iterable[tuple[list[int], int]]) -> Counter[Pair]:
     """
     counts: Counter[Pair] = Counter()
     for ids, times in words:
-        for pair in zip(ids, ids[1:], strict=False):
+        for pair in itertools.pairwise(ids):
             counts[pair] += times
     return counts
 
@@ -60,7 +62,7 @@ def merge(ids: list[int], pair: Pair, new_id: int) -> list[int]:
 
 
 def smaller_pair(pair: Pair) -> tuple[int, int]:
-    """Hugging Face's rule for equal counts: the pair with the smaller ids wins (``max`` sees them negated)."""
+    """Hugging Face's rule for equal counts: the smaller ids win (``max`` sees them negated)."""
     return -pair[0], -pair[1]
 
 
@@ -106,7 +108,7 @@ def encode(word: bytes, merges: list[Pair]) -> list[int]:
     rank = {pair: i for i, pair in enumerate(merges)}
     ids = list(word)
     while len(ids) > 1:
-        pair = min(zip(ids, ids[1:], strict=False), key=lambda p: rank.get(p, len(merges)))
+        pair = min(itertools.pairwise(ids), key=lambda p: rank.get(p, len(merges)))
         if pair not in rank:
             break
         ids = merge(ids, pair, 256 + rank[pair])

@@ -42,7 +42,8 @@ class BPETokenizer:
         special_tokens: text → id, or texts only: those that ``vocab`` holds keep their id, the others get
             the next free ones.
         pattern: how text is split into words: ``"gpt2"``, ``"gpt4"`` (tiktoken's cl100k_base),
-            ``"gpt4-original"``, ``"nanochat"``, a regular expression of your own, or ``None`` for no splitting.
+            ``"gpt4-original"``, ``"nanochat"``, a regular expression of your own, or ``None`` for no
+            splitting.
         whole_words: a word that is itself a token is that token, whether merges reach it or not
             (Hugging Face's ``ignore_merges``). tiktoken does so; for a trained vocabulary it changes nothing.
 
@@ -85,7 +86,9 @@ class BPETokenizer:
         self._ids: dict[bytes, int] = {}  # ordinary tokens only: special ones are never merged into
         for i, token in self.vocab.items():
             if i not in self._special_ids and self._ids.setdefault(token, i) != i:
-                raise InputError(f"ids {self._ids[token]} and {i} are both {token!r}: every token needs one id")
+                raise InputError(
+                    f"ids {self._ids[token]} and {i} are both {token!r}: every token needs one id"
+                )
         self._table = self._merge_table()
         self._words = WordEncoder(self._table, splitter(self.pattern))
         self._fast: FastEncoder | None = None
@@ -212,8 +215,8 @@ class BPETokenizer:
         Args:
             text: any string.
             allowed_special: special tokens whose text becomes their id: names, or ``"all"``.
-            disallowed_special: texts that raise: names, or ``"all"`` that are not allowed. With ``()`` the text of
-                special tokens is encoded like any other.
+            disallowed_special: texts that raise: names, or ``"all"`` that are not allowed. With ``()`` the
+                text of special tokens is encoded like any other.
             dropout: BPE-dropout: the probability of leaving out a merge, to regularise training.
             seed: of the dropout; a ``random.Random`` goes on where it is.
 
@@ -319,7 +322,7 @@ class BPETokenizer:
         num_workers: int | None = None,
         **options: Any,
     ) -> "EncodeReport":
-        """Encode files into a token file, in bounded memory; see ``encode_files.encode_files`` for options."""
+        """Files into a token file, in bounded memory; options are those of ``encode_files.encode_files``."""
         from .encode_files import encode_files
 
         return encode_files(self, paths, out, num_workers, **options)
@@ -336,7 +339,8 @@ class BPETokenizer:
 
         Args:
             text: any string.
-            unit: positions in characters of ``text``, or in bytes of its UTF-8. A token that holds only a part of a
+            unit: positions in characters of ``text``, or in bytes of its UTF-8. A token that holds only a
+                part of a
                 character spans that whole character.
             allowed_special: as in ``encode``.
             disallowed_special: as in ``encode``.
@@ -381,7 +385,7 @@ class BPETokenizer:
         )
 
     def _encoder_for(self, text: str | bytes) -> "FastEncoder | None":
-        """The compiled encoder where it is worth it, else ``None``: plain Python is quicker for little text."""
+        """The compiled encoder where it is worth it; ``None`` for little text: plain Python is quicker."""
         if len(text) < _SHORT_TEXT and self.pattern.family != "none":
             return None
         if self._fast is None:
@@ -480,7 +484,12 @@ class BPETokenizer:
         from .training import train
 
         return train(
-            texts, vocab_size, pattern=pattern, special_tokens=special_tokens, num_workers=num_workers, **options
+            texts,
+            vocab_size,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            num_workers=num_workers,
+            **options,
         )
 
     @classmethod
@@ -498,13 +507,18 @@ class BPETokenizer:
         from .training import train_from_files
 
         return train_from_files(
-            paths, vocab_size, pattern=pattern, special_tokens=special_tokens, num_workers=num_workers, **options
+            paths,
+            vocab_size,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            num_workers=num_workers,
+            **options,
         )
 
     # --- files ----------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json: ``load`` and Hugging Face's AutoTokenizer open them."""
+        """Write tokenizer.json and tokenizer_config.json, for ``load`` and Hugging Face's AutoTokenizer."""
         from .formats import save_folder
 
         save_folder(self, folder)
@@ -523,7 +537,9 @@ class BPETokenizer:
 
         return read_gpt2_files(vocab_json, merges_txt, special_tokens, pattern)
 
-    def to_gpt2_files(self, vocab_json: str | Path, merges_txt: str | Path, *, version_line: bool = True) -> None:
+    def to_gpt2_files(
+        self, vocab_json: str | Path, merges_txt: str | Path, *, version_line: bool = True
+    ) -> None:
         """Write vocab.json and merges.txt, the latter with or without its ``#version`` line."""
         from .formats import write_gpt2_files
 
@@ -569,7 +585,7 @@ class BPETokenizer:
         return read_minbpe(path)
 
     def to_minbpe_file(self, path: str | Path, *, renumber: bool = False) -> None:
-        """Write minbpe's ``.model``; with ``renumber`` even if its numbering (bytes, then merges) changes ids."""
+        """Write minbpe's ``.model``; with ``renumber`` even if its numbering changes ids."""
         from .formats import write_minbpe
 
         write_minbpe(self, path, renumber)

@@ -62,11 +62,12 @@ def encode_files(
 ) -> EncodeReport:
     """Encode text files into one token file, or into a folder of shards.
 
-    Each file is a document, and ends with ``eos_id``; so does each part of it that the text of the end token ends.
-    Ids are those of the whole file, whatever the chunks and workers. Bytes that are no UTF-8 become U+FFFD.
+    Each file is a document, and ends with ``eos_id``; so does each part of it that the text of the end token
+    ends. Ids are those of the whole file, whatever the chunks and workers. Bytes that are no UTF-8 become
+    U+FFFD.
 
-    A single token file appears when all is written. With shards, each appears when it is full, and the same call made
-    again after an interruption goes on behind the last one.
+    A single token file appears when all is written. With shards, each appears when it is full, and the same
+    call made again after an interruption goes on behind the last one.
 
     Args:
         tokenizer: any BPE tokenizer.
@@ -74,7 +75,8 @@ def encode_files(
         out: the token file; with ``shard_tokens`` a folder.
         num_workers: threads that encode (processes without the compiled path); ``None`` is one.
         shard_tokens: start another shard when one has this many ids.
-        append_eos: end each file with ``eos_id``, if the tokenizer has one and the file does not end so already.
+        append_eos: end each file with ``eos_id``, if the tokenizer has one and the file does not end so
+            already.
         allowed_special: special tokens whose text becomes their id; the text of others stays text.
         on_bytes: called with the bytes that each chunk had, to show progress.
 
@@ -125,16 +127,18 @@ class _Job:
     def encode(self, data: bytes, end_of_file: bool) -> tuple[np.ndarray, np.ndarray]:
         tokenizer, eos = self.tokenizer, self.tokenizer.eos_id
         parts: list[np.ndarray] = []
-        raw = {token.encode(): token for token in self.allowed}
+        raw = [token.encode() for token in self.allowed]
+        pieces: Iterator[tuple[bytes, bool]]
         if any(token[:1] in data and token in data for token in raw):
-            pieces = special.segments(data.decode(), self.allowed)
+            text = special.segments(data.decode(), self.allowed)
+            pieces = ((piece.encode(), is_special) for piece, is_special in text)
         else:
             pieces = iter([(data, False)] if data else [])
         for piece, is_special in pieces:
             if is_special:
-                parts.append(np.array([tokenizer.special_tokens[str(piece)]], self.dtype))
+                parts.append(np.array([tokenizer.special_tokens[piece.decode()]], self.dtype))
             else:
-                parts.append(tokenizer.encode_utf8(piece.encode() if isinstance(piece, str) else piece, self.dtype))
+                parts.append(tokenizer.encode_utf8(piece, self.dtype))
         if end_of_file and self.append_eos and eos is not None and not (parts and parts[-1][-1:] == eos):
             parts.append(np.array([eos], self.dtype))
         ids = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, self.dtype)
@@ -181,7 +185,8 @@ def _encoded(job: _Job, files: list[Path], start: tuple[int, int], workers: int)
     compiled = job.tokenizer.prepare()
     if workers == 1:
         for data, ends_file, n_bytes, following in _chunks(job, files, start):
-            yield _Encoded(*job.encode(data, ends_file), n_bytes, following)
+            ids, ends = job.encode(data, ends_file)
+            yield _Encoded(ids, ends, n_bytes, following)
         return
     pool: Executor
     if compiled:
@@ -196,11 +201,14 @@ def _encoded(job: _Job, files: list[Path], start: tuple[int, int], workers: int)
         for data, ends_file, n_bytes, following in _chunks(job, files, start):
             waiting.append((pool.submit(encode, data, ends_file), n_bytes, following))
             if len(waiting) > 2 * workers:
-                future, n_bytes, following = waiting.popleft()
-                yield _Encoded(*future.result(), n_bytes, following)
+                yield _result(*waiting.popleft())
         while waiting:
-            future, n_bytes, following = waiting.popleft()
-            yield _Encoded(*future.result(), n_bytes, following)
+            yield _result(*waiting.popleft())
+
+
+def _result(future: Future, n_bytes: int, following: tuple[int, int]) -> _Encoded:
+    ids, ends = future.result()
+    return _Encoded(ids, ends, n_bytes, following)
 
 
 def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> None:
@@ -211,7 +219,12 @@ def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> No
 
 
 def _encode_shards(
-    job: _Job, files: list[Path], folder: Path, shard_tokens: int, workers: int, on_bytes: Callable[[int], None]
+    job: _Job,
+    files: list[Path],
+    folder: Path,
+    shard_tokens: int,
+    workers: int,
+    on_bytes: Callable[[int], None],
 ) -> EncodeReport:
     tokenizer = job.tokenizer
     settings = {
@@ -252,5 +265,7 @@ def _read_progress(path: Path, settings: dict[str, Any]) -> tuple[EncodeReport, 
         raise InputError(f"{path} is damaged ({error!r}): delete the folder to start anew") from None
     different = next((name for name in settings if found.get(name) != settings[name]), None)
     if different is not None:
-        raise InputError(f"{path.parent} holds shards made with another {different}: use another folder, or delete it")
+        raise InputError(
+            f"{path.parent} holds shards made with another {different}: use another folder, or delete it"
+        )
     return report, place

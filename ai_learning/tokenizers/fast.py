@@ -119,7 +119,7 @@ def pattern_fields(state: np.ndarray, pattern: SplitPattern) -> None:
 
 
 def padded(data: bytes) -> tuple[bytes, int]:
-    """``data`` with readable bytes behind it, and its address; keep the first as long as the second is used."""
+    """``data`` with readable bytes behind it, and its address; keep the first while the second is used."""
     held = data + _PAD
     return held, id(held) + BYTES_HEADER
 
@@ -176,7 +176,7 @@ class _Tables:
 
 
 def _decode_records(vocab: dict[int, bytes], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """See ``kernels.decode_ids``: (vocab_size,) records of 24 bytes, and the tokens that do not fit in one."""
+    """See ``kernels.decode_ids``: (vocab_size,) records of 24 bytes, and the tokens too long for one."""
     records = np.zeros(vocab_size, [("head", "S16"), ("place", "<u4"), ("size", "<u4")])
     sizes = np.full(vocab_size, 0xFFFFFFFF, np.uint32)
     places = np.zeros(vocab_size, np.uint32)

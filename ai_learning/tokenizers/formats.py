@@ -29,7 +29,9 @@ def _read_text(path: str | Path) -> str:
     except IsADirectoryError:
         raise InputError(f"{path} is a folder: name the file in it") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
+        raise InputError(
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
+        ) from None
 
 
 def _read_json(path: str | Path) -> dict[str, Any]:
@@ -149,7 +151,9 @@ def read_tokenizer_json(path: str | Path) -> BPETokenizer:
     if model.get("byte_fallback"):
         raise InputError(f"{path}: model.byte_fallback is not byte-level BPE")
     if data.get("normalizer"):
-        raise InputError(f"{path}: normalizer {data['normalizer'].get('type')!r} would change text before encoding")
+        raise InputError(
+            f"{path}: normalizer {data['normalizer'].get('type')!r} would change text before encoding"
+        )
     try:
         pattern = _read_pre_tokenizer(data.get("pre_tokenizer"))
         added = {str(token["content"]): int(token["id"]) for token in data.get("added_tokens") or []}
@@ -292,12 +296,16 @@ def read_tiktoken(
             encoded, rank_text = line.split()
             token, rank = base64.b64decode(encoded, validate=True), int(rank_text)
         except (ValueError, binascii.Error):
-            raise InputError(f"{path}, line {number}: expected base64 and a rank, found {line[:60]!r}") from None
+            raise InputError(
+                f"{path}, line {number}: expected base64 and a rank, found {line[:60]!r}"
+            ) from None
         if rank < 0 or not token:
             raise InputError(f"{path}, line {number}: rank {rank} of the token {token!r} cannot be used")
         if rank in vocab or token in seen:
             other = vocab[rank] if rank in vocab else seen[token]
-            raise InputError(f"{path}, line {number}: {token!r} with rank {rank} is there already as {other!r}")
+            raise InputError(
+                f"{path}, line {number}: {token!r} with rank {rank} is there already as {other!r}"
+            )
         vocab[rank] = token
         seen[token] = rank
     merges, whole_words = merges_from_ranks(vocab, str(path))
@@ -305,14 +313,16 @@ def read_tiktoken(
 
 
 def merges_from_ranks(vocab: Mapping[int, bytes], where: str) -> tuple[list[tuple[bytes, bytes]], bool]:
-    """The merges that made each token, and whether some token has none (and only ever stands for a whole word).
+    """The merges that made each token, and whether some token has none (it only stands for a whole word).
 
     Encoded with the merges of lower rank, a trained token falls into exactly the two parts it was made from.
     """
     ids = {token: i for i, token in vocab.items()}
     missing = [byte for byte in range(256) if bytes([byte]) not in ids]
     if missing:
-        raise InputError(f"{where}: {len(missing)} of the 256 single bytes are missing, the first 0x{missing[0]:02x}")
+        raise InputError(
+            f"{where}: {len(missing)} of the 256 single bytes are missing, the first 0x{missing[0]:02x}"
+        )
     table = MergeTable([ids[bytes([byte])] for byte in range(256)], [])
     merges, unreachable = [], False
     for rank, token in sorted(vocab.items()):
@@ -338,7 +348,8 @@ def write_tiktoken(tokenizer: BPETokenizer, path: str | Path) -> None:
     falling = next((i for i in range(1, len(new_ids)) if new_ids[i] < new_ids[i - 1]), None)
     if falling is not None:
         raise InputError(
-            f"merge {falling} makes id {new_ids[falling]} after id {new_ids[falling - 1]}: a tiktoken file takes ids "
+            f"merge {falling} makes id {new_ids[falling]} after id {new_ids[falling - 1]}: a tiktoken file "
+            f"takes ids "
             "for ranks and cannot hold that; use tokenizer.json"
         )
     special = set(tokenizer.special_tokens.values())
@@ -389,8 +400,8 @@ def write_minbpe(tokenizer: BPETokenizer, path: str | Path, renumber: bool = Fal
     """Write minbpe's .model, which numbers the bytes by value and merge i as 256 + i.
 
     Raises:
-        InputError: the ids are numbered otherwise and ``renumber`` does not allow for it; a special token with
-            white space, which minbpe cannot read back.
+        InputError: the ids are numbered otherwise and ``renumber`` does not allow for it; a special token
+            with white space, which minbpe cannot read back.
     """
     ids = {bytes([i]): i for i in range(256)}
     for i, (left, right) in enumerate(tokenizer.merges):
@@ -398,7 +409,8 @@ def write_minbpe(tokenizer: BPETokenizer, path: str | Path, renumber: bool = Fal
     moved = next((token for token, i in ids.items() if tokenizer.token_id(token) != i), None)
     if moved is not None and not renumber:
         raise InputError(
-            f"minbpe would give {moved!r} the id {ids[moved]} in place of {tokenizer.token_id(moved)}: convert with "
+            f"minbpe would give {moved!r} the id {ids[moved]} in place of {tokenizer.token_id(moved)}: "
+            f"convert with "
             "renumber=True if ids may change"
         )
     special = dict(tokenizer.special_tokens)
@@ -411,5 +423,3 @@ def write_minbpe(tokenizer: BPETokenizer, path: str | Path, renumber: bool = Fal
     lines += [f"{text} {i}" for text, i in special.items()]
     lines += [f"{ids[left]} {ids[right]}" for left, right in tokenizer.merges]
     write_text(path, "\n".join(lines) + "\n")
-
-

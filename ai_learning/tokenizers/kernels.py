@@ -1,14 +1,17 @@
+# mypy: ignore-errors
+# (numba gives the types: every value is an int64)
 """The compiled encoder: splitting, word cache, merges, decoding.
 
-Kernels never allocate and never fail: memory comes from the caller as addresses (see ``machine``), and one that
-runs out of it saves its place, says what it needs and is called again. ``fast.py`` is the caller.
+Kernels never allocate and never fail: memory comes from the caller as addresses (see ``machine``), and one
+that runs out of it saves its place, says what it needs and is called again. ``fast.py`` is the caller.
 """
 
 from numba import njit
 
 from .machine import classify64, load8, load32, load64, lowest_bit, shr, store8, store32, store64
 
-# Fields of the state: int64 numbers, eight bytes each. Addresses and sizes first, then the place to go on from.
+# Fields of the state: int64 numbers, eight bytes each. Addresses and sizes first, then the place to go on
+# from.
 (
     CLASSES,  # uint8 of each code point: 0 other, 1 letter, 2 number, 3 space
     MASKS,  # 16 pairs of uint64: which bits of two words hold the first n bytes
@@ -35,9 +38,9 @@ _BYTES_TO_SCAN = 128  # up to here rescanning for the best pair beats a heap
 
 
 # --- splitting ----------------------------------------------------------------------------------------------
-# A text is cut into blocks of up to 64 bytes that end with a whole character. One bit a byte says what it is, and
-# a few shifts say where words start: the "previous byte is a letter" mask is the letter mask shifted by one.
-# What the next block needs to know of the last byte of this one is the carry.
+# A text is cut into blocks of up to 64 bytes that end with a whole character. One bit a byte says what it
+# is, and a few shifts say where words start: the "previous byte is a letter" mask is the letter mask shifted
+# by one. What the next block needs to know of the last byte of this one is the carry.
 
 
 @njit(nogil=True, cache=True)
@@ -116,7 +119,7 @@ def block_masks(text, position, end, classes):
 
 @njit(nogil=True, cache=True)
 def space_follows(text, position, end, classes):
-    """Whether a run of white space goes on at ``position``; 1 at the end of the text, where it is not split."""
+    """Whether white space goes on at ``position``; 1 at the end of the text, where it is not split."""
     if position >= end:
         return 1
     kind, _ = class_at(classes, text + position)
@@ -172,7 +175,7 @@ def gpt2_block(text, position, end, classes, carry):
 
 @njit(nogil=True, cache=True)
 def newline_ahead(text, position, end, classes, whole_tail):
-    """Whether white space from ``position`` on holds another newline before it ends (or ends the whole text)."""
+    """Whether white space from ``position`` on holds another newline (or ends the whole text)."""
     while position < end:
         first = load8(text + position)
         if first == 10 or first == 13:
@@ -264,7 +267,7 @@ def next_block(text, position, end, state, carry):
 
 @njit(nogil=True, cache=True)
 def split_starts(text, end, state, out):
-    """Write where each word starts (int64) to ``out``; returns how many. To test the splitters by themselves."""
+    """Write where each word starts (int64) to ``out``; returns how many. To test the splitters alone."""
     position = carry = found = 0
     while position < end:
         starts, length, carry = next_block(text, position, end, state, carry)
@@ -427,9 +430,10 @@ def merge_long(state, place, n, out):
 
 
 # --- the word cache -----------------------------------------------------------------------------------------
-# A slot is four int64. A word of up to 15 bytes is its own key: 15 bytes and, in the top byte, the length. Longer
-# ones have a hash, and (sign bit, 23 bits of length, 40 bits of place in the arena). Up to three ids are packed in
-# the third number, 20 bits each, their count above; more are in the pool: place << 24 | count in the fourth.
+# A slot is four int64. A word of up to 15 bytes is its own key: 15 bytes and, in the top byte, the length.
+# Longer ones have a hash, and (sign bit, 23 bits of length, 40 bits of place in the arena). Up to three ids
+# are packed in the third number, 20 bits each, their count above; more are in the pool: place << 24 | count
+# in the fourth.
 
 
 @njit(nogil=True, cache=True)
@@ -559,10 +563,10 @@ def encode_text(text, end, out, state):
                 key = load64(where + 8)
                 if key == 0:
                     break
-                if load64(where) == first and shr(key, 40) == shr(second, 40):
-                    if same_bytes(place, arena + (key & (1 << 40) - 1), n):
-                        hit = True
-                        break
+                same = load64(where) == first and shr(key, 40) == shr(second, 40)
+                if same and same_bytes(place, arena + (key & (1 << 40) - 1), n):
+                    hit = True
+                    break
                 slot = slot + 1 & wrap
                 where = cache + SLOT * slot
         else:
@@ -605,7 +609,7 @@ def encode_text(text, end, out, state):
 
 @njit(nogil=True, cache=True)
 def encode_copy(source, n, text, out, state):
-    """Copy ``n`` bytes at ``source`` to ``text``, where 64 bytes behind may be read, and encode them there."""
+    """Copy ``n`` bytes at ``source`` to ``text``, where 64 bytes behind can be read; encode them there."""
     whole = n & ~7
     for i in range(0, whole, 8):
         store64(text + i, load64(source + i))

@@ -1,8 +1,10 @@
+# mypy: ignore-errors
+# (numba gives the types)
 """Machine instructions for the kernels: memory by address, bit scans, 64 bytes classified at once.
 
 Why not arrays: numba passes an array as seven values and counts its references, which made small helpers many
-times slower than the work they do. An address is one integer, so helpers inline to nothing. All values are int64;
-``shr`` shifts in zeros, and addition, multiplication and the bit operations do not depend on the sign.
+times slower than the work they do. An address is one integer, so helpers inline to nothing. All values are
+int64; ``shr`` shifts in zeros, and addition, multiplication and the bit operations do not depend on the sign.
 
 Whoever calls a kernel keeps the memory alive and 64 readable bytes behind every text (``PADDING``).
 """

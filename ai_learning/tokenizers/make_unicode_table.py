@@ -3,8 +3,8 @@
     python -m ai_learning.tokenizers.make_unicode_table
 
 The ``regex`` module and ``unicodedata`` follow other Unicode versions than tiktoken and Hugging Face
-tokenizers (which agree with each other), and would split newly assigned characters differently. So the classes
-are asked of tiktoken itself: an encoding whose pattern is ``\\p{L}`` drops everything but letters.
+tokenizers (which agree with each other), and would split newly assigned characters differently. So the
+classes are asked of tiktoken itself: an encoding whose pattern is ``\\p{L}`` drops everything but letters.
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Splitting text into words before any merge: GPT-2's pattern, GPT-4's, your own, or none.
 
 The named patterns give what tiktoken gives, on every code point of the Unicode version it was built with
-(``unicode_table.py``). They run on Python's own ``re`` with those classes written out, which is twice as fast as
-the ``regex`` module and does not change with its Unicode version. A pattern of your own runs on ``regex``.
+(``unicode_table.py``). They run on Python's own ``re`` with those classes written out, which is twice as
+fast as the ``regex`` module and does not change with its Unicode version. A pattern of your own runs on
+``regex``.
 """
 
 import re
@@ -21,9 +22,11 @@ class SplitPattern:
     Attributes:
         name: the word that selects it; for your own pattern, the pattern.
         regex: as tiktoken and ``regex`` take it; ``""`` splits nothing.
-        oniguruma: the same for Hugging Face's tokenizer.json, whose engine reads ``$`` and ``{1,3}+`` otherwise.
+        oniguruma: the same for Hugging Face's tokenizer.json, whose engine reads ``$`` and ``{1,3}+``
+            otherwise.
         template: the same for Python's ``re``, with ``%L``, ``%N``, ``%S`` where the classes go.
-        family: which compiled splitter does it: ``"gpt2"``, ``"gpt4"``, ``"none"``, or ``""`` for no compiled one.
+        family: which compiled splitter does it: ``"gpt2"``, ``"gpt4"``, ``"none"``, or ``""`` for no
+            compiled one.
         max_digits: GPT-4: how many digits make a word.
         whole_tail: GPT-4: white space at the end of the text is one word, even if it holds a newline.
     """
@@ -62,7 +65,7 @@ _GPT4_TEMPLATE = (
 
 def _gpt4(name: str, regex: str, digits: int, whole_tail: bool) -> SplitPattern:
     template = _GPT4_TEMPLATE.replace("%D", str(digits)).replace("%Z", r"[%S]++\Z|" if whole_tail else "")
-    oniguruma = _GPT4_ORIGINAL.replace("{1,3}", "{1,%d}" % digits)
+    oniguruma = _GPT4_ORIGINAL.replace("{1,3}", f"{{1,{digits}}}")
     if whole_tail:
         oniguruma = oniguruma.replace(r"|\s*[", r"|\s+\z|\s*[")
     return SplitPattern(name, regex, oniguruma, template, "gpt4", digits, whole_tail)
@@ -71,7 +74,8 @@ def _gpt4(name: str, regex: str, digits: int, whole_tail: bool) -> SplitPattern:
 NO_PATTERN = SplitPattern("none", "", family="none")
 PATTERNS: dict[str, SplitPattern] = {
     "gpt2": SplitPattern("gpt2", _GPT2, _GPT2_ORIGINAL, _GPT2_TEMPLATE, "gpt2"),
-    # tiktoken's cl100k_base today; the published original differs only in white space at the very end of a text
+    # tiktoken's cl100k_base today; the published original differs only in white space at the very end of a
+    # text
     "gpt4": _gpt4("gpt4", _GPT4, 3, True),
     "gpt4-original": _gpt4("gpt4-original", _GPT4_ORIGINAL, 3, False),
     "nanochat": _gpt4("nanochat", _NANOCHAT, 2, False),  # digits in twos
@@ -80,13 +84,16 @@ PATTERNS: dict[str, SplitPattern] = {
 _BY_REGEX = {pattern.regex: pattern for pattern in PATTERNS.values()}
 _BY_REGEX |= {pattern.oniguruma: pattern for pattern in PATTERNS.values() if pattern.oniguruma}
 _BY_REGEX |= {_GPT4_MINBPE: PATTERNS["gpt4-original"]}
-_BY_REGEX |= {r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""": PATTERNS["gpt2"]}
+_BY_REGEX |= {
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""": PATTERNS["gpt2"]
+}
 
 
 def split_pattern(pattern: "str | SplitPattern | None") -> SplitPattern:
     """The pattern called ``pattern``: a name, a regular expression, or ``None`` for no splitting.
 
-    A regular expression that is one of the named patterns, in any of its published spellings, becomes that one.
+    A regular expression that is one of the named patterns, in any of its published spellings, becomes that
+    one.
 
     Raises:
         InputError: not a name and not a regular expression that ``regex`` accepts.
@@ -99,7 +106,9 @@ def split_pattern(pattern: "str | SplitPattern | None") -> SplitPattern:
     if known is not None:
         return known
     if re.fullmatch(r"[\w.-]+", pattern):
-        raise InputError(f"pattern {pattern!r} is not known; use {', '.join(PATTERNS)} or a regular expression")
+        raise InputError(
+            f"pattern {pattern!r} is not known; use {', '.join(PATTERNS)} or a regular expression"
+        )
     _compile_own(pattern)
     return SplitPattern(pattern, pattern, pattern)
 

@@ -13,7 +13,9 @@ SpecialSet = Literal["all"] | Collection[str]
 @lru_cache(maxsize=64)
 def any_of(tokens: frozenset[str]) -> re.Pattern[str]:
     """A pattern for any of ``tokens``; where one begins another, the longest wins."""
-    return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
+    return re.compile(
+        "(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")"
+    )
 
 
 def occurs(token: str, text: str) -> bool:
@@ -41,7 +43,8 @@ def refuse(text: str, disallowed: frozenset[str]) -> None:
     if disallowed and (match := any_of(disallowed).search(text)):
         token = match.group()
         raise InputError(
-            f"the text holds the special token {token!r} at character {match.start()}; to use it as a token pass "
+            f"the text holds the special token {token!r} at character {match.start()}; to use it as a token "
+            f"pass "
             f"allowed_special={{{token!r}}}, to encode it as plain text pass disallowed_special=()"
         )
 

@@ -44,7 +44,9 @@ def safe_cut(text: str, special_tokens: Iterable[str] = ()) -> int:
             return _outside_special(text, cut, tokens)
     while end > 0:
         start = max(0, end - back)
-        cuts = [match.start() for match in _cut_pattern().finditer(text, start, end + 1) if match.start() > start]
+        cuts = [
+            match.start() for match in _cut_pattern().finditer(text, start, end + 1) if match.start() > start
+        ]
         for cut in reversed(cuts):
             if cut <= end:
                 return _outside_special(text, cut, tokens)
@@ -65,7 +67,7 @@ def _outside_special(text: str, cut: int, tokens: list[str]) -> int:
 def safe_chunks(
     pieces: Iterable[str], pattern: SplitPattern, special_tokens: Iterable[str], size: int
 ) -> Iterator[str]:
-    """Join ``pieces`` and cut them anew into chunks of about ``size`` characters that are safe to treat apart.
+    """Join ``pieces`` and cut them anew into chunks of about ``size`` characters, safe to treat apart.
 
     A stretch without a safe place, and all of a text under a pattern of your own or none, stays one chunk
     (but for special tokens, where every text can be cut).
@@ -81,7 +83,9 @@ def safe_chunks(
             if length < wanted:
                 continue
             text = "".join(held)
-            cut = safe_cut(text, tokens) if pattern.family in ("gpt2", "gpt4") else _last_special(text, tokens)
+            cut = (
+                safe_cut(text, tokens) if pattern.family in ("gpt2", "gpt4") else _last_special(text, tokens)
+            )
             if cut:
                 yield text[:cut]
                 held, length, wanted = [text[cut:]], len(text) - cut, size
@@ -107,7 +111,7 @@ def _last_special(text: AnyStr, tokens: frozenset[str]) -> int:
 def utf8_chunks(
     text: str, pattern: SplitPattern, special_tokens: Collection[str], size: int = 2**17
 ) -> Iterator[bytes]:
-    """``text`` in UTF-8 in chunks that are safe to treat apart, small enough to stay in the processor's cache."""
+    """``text`` in UTF-8, in chunks that are safe to treat apart and fit the processor's cache."""
     start, wanted = 0, size if pattern.family in ("gpt2", "gpt4") else len(text)
     while start < len(text):
         part = text[start : start + wanted]
@@ -155,7 +159,8 @@ def safe_byte_chunks(
     """A file, from byte ``start`` on, in chunks of about ``size`` bytes that are safe to treat apart.
 
     Yields:
-        (chunk, bytes of the file that it stands for). Chunks are valid UTF-8: bytes that are not become U+FFFD.
+        (chunk, bytes of the file that it stands for). Chunks are valid UTF-8: bytes that are not become
+        U+FFFD.
     """
     tokens = frozenset(special_tokens)
     named = pattern.family in ("gpt2", "gpt4")

@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# (numba gives the types: every value is an int64)
 """The compiled trainer: counting words, learning merges. Memory by address, as in ``kernels``."""
 
 from numba import njit
@@ -32,9 +34,9 @@ from .machine import load8, load32, load64, lowest_bit, shr, store32, store64
 COUNTED, NEED_ROOM = 0, 1
 
 # --- counting words -----------------------------------------------------------------------------------------
-# The table is that of the encoder (same state, same keys), but the third number of a slot is the index of the word
-# in order of first appearance, and the fourth its count. The bytes of all words are in the arena; POOL holds the
-# int64 offset of each.
+# The table is that of the encoder (same state, same keys), but the third number of a slot is the index of
+# the word in order of first appearance, and the fourth its count. The bytes of all words are in the arena;
+# POOL holds the int64 offset of each.
 
 
 @njit(nogil=True, cache=True)
@@ -88,9 +90,9 @@ def count_words(text, end, times, state):
             slot = shr(first, 64 - bits)
             where = table + SLOT * slot
             while load64(where + 8) != 0:
-                if load64(where + 8) == second and load64(where) == first:
-                    if same_bytes(place, arena + load64(offsets + 8 * load64(where + 16)), n):
-                        break
+                same = load64(where + 8) == second and load64(where) == first
+                if same and same_bytes(place, arena + load64(offsets + 8 * load64(where + 16)), n):
+                    break
                 slot = slot + 1 & wrap
                 where = table + SLOT * slot
         if load64(where + 8) == 0:
@@ -158,11 +160,12 @@ def counts_in_order(table, bits, out):
 
 
 # --- learning merges ----------------------------------------------------------------------------------------
-# Symbols are linked within their word: a record of five uint32, id, previous, next, word, and the index of the pair
-# it makes with the next. A merge keeps the left record and marks the right one gone. Each pair has a record of four int64, key (left id << 32 | right id), count,
-# and where the places it occurs at are listed. Places are never removed from a list, only found stale; a list is
-# in ascending order, so that overlaps merge from the left. A heap holds (count, tie, key) of each pair; counts only
-# fall after the step that makes a pair, so an entry found stale is put back lower.
+# Symbols are linked within their word: a record of five uint32, id, previous, next, word, and the index of
+# the pair it makes with the next. A merge keeps the left record and marks the right one gone. Each pair has
+# a record of four int64, key (left id << 32 | right id), count, and where the places it occurs at are
+# listed. Places are never removed from a list, only found stale; a list is in ascending order, so that
+# overlaps merge from the left. A heap holds (count, tie, key) of each pair; counts
+# only fall after the step that makes a pair, so an entry found stale is put back lower.
 
 (
     SYMBOLS, N_SYMBOLS, WORD_COUNTS,
@@ -330,7 +333,7 @@ def add_to_pair(state, key, count):
 
 @njit(nogil=True, cache=True)
 def file_places(state, first_pair, n_found):
-    """Write the ``n_found`` places of STEP into lists, one for each pair from ``first_pair`` on, and push those."""
+    """Write the ``n_found`` places of STEP into lists, one a pair from ``first_pair`` on, and push them."""
     records, step = load64(state + 8 * PAIR_RECORDS), load64(state + 8 * STEP)
     places, used = load64(state + 8 * PLACES), load64(state + 8 * N_PLACES)
     n_pairs = load64(state + 8 * N_PAIRS)

@@ -1,11 +1,12 @@
 """Training: words counted once, then merges learned on the unique words.
 
-Counting: the text is split into words (special tokens cut it first and are no part of any), and each unique word is
-kept with its count. Merging works on those: pair counts and the places of each pair are kept up to date merge by
-merge, and a heap gives the best pair without a rescan. ``bpe.train`` is the same without any of this.
+Counting: the text is split into words (special tokens cut it first and are no part of any), and each unique
+word is kept with its count. Merging works on those: pair counts and the places of each pair are kept up to
+date merge by merge, and a heap gives the best pair without a rescan. ``bpe.train`` is the same without any of
+this.
 
-Both steps exist twice, in plain Python here and compiled (``train_kernels``), with the same result. Small inputs
-run in plain Python, which needs nothing to load.
+Both steps exist twice, in plain Python here and compiled (``train_kernels``), with the same result. Small
+inputs run in plain Python, which needs nothing to load.
 """
 
 import heapq
@@ -90,10 +91,11 @@ def train(
         special_tokens: cut out of the text before anything else, and numbered last.
         num_workers: threads that count; ``None`` takes two where the machine has them and the text is large.
         min_frequency: pairs rarer than this are not merged.
-        tie_break: among pairs of equal count: ``"hf"`` as Hugging Face tokenizers (smaller ids in GPT-2's byte
-            order), ``"rustbpe"`` (smaller ids, bytes by value), ``"minbpe"`` (first seen), ``"cs336"`` (greater bytes).
-        counts_file: the word counts are kept here; if the file is there already, they are read from it and the
-            texts are not: an interrupted training goes on from its counts.
+        tie_break: among pairs of equal count: ``"hf"`` as Hugging Face tokenizers (smaller ids in GPT-2's
+            byte order), ``"rustbpe"`` (smaller ids, bytes by value), ``"minbpe"`` (first seen), ``"cs336"``
+            (greater bytes).
+        counts_file: the word counts are kept here; if the file is there already, they are read from it and
+            the texts are not: an interrupted training goes on from its counts.
         progress: show bars on stderr.
         compiled: force the compiled path (or plain Python) rather than choosing by size.
 
@@ -167,7 +169,8 @@ class _Settings:
         self.n_merges = vocab_size - 256 - len(self.special_tokens)
         if self.n_merges < 0:
             raise InputError(
-                f"vocab_size={vocab_size} is too small: 256 bytes and {len(self.special_tokens)} special tokens "
+                f"vocab_size={vocab_size} is too small: 256 bytes and {len(self.special_tokens)} special "
+                f"tokens "
                 f"need {256 + len(self.special_tokens)}"
             )
         if tie_break not in TIE_BREAKS:
@@ -205,10 +208,13 @@ def _train(
                 save_counts(counts, counts_file, settings.key(source))
         if len(counts) == 0:
             raise InputError("no text to train on: every document is empty")
-        merges = learn_merges(counts, settings.n_merges, settings.tie_break, settings.min_count, bars.merging, compiled)
+        merges = learn_merges(
+            counts, settings.n_merges, settings.tie_break, settings.min_count, bars.merging, compiled
+        )
     if len(merges) < settings.n_merges:
         warnings.warn(
-            f"only {len(merges)} of {settings.n_merges} merges: no other pair occurs {settings.min_count} times",
+            f"only {len(merges)} of {settings.n_merges} merges: no other pair occurs {settings.min_count} "
+            f"times",
             stacklevel=4,
         )
     vocab = {i: bytes([byte]) for i, byte in enumerate(settings.tie_break.byte_order)}
@@ -241,7 +247,12 @@ def _bars(show: bool) -> Iterator[_Bars]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as view:
         words = view.add_task("counting words", total=None, rate="")
         merges = view.add_task("learning merges", total=None, start=False, rate="")
@@ -258,7 +269,9 @@ def _bars(show: bool) -> Iterator[_Bars]:
                     view.update(words, total=view.tasks[words].completed)
                     view.start_task(merges)
                 seconds = view.tasks[merges].elapsed or 0
-                rate = f"{done:,} of {wanted:,}" + (f", {done / seconds:,.0f} merges/s" if seconds > 0 else "")
+                rate = f"{done:,} of {wanted:,}" + (
+                    f", {done / seconds:,.0f} merges/s" if seconds > 0 else ""
+                )
                 view.update(merges, completed=done, total=wanted, rate=rate)
 
         yield Shown()
@@ -323,7 +336,9 @@ def _count_piece(job: tuple[SplitPattern, str]) -> Counter[str]:
     return Counter(splitter(pattern)(piece))
 
 
-def _count_compiled(settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None]) -> WordCounts:
+def _count_compiled(
+    settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None]
+) -> WordCounts:
     from .word_counts import FastCounter
 
     with fast.announced("the fast trainer"):
@@ -343,8 +358,8 @@ def _count_compiled(settings: _Settings, chunks: Iterator[Chunk], report: Callab
         for piece in pieces():
             counters[0].add(piece)
         return counters[0].result()
-    # One counter a thread, each with every workers-th batch: which one gets what never depends on timing. Batches
-    # of small documents, because handing one over costs as much as counting some kilobytes.
+    # One counter a thread, each with every workers-th batch: which one gets what never depends on timing.
+    # Batches of small documents, because handing one over costs as much as counting some kilobytes.
     with ThreadPoolExecutor(workers) as pool:
         batches = _batches(_small_enough(pieces(), settings))
         while turn := [batch for _, batch in zip(range(workers), batches, strict=False)]:
@@ -439,9 +454,10 @@ def _learn_plain(
 ) -> list[tuple[int, int]]:
     """The trainer in plain Python.
 
-    Symbols of all words stand in one list, linked to their neighbours (-1: none) so that a merge touches only its
-    surroundings. Every pair lists the places it was seen at, in ascending order; a place is never removed, only
-    found stale. A count only falls once its pair exists, so a heap entry found stale is put back lower.
+    Symbols of all words stand in one list, linked to their neighbours (-1: none) so that a merge touches
+    only its surroundings. Every pair lists the places it was seen at, in ascending order; a place is never
+    removed, only found stale. A count only falls once its pair exists, so a heap entry found stale is put
+    back lower.
     """
     id_of = {byte: i for i, byte in enumerate(tie_break.byte_order)}
     symbols: list[int] = []
@@ -472,7 +488,11 @@ def _learn_plain(
             left, right = pair
             seen = places[pair]
             fresh = next(
-                (n for n, i in enumerate(seen) if symbols[i] == left and symbols[after[i]] == right and after[i] >= 0),
+                (
+                    n
+                    for n, i in enumerate(seen)
+                    if symbols[i] == left and symbols[after[i]] == right and after[i] >= 0
+                ),
                 len(seen) - 1,
             )
             del seen[:fresh]

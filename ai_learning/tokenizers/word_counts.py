@@ -35,7 +35,9 @@ class WordCounts:
         """From word → count."""
         offsets = np.zeros(len(words) + 1, np.int64)
         np.cumsum([len(word) for word in words], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(words), np.uint8), offsets, np.array(list(words.values()), np.int64))
+        return cls(
+            np.frombuffer(b"".join(words), np.uint8), offsets, np.array(list(words.values()), np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -71,7 +73,9 @@ def load_counts(path: str | Path, key: dict[str, Any]) -> WordCounts | None:
             found = json.loads((file.metadata() or {})["key"])
             data, offsets, counts = (file.get_tensor(name) for name in ("data", "offsets", "counts"))
     except (KeyError, ValueError, OSError, SafetensorError) as error:
-        raise InputError(f"{path} holds no word counts, or is damaged ({error}): delete it to count anew") from None
+        raise InputError(
+            f"{path} holds no word counts, or is damaged ({error}): delete it to count anew"
+        ) from None
     different = next((name for name in key if found.get(name) != key[name]), None)
     if different is not None:
         raise InputError(
@@ -125,7 +129,8 @@ class FastCounter:
     def add(self, data: bytes) -> None:
         """Count the words of ``data``, which is valid UTF-8."""
         if len(data) > _COPY_BELOW and self._pattern.family in ("gpt2", "gpt4"):
-            # kernels read a little behind the end: instead of copying all to a longer place, copy only the last part
+            # kernels read a little behind the end: instead of copying all to a longer place, copy only the
+            # last part
             cut = len(data) - 2**16
             cut += safe_cut_bytes(data[cut:])
             if cut > len(data) - 2**16:

@@ -7,7 +7,7 @@ repeats its words, so nearly every word is one dictionary lookup.
 import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 from .bpe import Pair
 
@@ -46,7 +46,7 @@ class MergeTable:
     def _merge_short(self, ids: list[int]) -> list[int]:
         rank, new_id = self.rank, self.new_id
         nowhere = len(new_id)
-        ranks = [rank.get(pair, nowhere) for pair in zip(ids, ids[1:], strict=False)]
+        ranks = [rank.get(pair, nowhere) for pair in pairwise(ids)]
         while ranks:
             best = min(ranks)
             if best == nowhere:
@@ -66,9 +66,7 @@ class MergeTable:
         end = len(ids)
         following = list(range(1, end + 1))
         preceding = list(range(-1, end - 1))
-        heap = [
-            (rank[pair], i) for i, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair in rank
-        ]
+        heap = [(rank[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in rank]
         heapq.heapify(heap)
         while heap:
             best, i = heapq.heappop(heap)
@@ -98,7 +96,7 @@ class MergeTable:
         while True:
             candidates = [
                 (self.rank[pair], i)
-                for i, pair in enumerate(zip(ids, ids[1:], strict=False))
+                for i, pair in enumerate(pairwise(ids))
                 if pair in self.rank and generator.random() >= dropout
             ]
             if not candidates:

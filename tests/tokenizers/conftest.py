@@ -7,10 +7,11 @@ from ai_learning.tokenizers import BPETokenizer
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
-# characters that stand next to each other's rules: classes, contractions, white space of every kind, widths 1 to 4
-ALPHABET = list("aZ sdmtlvreSLVRET''' \t\n\r\x0b\x1c\x00019!?.-_\"/") + [
-    "é", "ſ", "’", "中", "я", "ß", "\u00a0", "\u0085", "\u2003", "\u2028", "\u3000", "٣", "²", "½", "Ⅷ", "—", "«",
-    "😀", "👍🏽", "\u0301", "\u200d", "𝒳", "𝟙", "\u0378", "\U000e0001", "  ", "\n\n", "\r\n", "   ", "'ll", "'S ",
+# characters that meet each other's rules: classes, contractions, every white space, widths 1 to 4
+ALPHABET = [*list("aZ sdmtlvreSLVRET''' \t\n\r\x0b\x1c\x00019!?.-_\"/"),
+    "é", "ſ", "’", "中", "я", "ß", "\u00a0", "\u0085", "\u2003", "\u2028", "\u3000", "٣", "²", "½", "Ⅷ", "—",
+    "«", "😀", "👍🏽", "\u0301", "\u200d", "𝒳", "𝟙", "\u0378", "\U000e0001", "  ", "\n\n", "\r\n",
+    "   ", "'ll", "'S ",
 ]  # fmt: skip
 
 

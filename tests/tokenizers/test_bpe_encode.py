@@ -16,8 +16,10 @@ from ai_learning.tokenizers.streaming import safe_byte_chunks, safe_chunks, safe
 
 needs_numba = pytest.mark.skipif(not fast.has_numba(), reason="no numba")
 MULTILINGUAL = (
-    "Hello, world! Das ist größer. Ça va? Это русский текст, 12345 и ещё. 这是中文文本，没有空格。日本語のテキスト。"
-    "한국어 텍스트입니다. नमस्ते दुनिया. مرحبا بالعالم ١٢٣ שלום. 👩‍👩‍👧‍👦 👍🏽 e\u0301\r\n\r\n\ttab\x00\x07\u0378\U0003ffff"
+    "Hello, world! Das ist größer. Ça va? Это русский текст, 12345 и ещё. "
+    "这是中文文本，没有空格。日本語のテキスト。"
+    "한국어 텍스트입니다. नमस्ते दुनिया. مرحبا بالعالم ١٢٣ שלום. 👩‍👩‍👧‍👦 👍🏽 "
+    "e\u0301\r\n\r\n\ttab\x00\x07\u0378\U0003ffff"
     "\u2028\u0085I'LL don't ſ'ſ x'S  \n \n  "
 )
 
@@ -37,7 +39,9 @@ def compiled(tokenizer):
 
 @pytest.fixture(scope="module")
 def small():
-    text = "the cat sat on the mat. the bat's hat isn't that fat, 'tis 1234 times flatter! " * 3 + MULTILINGUAL
+    text = (
+        "the cat sat on the mat. the bat's hat isn't that fat, 'tis 1234 times flatter! " * 3 + MULTILINGUAL
+    )
     return BPETokenizer.train([text], 400)
 
 
@@ -102,7 +106,16 @@ def test_long_runs_take_no_quadratic_time(which, make, request):
     theirs = request.getfixturevalue(f"tiktoken_{which}")
     generator = random.Random(1)
     letters = "".join(generator.choices("etaoinshrdlu", k=200_000))
-    for text in ["a" * 100_000, " " * 100_000, "\n" * 100_000, "'s" * 50_000, "^" * 100_000, "0" * 100_000, "é" * 50_000, letters]:
+    for text in [
+        "a" * 100_000,
+        " " * 100_000,
+        "\n" * 100_000,
+        "'s" * 50_000,
+        "^" * 100_000,
+        "0" * 100_000,
+        "é" * 50_000,
+        letters,
+    ]:
         for part in (text, text + "x", "x" + text + "\n"):
             started = time.process_time()
             ids = tokenizer.encode_ordinary(part)
@@ -178,7 +191,14 @@ def test_surrogates(gpt2, tiktoken_gpt2):
 
 def test_decoding(gpt2, tiktoken_gpt2):
     ids = np.random.default_rng(0).integers(0, 50257, 3000)
-    for kind in (ids.tolist(), tuple(ids.tolist()), ids, ids.astype(np.uint16), ids.astype(np.uint32), iter(ids.tolist())):
+    for kind in (
+        ids.tolist(),
+        tuple(ids.tolist()),
+        ids,
+        ids.astype(np.uint16),
+        ids.astype(np.uint32),
+        iter(ids.tolist()),
+    ):
         assert compiled(gpt2).decode_bytes(kind) == tiktoken_gpt2.decode_bytes(ids.tolist())
     assert gpt2.decode(ids[:20]) == tiktoken_gpt2.decode(ids[:20].tolist())
     assert gpt2.decode([]) == "" and gpt2.decode([50256]) == "<|endoftext|>"
@@ -247,8 +267,15 @@ def test_any_safe_cut_is_safe(gpt2, gpt4):
                 data = text.encode()
                 whole = tokenizer.encode_ordinary(text)
                 if cut:
-                    head, tail = (text[:cut], text[cut:]) if cut == safe_cut(text) else (data[:cut].decode(), data[cut:].decode())
-                    assert tokenizer.encode_ordinary(head) + tokenizer.encode_ordinary(tail) == whole, (head, tail)
+                    head, tail = (
+                        (text[:cut], text[cut:])
+                        if cut == safe_cut(text)
+                        else (data[:cut].decode(), data[cut:].decode())
+                    )
+                    assert tokenizer.encode_ordinary(head) + tokenizer.encode_ordinary(tail) == whole, (
+                        head,
+                        tail,
+                    )
                     cuts += 1
         assert cuts > 1000
 
@@ -304,7 +331,9 @@ def test_constructor_from_vocab_and_merges(gpt2):
     """The way Stanford CS336's tests make one: vocab, merges, and special tokens that may be new."""
     tokenizer = BPETokenizer(gpt2.vocab, gpt2.merges, ["<|endoftext|>", "<|new|>"])
     assert tokenizer.special_tokens == {"<|endoftext|>": 50256, "<|new|>": 50257}
-    assert BPETokenizer(gpt2.vocab, gpt2.merges, None).encode("<|endoftext|>") == gpt2.encode_ordinary("<|endoftext|>")
+    assert BPETokenizer(gpt2.vocab, gpt2.merges, None).encode("<|endoftext|>") == gpt2.encode_ordinary(
+        "<|endoftext|>"
+    )
     small = {i: bytes([i]) for i in range(256)}
     for vocab, merges, special, complaint in [
         ({0: b"a"}, [], (), "255 of the 256 single bytes"),

@@ -24,7 +24,9 @@ PATHS = [False, pytest.param(True, marks=pytest.mark.skipif(not fast.has_numba()
 def corpus(seed, n=300):
     """Text with runs, repetitions and ties in plenty."""
     generator = random.Random(seed)
-    return "".join(random_text(generator, 25) + " aaaa aaaaa abab " + "  " * generator.randint(0, 9) for _ in range(n))
+    return "".join(
+        random_text(generator, 25) + " aaaa aaaaa abab " + "  " * generator.randint(0, 9) for _ in range(n)
+    )
 
 
 # --- the readable algorithm, with each rule ---
@@ -74,7 +76,8 @@ def test_equals_the_readable_algorithm(compiled, rule):
 @pytest.mark.skipif(not fast.has_numba(), reason="no numba")
 def test_compiled_equals_plain_on_a_real_text(rule, shakespeare):
     tokenizers = [
-        BPETokenizer.train([shakespeare], 3000, tie_break=rule, compiled=compiled) for compiled in (True, False)
+        BPETokenizer.train([shakespeare], 3000, tie_break=rule, compiled=compiled)
+        for compiled in (True, False)
     ]
     assert tokenizers[0].merges == tokenizers[1].merges and len(tokenizers[0].merges) == 2743
 
@@ -131,7 +134,9 @@ def test_same_tokens_as_rustbpe(shakespeare):
 
 def test_minbpe_and_cs336_on_examples_worked_by_hand():
     # minbpe: "ba" and "cd" occur equally often; "cd" is seen first. By ids or bytes another would win.
-    first_seen = BPETokenizer.train(["cd ba cd ba"], 257, pattern=r"\w+", special_tokens=(), tie_break="minbpe")
+    first_seen = BPETokenizer.train(
+        ["cd ba cd ba"], 257, pattern=r"\w+", special_tokens=(), tie_break="minbpe"
+    )
     assert first_seen.merges == [(b"c", b"d")]
     # CS336's assignment: low low low low low lower lower widest widest widest newest x6: "s t", then "e st"
     text = "low low low low low\nlower lower widest widest widest\nnewest newest newest newest newest newest"
@@ -180,7 +185,9 @@ def test_damaged_utf8_in_files_counts_as_replacement(tmp_path):
     path.write_bytes(b"good \xff\xfe bad\xe2\x82 good" * 20)
     text = path.read_bytes().decode("utf-8", "replace")
     expected = BPETokenizer.train([text], 300, special_tokens=(), min_frequency=2)
-    assert BPETokenizer.train_from_files(path, 300, special_tokens=(), min_frequency=2).merges == expected.merges
+    assert (
+        BPETokenizer.train_from_files(path, 300, special_tokens=(), min_frequency=2).merges == expected.merges
+    )
 
 
 def test_counts_file_resumes_and_refuses_others(tmp_path, shakespeare):
@@ -206,7 +213,9 @@ def test_counts_file_resumes_and_refuses_others(tmp_path, shakespeare):
 
 def test_long_words_and_surrogates():
     for compiled in (False, True) if fast.has_numba() else (False,):
-        tokenizer = BPETokenizer.train(["a" * 300_000, "x\ud800y" * 3], 270, special_tokens=(), compiled=compiled)
+        tokenizer = BPETokenizer.train(
+            ["a" * 300_000, "x\ud800y" * 3], 270, special_tokens=(), compiled=compiled
+        )
         assert tokenizer.vocab[256] == b"aa" and max(map(len, tokenizer.vocab.values())) > 2000
         assert tokenizer.decode(tokenizer.encode("a" * 10_001)) == "a" * 10_001
 

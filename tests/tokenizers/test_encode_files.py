@@ -26,7 +26,7 @@ def files(tmp_path, shakespeare):
 
 
 def expected_ids(tokenizer, texts):
-    ids, ends = [], []
+    ids, _ends = [], []
     for text in texts:
         ids += tokenizer.encode(text, allowed_special="all")
         if not text.endswith("<|endoftext|>"):
@@ -101,13 +101,19 @@ def test_bad_input(gpt2, tmp_path):
     assert not (tmp_path / "out").exists()
     path = tmp_path / "a.txt"
     path.write_text("a")
-    for options, complaint in [({"num_workers": 0}, "num_workers=0"), ({"shard_tokens": 0}, "shard_tokens=0")]:
+    for options, complaint in [
+        ({"num_workers": 0}, "num_workers=0"),
+        ({"shard_tokens": 0}, "shard_tokens=0"),
+    ]:
         with pytest.raises(InputError, match=complaint):
             gpt2.encode_files(path, tmp_path / "out", **options)
 
 
 def test_token_file_refuses_ids_that_do_not_fit(tmp_path):
     for bad in ([300], [-1], np.array([300], np.uint16)):
-        with pytest.raises(InputError, match="do not fit"), TokenFileWriter(tmp_path / "x", 258, "f") as writer:
+        with (
+            pytest.raises(InputError, match="do not fit"),
+            TokenFileWriter(tmp_path / "x", 258, "f") as writer,
+        ):
             writer.add(bad)
         assert not (tmp_path / "x").exists()

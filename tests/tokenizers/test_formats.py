@@ -13,14 +13,19 @@ TEXT = "Hello, wörld! It's 12345 o'clock —\r\n\tnew  line 日本語 👍🏽 
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt4", "gpt4-original", "nanochat", None, r"\p{L}+|\P{L}+"])
 def trained(request):
-    texts = [TEXT * 5, "the quick brown fox jumps over the lazy dog's back; it isn't 1234567 times quicker. " * 9]
+    texts = [
+        TEXT * 5,
+        "the quick brown fox jumps over the lazy dog's back; it isn't 1234567 times quicker. " * 9,
+    ]
     return BPETokenizer.train(texts, 330, pattern=request.param, special_tokens=["<|endoftext|>", "<|pad|>"])
 
 
 def same(a, b):
     assert a.vocab == b.vocab and a.merges == b.merges and a.special_tokens == b.special_tokens
     assert a.fingerprint == b.fingerprint
-    assert a.encode(TEXT + "<|pad|>", allowed_special="all") == b.encode(TEXT + "<|pad|>", allowed_special="all")
+    assert a.encode(TEXT + "<|pad|>", allowed_special="all") == b.encode(
+        TEXT + "<|pad|>", allowed_special="all"
+    )
 
 
 def test_save_and_load(trained, tmp_path):
@@ -102,7 +107,9 @@ def test_tiktoken_files(trained, tmp_path):
 
     path = tmp_path / "ranks.tiktoken"
     trained.to_tiktoken_file(path)
-    same(BPETokenizer.from_tiktoken_file(path, trained.pattern, special_tokens=trained.special_tokens), trained)
+    same(
+        BPETokenizer.from_tiktoken_file(path, trained.pattern, special_tokens=trained.special_tokens), trained
+    )
     if trained.pattern.name in ("gpt2", "gpt4", "nanochat"):
         theirs = tiktoken.Encoding(
             "ours",
@@ -165,7 +172,9 @@ def test_minbpe_renumbers_only_when_told(tmp_path):
     tokenizer.to_minbpe_file(tmp_path / "a.model", renumber=True)
     again = BPETokenizer.from_minbpe_file(tmp_path / "a.model")
     assert again.merges == tokenizer.merges
-    assert [again.vocab[i] for i in again.encode(TEXT)] == [tokenizer.vocab[i] for i in tokenizer.encode(TEXT)]
+    assert [again.vocab[i] for i in again.encode(TEXT)] == [
+        tokenizer.vocab[i] for i in tokenizer.encode(TEXT)
+    ]
 
 
 def test_wrong_and_damaged_files_name_the_place(tmp_path):
@@ -195,7 +204,7 @@ def test_wrong_and_damaged_files_name_the_place(tmp_path):
     cases = [
         (lambda: BPETokenizer.from_tokenizer_json(tmp_path / "none.json"), "no file at"),
         (lambda: BPETokenizer.from_tokenizer_json(tmp_path), "is a folder"),
-        (lambda: BPETokenizer.from_tokenizer_json(damage("tokenizer.json", b'"model"', b'"model')), "line .* column"),
+        (lambda: BPETokenizer.from_tokenizer_json(damage("tokenizer.json", b'"model"', b'"model')), "line .* column"),  # noqa: E501
         (read_json(lambda d: d["model"].update(type="WordPiece")), "WordPiece"),
         (read_json(lambda d: d.update(normalizer={"type": "NFC"})), "NFC"),
         (read_json(lambda d: d["pre_tokenizer"].update(add_prefix_space=True)), "add_prefix_space"),
@@ -206,15 +215,15 @@ def test_wrong_and_damaged_files_name_the_place(tmp_path):
         (read_json(lambda d: d["model"]["vocab"].pop("a")), "single bytes"),
         (read_json(lambda d: d["model"].update(vocab=[])), "model.vocab"),
         (read_json(lambda d: d["added_tokens"].append({"id": "x"})), "added_tokens"),
-        (lambda: BPETokenizer.from_gpt2_files(damage("v.json", b'"!": 0', b'"!": 1'), tmp_path / "m.txt"), "id 1"),
-        (lambda: BPETokenizer.from_gpt2_files(tmp_path / "v.json", damage("m.txt", merges[5], b"one")), "line 6"),
-        (lambda: BPETokenizer.from_gpt2_files(tmp_path / "v.json", damage("m.txt", merges[5], b"Z Z")), "merge 4.*b'ZZ'"),
-        (lambda: BPETokenizer.from_gpt2_files(tmp_path / "v.json", damage("m.txt", merges[5], b"\xff \xff")), "not UTF-8"),
+        (lambda: BPETokenizer.from_gpt2_files(damage("v.json", b'"!": 0', b'"!": 1'), tmp_path / "m.txt"), "id 1"),  # noqa: E501
+        (lambda: BPETokenizer.from_gpt2_files(tmp_path / "v.json", damage("m.txt", merges[5], b"one")), "line 6"),  # noqa: E501
+        (lambda: BPETokenizer.from_gpt2_files(tmp_path / "v.json", damage("m.txt", merges[5], b"Z Z")), "merge 4.*b'ZZ'"),  # noqa: E501
+        (lambda: BPETokenizer.from_gpt2_files(tmp_path / "v.json", damage("m.txt", merges[5], b"\xff \xff")), "not UTF-8"),  # noqa: E501
         (lambda: BPETokenizer.from_tiktoken_file(damage("r.tiktoken", ranks[7], b"????")), "line 8"),
-        (lambda: BPETokenizer.from_tiktoken_file(damage("r.tiktoken", ranks[7], ranks[6])), "line 8.*already"),
+        (lambda: BPETokenizer.from_tiktoken_file(damage("r.tiktoken", ranks[7], ranks[6])), "line 8.*already"),  # noqa: E501
         (lambda: BPETokenizer.from_tiktoken_file(damage("r.tiktoken", ranks[7] + b"\n", b"")), "0x28"),
         (lambda: BPETokenizer.from_minbpe_file(damage("b.model", b"minbpe v1", b"minbpe v9")), "line 1"),
-        (lambda: BPETokenizer.from_minbpe_file(damage("b.model", pairs[-3], b"99999 1")), f"line {len(pairs) - 2}"),
+        (lambda: BPETokenizer.from_minbpe_file(damage("b.model", pairs[-3], b"99999 1")), f"line {len(pairs) - 2}"),  # noqa: E501
         (lambda: load(tmp_path / "nowhere"), "no tokenizer in"),
     ]  # fmt: skip
     for read, complaint in cases:
