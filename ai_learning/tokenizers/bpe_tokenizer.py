@@ -223,11 +223,12 @@ class BPETokenizer:
         Raises:
             InputError: the text holds a disallowed special token, or ``dropout`` is not in [0, 1].
         """
-        allowed = self._allowed(text, allowed_special, disallowed_special)
+        content = self._searchable(text)
+        allowed = self._allowed(text, content, allowed_special, disallowed_special)
         if dropout:
             return self._encode_dropout(text, allowed, dropout, seed)
         if not allowed:
-            return self.encode_ordinary(text)
+            return self._ordinary_list(text, content)
         ids: list[int] = []
         for piece, is_special in special.segments(text, allowed):
             if is_special:
@@ -238,23 +239,29 @@ class BPETokenizer:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of ``text`` with nothing special in it: the text of special tokens is text."""
-        encoder = self._encoder_for(text)
+        return self._ordinary_list(text, text)
+
+    def _ordinary_list(self, text: str, content: str | bytes) -> list[int]:
+        encoder = self._encoder_for(content)
         if encoder is None:
             try:
                 return self._words.encode(text)
             except UnicodeEncodeError:
                 return self._words.encode(fast.without_surrogates(text))
-        return encoder.encode_list(text)
+        return encoder.encode_list(content)
 
     def encode_to_numpy(
         self, text: str, *, allowed_special: SpecialSet = (), disallowed_special: SpecialSet = "all"
     ) -> np.ndarray:
         """``encode`` into an array: (n,) uint32. The fastest way."""
-        allowed = self._allowed(text, allowed_special, disallowed_special)
+        content = self._searchable(text)
+        allowed = self._allowed(text, content, allowed_special, disallowed_special)
         if not allowed:
-            return self._ordinary_array(text)
+            return self._ordinary_array(text, content)
         parts = [
-            np.array([self.special_tokens[piece]], np.uint32) if is_special else self._ordinary_array(piece)
+            np.array([self.special_tokens[piece]], np.uint32)
+            if is_special
+            else self._ordinary_array(piece, piece)
             for piece, is_special in special.segments(text, allowed)
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.uint32)
@@ -266,11 +273,11 @@ class BPETokenizer:
             return np.array(self._words.encode(data.decode()), dtype)
         return encoder.encode_as(data, np.dtype(dtype))
 
-    def _ordinary_array(self, text: str) -> np.ndarray:
-        encoder = self._encoder_for(text)
+    def _ordinary_array(self, text: str, content: str | bytes) -> np.ndarray:
+        encoder = self._encoder_for(content)
         if encoder is None:
-            return np.array(self.encode_ordinary(text), np.uint32)
-        return encoder.encode(text)
+            return np.array(self._ordinary_list(text, content), np.uint32)
+        return encoder.encode(content)
 
     def encode_batch(
         self,
@@ -291,7 +298,7 @@ class BPETokenizer:
         from .batch import encode_batch
 
         for text in texts:
-            self._allowed(text, allowed_special, disallowed_special)
+            self._allowed(text, self._searchable(text), allowed_special, disallowed_special)
         allowed, _ = special.resolve(allowed_special, disallowed_special, self.special_tokens)
         return encode_batch(self, texts, num_workers, allowed & self.special_tokens.keys())
 
@@ -373,15 +380,21 @@ class BPETokenizer:
                 ids += self._table.encode_word_dropout(word.encode(), dropout, generator)
         return ids
 
-    def _allowed(self, text: str, allowed: SpecialSet, disallowed: SpecialSet) -> frozenset[str]:
-        """The special tokens to use in ``text``; raises where it holds one that is disallowed."""
+    def _searchable(self, text: str) -> str | bytes:
+        """``text``, in UTF-8 if it is long and not ASCII: so it is encoded, and searched faster, anyway."""
         if not isinstance(text, str):
             raise InputError(f"text must be a str, not {type(text).__name__}: decode bytes first")
+        return text if len(text) < _SHORT_TEXT or text.isascii() else fast.utf8(text)
+
+    def _allowed(
+        self, text: str, content: str | bytes, allowed: SpecialSet, disallowed: SpecialSet
+    ) -> frozenset[str]:
+        """The special tokens to use in ``text``; raises where it holds one that is disallowed."""
         use, refused = special.resolve(allowed, disallowed, self.special_tokens)
-        if any(special.occurs(token, text) for token in refused):
+        if any(special.occurs(token, content) for token in refused):
             special.refuse(text, refused)
         return frozenset(
-            token for token in use if token in self.special_tokens and special.occurs(token, text)
+            token for token in use if token in self.special_tokens and special.occurs(token, content)
         )
 
     def _encoder_for(self, text: str | bytes) -> "FastEncoder | None":

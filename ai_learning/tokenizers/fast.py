@@ -212,7 +212,7 @@ class _Worker:
         self.state[k.ARENA_SIZE] = len(arena) - 16
         pool = np.empty(slots * 2, np.uint32)
         self._give(k.POOL, "pool", pool)
-        self.state[k.POOL_SIZE] = len(pool)
+        self.state[k.POOL_SIZE] = len(pool) - 8
         self.state[k.PAIRS] = address(tables.pairs)
         self.state[k.PAIR_BITS] = tables.pair_bits
         self.state[k.NEW_IDS] = address(tables.new_ids)
@@ -233,7 +233,7 @@ class _Worker:
     def room_for(self, n: int) -> None:
         self.text = np.zeros(n + len(_PAD), np.uint8)
         self.text_place = address(self.text)
-        self.out = np.empty(n + 8, np.uint32)
+        self.out = np.empty(n + 16, np.uint32)
         self.out_place = address(self.out)
         self.room = n
 

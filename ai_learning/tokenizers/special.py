@@ -18,8 +18,11 @@ def any_of(tokens: frozenset[str]) -> re.Pattern[str]:
     )
 
 
-def occurs(token: str, text: str) -> bool:
-    """Whether ``token`` is in ``text``; looking for its first character first is many times faster."""
+def occurs(token: str, text: str | bytes) -> bool:
+    """Whether ``token`` is in ``text`` (bytes: UTF-8); its first character is looked for first, which is cheap."""
+    if isinstance(text, bytes):
+        raw = token.encode()
+        return raw[:1] in text and raw in text
     return token[:1] in text and token in text
 
 
