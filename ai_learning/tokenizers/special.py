@@ -19,7 +19,7 @@ def any_of(tokens: frozenset[str]) -> re.Pattern[str]:
 
 
 def occurs(token: str, text: str | bytes) -> bool:
-    """Whether ``token`` is in ``text`` (bytes: UTF-8); its first character is looked for first, which is cheap."""
+    """Whether ``token`` is in ``text`` (bytes: UTF-8); its first character is looked for first: quicker."""
     if isinstance(text, bytes):
         raw = token.encode()
         return raw[:1] in text and raw in text

@@ -1,0 +1,167 @@
+"""``ai-learning tokenizer`` and ``ai-learning data``, as a user types them."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from ai_learning.cli import main
+from ai_learning.token_file import TokenFile
+from ai_learning.tokenizers import BPETokenizer, load
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("low lower lowest né 👍 <|endoftext|>more\n" * 30, encoding="utf-8")
+    assert main(["tokenizer", "train", "--data", "text.txt", "--vocab-size", "290", "--out", "tok"]) == 0
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_encode_decode(folder, capsys, monkeypatch):
+    tokenizer = load(folder / "tok")
+    assert (
+        tokenizer.merges
+        == BPETokenizer.train([(folder / "text.txt").read_text(encoding="utf-8")], 290).merges
+    )
+    code, out, _ = run(
+        capsys, "tokenizer", "encode", "--tokenizer", "tok", "--text", "né low<|endoftext|>", "--special"
+    )
+    ids = list(map(int, out.split()))
+    assert code == 0 and ids == tokenizer.encode("né low<|endoftext|>", allowed_special="all")
+    assert (
+        run(capsys, "tokenizer", "decode", "--tokenizer", "tok", "--ids", *map(str, ids))[1]
+        == "né low<|endoftext|>"
+    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(out.encode())))
+    assert run(capsys, "tokenizer", "decode", "--tokenizer", "tok")[1] == "né low<|endoftext|>"
+    assert run(capsys, "tokenizer", "encode", "--tokenizer", "bytes", "--text", "né")[1] == "110 195 169\n"
+
+
+def test_show_and_convert(folder, capsys):
+    arguments = [
+        "tokenizer",
+        "show",
+        "--tokenizer",
+        "tok",
+        "--text",
+        "lowest né",
+        "--ids",
+        "--steps",
+        "--stats",
+    ]
+    code, out, _ = run(capsys, *arguments, "--out", "page.html")
+    assert code == 0 and "statistics" in out and "rank" in out and "low" in out
+    assert "lo" in (folder / "page.html").read_text(encoding="utf-8")
+    for kind, name in [
+        ("gpt2", "g"),
+        ("tokenizer.json", "t.json"),
+        ("tiktoken", "r.tiktoken"),
+        ("folder", "again"),
+    ]:
+        assert run(capsys, "tokenizer", "convert", "--source", "tok", "--to", kind, "--out", name)[0] == 0
+    assert (
+        run(
+            capsys,
+            "tokenizer",
+            "convert",
+            "--source",
+            "tok",
+            "--to",
+            "minbpe",
+            "--out",
+            "m.model",
+            "--renumber",
+        )[0]
+        == 0
+    )
+    ids = load("tok").encode("lowest né")
+    for name in ("g", "t.json", "r.tiktoken", "again", "g/vocab.json"):
+        out = run(capsys, "tokenizer", "encode", "--tokenizer", name, "--text", "lowest né")[1]
+        assert list(map(int, out.split())) == ids, name
+    assert BPETokenizer.from_minbpe_file("m.model").merges == load("tok").merges
+    assert "g" in run(capsys, "tokenizer", "show", "--tokenizer", "tok", "g", "--text", "low")[1]
+
+
+def test_bench(folder, capsys):
+    code, out, _ = run(
+        capsys,
+        "tokenizer",
+        "bench",
+        "--tokenizer",
+        "tok",
+        "--data",
+        "text.txt",
+        "--repeat",
+        "1",
+        "--out",
+        "b.json",
+    )
+    figures = json.loads((folder / "b.json").read_text())["MB/s"]
+    assert code == 0 and "encode to an array" in out and all(value > 0 for value in figures.values())
+
+
+def test_prepare(folder, capsys):
+    tokenizer = load("tok")
+    code, out, _ = run(
+        capsys, "data", "prepare", "--data", "text.txt", "--tokenizer", "tok", "--out", "a.tokens"
+    )
+    found = TokenFile("a.tokens")
+    expected = tokenizer.encode((folder / "text.txt").read_text(encoding="utf-8"), allowed_special="all")
+    assert code == 0 and tokenizer.fingerprint in out and found.fingerprint == tokenizer.fingerprint
+    assert found.tokens.tolist() == [*expected, tokenizer.eos_id] and len(found.document_ends) == 31
+    assert (
+        run(
+            capsys,
+            "data",
+            "prepare",
+            "--data",
+            "text.txt",
+            "--tokenizer",
+            "tok",
+            "--out",
+            "s",
+            "--shard-tokens",
+            "50",
+        )[0]
+        == 0
+    )
+    assert TokenFile("s/shard-00000.tokens").tokens.tolist() == found.tokens.tolist()
+    assert run(capsys, "data", "prepare", "--data", "builtin:reference", "--out", "b.tokens")[0] == 0
+    assert TokenFile("b.tokens").vocab_size == 258
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["tokenizer", "nothing"], "train, encode"),
+        (["tokenizer", "encode", "--tokenizer", "nowhere", "--text", "x"], "no tokenizer at nowhere"),
+        (["tokenizer", "train", "--vocab-size", "9"], "vocab_size=9"),
+        (["tokenizer", "train", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["tokenizer", "train", "--pattern", "gpt5"], "gpt5"),
+        (["tokenizer", "decode", "--tokenizer", "bytes", "--ids", "x"], "ids"),
+        (["data", "nothing"], "prepare"),
+        (["data", "prepare", "--shard-tokens", "5"], "--shard-tokens"),
+        (["data", "prepare", "--tokenizer", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments, complaint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and complaint in err and err.count("\n") == 1 and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(capsys):
+    for command in ("train", "encode", "decode", "show", "convert", "bench"):
+        code, out, _ = run(capsys, "tokenizer", command, "--help")
+        assert code == 0 and "default" in out
+    assert "default" in run(capsys, "data", "prepare", "--help")[1]
