@@ -162,7 +162,7 @@ def bench_encode(tokenizer, peers, name, text, repeat, rows):
     cold_times = []
     for seeded in (True, False):
         times = []
-        for _ in range(3):
+        for _ in range(max(5, repeat)):
             fresh.append(FastEncoder(tokenizer, seeded=seeded))
             started = cpu_seconds()
             cold()
@@ -308,7 +308,7 @@ def bench_train(rows, source: str, sizes, repeat):
                     (
                         f"train {size:,} on {megabytes:.1f} MB",
                         which,
-                        f"{seconds:.3f} CPU-s, {memory:.0f} MB",
+                        f"{seconds:.3f} CPU-s, {memory:.0f} MB above the text",
                         ratios,
                         "yes" if same else "NO",
                     )

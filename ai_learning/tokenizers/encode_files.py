@@ -21,7 +21,7 @@ from .streaming import safe_byte_chunks
 if TYPE_CHECKING:
     from .bpe_tokenizer import BPETokenizer
 
-_CHUNK = 2**21  # bytes encoded at once
+_CHUNK = 2**19  # bytes encoded at once: small, because large blocks of changing size fragment memory
 PROGRESS_FILE = "progress.json"
 SHARD_NAME = "shard-{:05d}.tokens"
 

@@ -31,7 +31,8 @@ from .streaming import safe_byte_chunks, safe_chunks, safe_cut_bytes, utf8_chunk
 from .word_counts import WordCounts, load_counts, save_counts
 
 _COMPILED_FROM = 2**21  # characters; below, plain Python is done before the kernels are loaded
-_CHUNK = 2**22  # characters counted at once
+_CHUNK = 2**19  # characters or bytes read at once: small, because large blocks of changing size fragment memory
+_BATCH = 2**21  # handed to a thread at once
 _REPORT_EVERY = 250  # merges between two updates of the progress bar
 
 
@@ -372,8 +373,8 @@ def _count_compiled(
 def _small_enough(pieces: Iterator[bytes], settings: _Settings) -> Iterator[bytes]:
     """Cut what is so long that the other threads would wait for it."""
     for piece in pieces:
-        while len(piece) > 2 * _CHUNK and settings.pattern.family in ("gpt2", "gpt4"):
-            cut = safe_cut_bytes(piece[:_CHUNK])
+        while len(piece) > 2 * _BATCH and settings.pattern.family in ("gpt2", "gpt4"):
+            cut = safe_cut_bytes(piece[:_BATCH])
             if not cut:
                 break
             yield piece[:cut]
@@ -387,7 +388,7 @@ def _batches(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
     for piece in pieces:
         batch.append(piece)
         size += len(piece)
-        if size >= _CHUNK:
+        if size >= _BATCH:
             yield batch
             batch, size = [], 0
     if batch:

@@ -174,6 +174,23 @@ def test_files_in_chunks_give_the_merges_of_the_whole(tmp_path, compiled, worker
     assert BPETokenizer.train([text, ""], 700, num_workers=workers, compiled=compiled).merges == expected
 
 
+@pytest.mark.skipif(not fast.has_numba(), reason="no numba")
+def test_counters_grow_and_add_up():
+    """Far more unique words than a counter starts with room for, some of them long, from two counters."""
+    from ai_learning.tokenizers.word_counts import FastCounter
+
+    words = [f" w{i}" + "x" * (i % 40) for i in range(120_000)]
+    counters = [FastCounter(PATTERNS["none"]) for _ in range(2)]
+    for i, word in enumerate(words):
+        counters[i % 3 == 0].add(word.encode())
+    counters[0].add((" w1x" + "y" * 3_000_000).encode())
+    counters[0].add_counter(counters[1])
+    counters[0].add_counter(counters[1])
+    found = dict(counters[0].result().items())
+    assert len(found) == 120_001
+    assert all(found[word.encode()] == (2 if i % 3 == 0 else 1) for i, word in enumerate(words))
+
+
 def test_plain_counting_in_processes(shakespeare):
     text = shakespeare[:50_000]
     one, two = (BPETokenizer.train([text, text], 400, num_workers=n, compiled=False) for n in (1, 2))
@@ -257,11 +274,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path, shakespeare):
     """A file of 300 MB costs no more than one of 30 MB (the same words), but for a few chunks."""
     small, large = tmp_path / "small.txt", tmp_path / "large.txt"
     with small.open("w", encoding="utf-8") as file:
-        file.writelines(shakespeare for _ in range(27))
+        file.writelines(shakespeare + " 👍\n" for _ in range(27))
     with large.open("w", encoding="utf-8") as file:
-        file.writelines(shakespeare for _ in range(270))
+        file.writelines(shakespeare + " 👍\n" for _ in range(270))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(small), str(large), str(tmp_path / "out.tokens")]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     trained, encoded = map(float, result.stdout.split())
-    assert trained < 40 and encoded < 60, result.stdout
+    assert trained < 120 and encoded < 150, result.stdout
