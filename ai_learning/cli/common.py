@@ -55,7 +55,7 @@ def _one_line(box: str, command: str) -> str:
     message = " ".join(parts[0]) if parts else box.strip()
     message = message.removeprefix("Error parsing ").removeprefix("model: ").removeprefix("train: ")
     guesses = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
-    if guesses:
+    if guesses and message.startswith("Unrecognized"):
         message += f"; did you mean {' or '.join(dict.fromkeys(guesses))}?"
     return f"{message} (ai-learning {command} --help shows every option)"
 
