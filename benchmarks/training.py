@@ -31,7 +31,8 @@ def trainers(n_layer: int, n_head: int, n_embd: int, T: int, B: int, V: int) -> 
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=T, vocab_size=V,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, use_cache=False,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=None, eos_token_id=None, use_cache=False,
     )  # fmt: skip
     theirs = GPT2LMHeadModel(config).train()
     ours = from_hf(theirs).train()
