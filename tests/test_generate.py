@@ -36,6 +36,7 @@ def test_filters_by_hand() -> None:
     assert kept(apply_top_k(LOGITS, 99)) == [0, 1, 2, 3]
     assert kept(apply_top_p(LOGITS, 0.5)) == [0]
     assert kept(apply_top_p(LOGITS, 0.51)) == [0, 1]
+    assert len(kept(apply_top_p(torch.zeros(1, 4), 0.5))) == 2  # "reach": two quarters are enough
     assert kept(apply_top_p(LOGITS, 1e-9)) == [0]  # never nothing
     assert kept(apply_min_p(LOGITS, 0.2)) == [0, 1, 2]
     assert torch.allclose(apply_temperature(LOGITS, 0.5), LOGITS * 2)

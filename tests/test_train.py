@@ -109,13 +109,33 @@ def test_resume_is_exact_after_a_signal(tmp_path: Path, stop_after: int) -> None
     ]
 
 
+@pytest.mark.parametrize("crash_at", [1, 4, 5, 9, 12])
+def test_resume_is_exact_after_a_crash_between_checkpoints(tmp_path: Path, crash_at: int) -> None:
+    """Nothing is saved at the crash: what was logged since the last checkpoint must not stand twice."""
+    run(tmp_path / "whole")
+    calls = 0
+
+    def loss(model, batch):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 2 * crash_at:
+            raise RuntimeError("power cut")
+        return next_token_loss(model, *batch)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "parts", loss=loss)
+    run(tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
 KILLED = """
 import sys, torch, numpy as np
 sys.path.insert(0, {tests!r})
 from test_train import run, HOW
 from dataclasses import replace
 from pathlib import Path
-run(Path({out!r}), replace(HOW, steps=60), resume=True)
+run(Path({out!r}), replace(HOW, steps=150), resume=True)
 print("finished")
 """
 
@@ -149,7 +169,7 @@ def kill_until_done(out: Path, kills: int, seed: int) -> int:
 
 
 def compare_with_uninterrupted(tmp_path: Path, kills: int) -> None:
-    run(tmp_path / "whole", replace(HOW, steps=60))
+    run(tmp_path / "whole", replace(HOW, steps=150))
     assert kill_until_done(tmp_path / "killed", kills, seed=kills) >= 1
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
