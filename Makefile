@@ -24,6 +24,17 @@ format: $(READY)          ## let ruff write what lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(READY)           ## side by side with the peers; fill the cores with nothing else meanwhile
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/generation.py
+
+lessons: $(READY)         ## run every lesson and check what it asserts
+	$(BIN)/python -m pytest tests/test_lessons.py
+
+web: $(READY)             ## the playground on http://127.0.0.1:8000, with the demo's model
+	@test -f runs/demo/gpt1_tiny_pretrain.pt || $(BIN)/ai-learning demo
+	$(BIN)/ai-learning web
+
 clean:                    ## remove the environment (runs/ stays)
 	rm -rf $(VENV)
 

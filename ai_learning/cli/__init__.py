@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "fine-tune a pre-trained GPT on a labelled task"),
     "generate": ("generate", "continue a prompt"),
     "evaluate": ("evaluate", "perplexity and bits per byte of a text, accuracy on a task"),
+    "web": ("web", "a page on this machine: a model's tokens, next-token probabilities and text"),
 }
 
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, args: list[str]) -> int:
+    # Threads that spin while they wait take the cores from whatever else runs here: small models then train
+    # ten times slower. It must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
         return int(module.main(args) or 0)

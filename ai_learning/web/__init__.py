@@ -1,0 +1,1 @@
+"""The playground: a FastAPI app and one static page, nothing loaded from elsewhere."""
