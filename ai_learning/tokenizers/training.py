@@ -31,7 +31,7 @@ from .streaming import safe_byte_chunks, safe_chunks, safe_cut_bytes, utf8_chunk
 from .word_counts import WordCounts, load_counts, save_counts
 
 _COMPILED_FROM = 2**21  # characters; below, plain Python is done before the kernels are loaded
-_CHUNK = 2**19  # characters or bytes read at once: small, because large blocks of changing size fragment memory
+_CHUNK = 2**19  # characters or bytes read at once: larger blocks of changing size fragment memory
 _BATCH = 2**21  # handed to a thread at once
 _REPORT_EVERY = 250  # merges between two updates of the progress bar
 

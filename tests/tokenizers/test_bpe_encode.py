@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import random_text
+from random_texts import random_text
 
 from ai_learning.errors import InputError
 from ai_learning.tokenizers import BPETokenizer, Tokenizer, UnknownTokenError, bpe, fast

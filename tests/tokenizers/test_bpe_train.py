@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import random_text
+from random_texts import random_text
 
 from ai_learning.errors import InputError
 from ai_learning.tokenizers import BPETokenizer, bpe, fast

@@ -5,7 +5,7 @@ import random
 import sys
 
 import pytest
-from conftest import random_text
+from random_texts import random_text
 
 from ai_learning.errors import InputError
 from ai_learning.tokenizers import fast, make_unicode_table, unicode_table
