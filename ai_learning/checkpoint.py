@@ -1,0 +1,201 @@
+"""Checkpoints: one ``.pt`` file that holds a whole training state and is read without executing anything.
+
+The file is a dict: ``config`` (of the model, as a plain dict), ``state_dict``, and whatever else training
+needs (``optimizer``, ``step``, ``rng`` …). Writing is atomic and keeps the previous file beside the new one;
+a file that turns out truncated or corrupt when read is replaced by that previous one.
+"""
+
+import os
+import pickle
+import warnings
+import zipfile
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import CheckpointError
+from .files import atomic_path
+from .model import GPT, GPTConfig
+from .model.heads import TaskConfig, TaskModel
+from .tokenizers import ByteTokenizer, Tokenizer, load
+
+
+def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
+    """Write ``model`` and ``extra`` to ``path``, atomically; an older file becomes ``NAME.prev.pt``.
+
+    Args:
+        model: its ``config`` and ``state_dict()`` are stored.
+        path: the ``.pt`` file.
+        extra: tensors, numbers, strings, and dicts, lists or tuples of them.
+
+    Raises:
+        CheckpointError: the file cannot be written (disk full, no permission); the old one is untouched.
+
+    Example:
+        >>> save_checkpoint(model, "runs/first/last.pt", step=100)  # doctest: +SKIP
+    """
+    path = Path(path)
+    content = {"config": asdict(model_config(model)), "state_dict": model.state_dict(), **extra}
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+            if path.exists():
+                _keep(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"cannot write {path}: {reason}; the previous checkpoint is untouched"
+        ) from error
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``: nothing in the file is executed.
+
+    A truncated or corrupt file is told in a warning and the previous one is read in its place.
+
+    Returns:
+        The dict that was saved; ``build_model`` makes a ``GPT`` of it.
+
+    Raises:
+        CheckpointError: no such file; no readable version of it; or one that asks to run code.
+    """
+    path = Path(path)
+    previous = previous_path(path)
+    if not path.exists():
+        if not previous.exists():
+            raise CheckpointError(f"no checkpoint at {path}")
+        warnings.warn(f"{path} is missing; using the previous one, {previous}", stacklevel=2)
+        return _read(previous, device)
+    try:
+        return _read(path, device)
+    except _CorruptError as error:
+        if not previous.exists():
+            raise CheckpointError(f"{error}; there is no previous one to fall back to") from None
+        warnings.warn(f"{error}; using the previous one, {previous}", stacklevel=2)
+        return _read(previous, device)
+
+
+def build_model(checkpoint: dict[str, Any]) -> nn.Module:
+    """The model that a loaded checkpoint describes, in evaluation mode: a ``GPT``, or a ``TaskModel`` on one.
+
+    Raises:
+        CheckpointError: a field or tensor is missing or does not fit.
+    """
+    try:
+        config = dict(checkpoint["config"])
+        model: nn.Module
+        if "gpt" in config:
+            model = TaskModel(TaskConfig(**{**config, "gpt": GPTConfig(**config["gpt"])}))
+        else:
+            model = GPT(GPTConfig(**config))
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint does not describe a model of this library: {reason}") from None
+    return model.eval()
+
+
+def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT, dict[str, Any]]:
+    """The language model in a checkpoint (of a task model: the GPT inside it), and the checkpoint itself."""
+    checkpoint = load_checkpoint(path, device)
+    model = build_model(checkpoint).to(device)
+    gpt = model.gpt if isinstance(model, TaskModel) else model
+    assert isinstance(gpt, GPT)
+    return gpt, checkpoint
+
+
+def tokenizer_reference(tokenizer: Tokenizer, folder: str = "tokenizer") -> dict[str, str]:
+    """What a checkpoint says of its tokenizer: class, fingerprint, and the folder beside the checkpoint."""
+    return {
+        "class": type(tokenizer).__name__,
+        "fingerprint": tokenizer.fingerprint,
+        "folder": folder,
+    }
+
+
+def open_tokenizer(checkpoint: dict[str, Any], path: Path | str) -> Tokenizer:
+    """The tokenizer that the checkpoint at ``path`` was trained with.
+
+    Raises:
+        CheckpointError: it names none, or another one lies in its place.
+    """
+    reference = checkpoint.get("tokenizer")
+    if reference is None:
+        raise CheckpointError(f"{path} names no tokenizer: give one with --tokenizer")
+    if reference["class"] == "ByteTokenizer":
+        return ByteTokenizer()
+    tokenizer = load(Path(path).parent / reference["folder"])
+    if tokenizer.fingerprint != reference["fingerprint"]:
+        found = f"{tokenizer.fingerprint}, expected {reference['fingerprint']}"
+        raise CheckpointError(f"the tokenizer beside {path} is not the model's (fingerprint {found})")
+    return tokenizer
+
+
+def model_config(model: nn.Module) -> Any:
+    """The dataclass a model was made from.
+
+    Raises:
+        TypeError: it has none.
+    """
+    config = getattr(model, "config", None)
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{type(model).__name__} has no dataclass `config` to write into a checkpoint")
+    return config
+
+
+def previous_path(path: Path) -> Path:
+    """Where ``save_checkpoint`` keeps the file that stood at ``path`` before."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+class _CorruptError(CheckpointError):
+    """Damage, as opposed to malice: the previous file may stand in."""
+
+
+def _keep(path: Path) -> None:
+    """Make the old file reachable as the previous one, leaving ``path`` in place until it is replaced."""
+    previous = previous_path(path)
+    spare = previous.with_name(f".{previous.name}.tmp")
+    with suppress(FileNotFoundError):
+        spare.unlink()
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+    else:
+        os.replace(spare, previous)
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        # torch.load does not compare the archive's checksums: a flipped bit would become a wrong weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise _CorruptError(f"{path} is corrupt (checksum of {damaged})")
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{path} was refused: it asks to run code, or holds unknown types ({first})"
+        ) from None
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
+        if isinstance(error, CheckpointError | PermissionError | IsADirectoryError):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise _CorruptError(f"{path} is truncated, corrupt or no checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not {"config", "state_dict"} <= content.keys():
+        raise CheckpointError(f"{path} is no checkpoint of this library: it lacks config and state_dict")
+    return content

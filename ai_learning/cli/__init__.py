@@ -1,0 +1,85 @@
+"""The command ``ai-learning``: one file a family of commands, imported only when it is asked for."""
+
+import difflib
+import importlib
+import os
+import sys
+import warnings
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "train, sample and fine-tune a small GPT-1 here and now, and write a report"),
+    "lessons": ("lessons", "the lessons in their order; copy one to work on"),
+    "tokenizer": ("tokenizer", "train, encode, decode, show, convert and measure tokenizers"),
+    "data": ("data", "prepare: turn text into a token file"),
+    "pretrain": ("pretrain", "train a GPT on text"),
+    "finetune": ("finetune", "fine-tune a pre-trained GPT on a labelled task"),
+    "generate": ("generate", "continue a prompt"),
+    "evaluate": ("evaluate", "perplexity and bits per byte of a text, accuracy on a task"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; bad input is one line on stderr and exit code 2, Ctrl-C is 130."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from .. import __version__
+
+        print(f"ai-learning {__version__}")
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        guess = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {guess[0]!r}?" if guess else "see `ai-learning --help`"
+        print(f"ai-learning: error: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"ai-learning: warning: {message}", file=sys.stderr
+    )
+    return _run(name, rest)
+
+
+def _run(name: str, args: list[str]) -> int:
+    try:
+        module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
+        return int(module.main(args) or 0)
+    except SystemExit as stop:  # how tyro ends after --help and after a mistyped flag
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted", 130)
+    except BrokenPipeError:  # `ai-learning generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        if os.environ.get("AI_LEARNING_DEBUG"):
+            raise
+        return _fail(name, " ".join(str(error).split()), 2)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)  # train.Interrupted: importing it here would import torch
+        if code is None:
+            raise
+        return _fail(name, str(error), code)
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(
+        f"ai-learning {name}: error: {message}" if code == 2 else f"ai-learning {name}: {message}",
+        file=sys.stderr,
+    )
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ai-learning COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`ai-learning COMMAND --help` shows every option with its default.",
+        ]
+    )

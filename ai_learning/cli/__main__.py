@@ -1,0 +1,7 @@
+"""``python -m ai_learning.cli``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,179 @@
+"""What several commands need: tokenizers by name, data by source, progress of a training run."""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..batches import open_tokens, tokenize
+from ..errors import InputError
+from ..model import GPTConfig
+from ..text import read_texts
+from ..tokenizers import ByteTokenizer, Tokenizer, load
+
+console = Console(highlight=False)
+
+
+def parse(kind: Any, args: list[str], command: str, default: Any = None) -> Any:
+    """Options of ``ai-learning command``; the flags of nested configs need no prefix.
+
+    Raises:
+        InputError: what tyro shows in a box, as one line.
+    """
+    import tyro
+
+    heard = io.StringIO()
+    try:
+        with redirect_stderr(heard):
+            prog = f"ai-learning {command}"
+            return tyro.cli(tyro.conf.OmitArgPrefixes[kind], args=args, prog=prog, default=default)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise InputError(_one_line(heard.getvalue(), command)) from None
+
+
+def _one_line(box: str, command: str) -> str:
+    """tyro's framed message without its frame: the complaint, and the options it suggests."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    parts = [[line for line in part if line] for part in _split(lines[1:])]
+    message = " ".join(parts[0]) if parts else box.strip()
+    message = message.removeprefix("Error parsing ").removeprefix("model: ").removeprefix("train: ")
+    guesses = [line.split()[0] for part in parts for line in part if line.startswith("--")]
+    if guesses:
+        message += f"; did you mean {' or '.join(dict.fromkeys(guesses))}?"
+    return f"{message} (ai-learning {command} --help shows every option)"
+
+
+def _split(lines: list[str]) -> list[list[str]]:
+    """Paragraphs: the frame's rules became empty lines."""
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line:
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    return [part for part in parts if part]
+
+
+def flag(args: list[str], name: str, default: str) -> str:
+    """Value of ``--name`` before all is parsed: some defaults depend on others (a preset's sizes)."""
+    for number, arg in enumerate(args):
+        if arg == name and number + 1 < len(args):
+            return args[number + 1]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1]
+    return default
+
+
+def tokenizer_by_name(name: str) -> Tokenizer:
+    """``bytes``, or a folder that a tokenizer was saved in."""
+    return ByteTokenizer() if name == "bytes" else load(name)
+
+
+def read_tokens(source: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Ids of a source of text, or of a token file (``*.tokens``, through a memory map)."""
+    if source.endswith(".tokens"):
+        return open_tokens(source, tokenizer.vocab_size, tokenizer.fingerprint).tokens
+    return tokenize(read_texts(source), tokenizer)
+
+
+def fit_vocabulary(config: GPTConfig, tokenizer: Tokenizer) -> GPTConfig:
+    """The config with room for every id of the tokenizer.
+
+    Raises:
+        ValueError: a vocabulary asked for that is too small.
+    """
+    if config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"vocab_size={config.vocab_size} is too small: the tokenizer has {tokenizer.vocab_size} ids"
+        )
+    return replace(config)
+
+
+class TrainingProgress:
+    """A listener for ``train``: a bar with loss, speed and time left; plain lines where there is no terminal.
+
+    Args:
+        total: steps.
+        title: shown before the bar.
+    """
+
+    def __init__(self, total: int, title: str = "training") -> None:
+        self.total, self.title = total, title
+        self.live = console.is_terminal
+        self.figures: dict[str, Any] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+        self.last_line = -1
+
+    def __enter__(self) -> "TrainingProgress":
+        self.progress.start()
+        self.task = self.progress.add_task(self.title, total=self.total, figures="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        if not self.live and kind is None:
+            self._line(force=True)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Take one row of metrics."""
+        if "sample" in row:
+            self.progress.print(f"--- step {row['step']} ---\n{row['sample']}\n---", markup=False)
+            return
+        self.figures |= row
+        self.progress.update(self.task, completed=row["step"], figures=self._text())
+        if not self.live and (row["step"] - self.last_line) >= max(1, self.total // 10):
+            self._line()
+
+    def _line(self, force: bool = False) -> None:
+        step = self.figures.get("step", 0)
+        if force and step == self.last_line:
+            return
+        self.last_line = step
+        print(f"{self.title}: step {step}/{self.total}, {self._text()}", file=sys.stdout, flush=True)
+
+    def _text(self) -> str:
+        names = {
+            "loss": "loss {:.3f}",
+            "val_loss": "held out {:.3f}",
+            "val_accuracy": "accuracy {:.1%}",
+            "tokens_per_s": "{:,.0f} tokens/s",
+            "mfu": "MFU {:.1%}",
+        }
+        return ", ".join(
+            text.format(self.figures[name]) for name, text in names.items() if name in self.figures
+        )
+
+
+def existing_file(path: Path) -> Path:
+    """``path``, or one line that says it is missing."""
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    return path

@@ -1,0 +1,122 @@
+"""``ai-learning finetune``: GPT-1's second half, a pre-trained model and a labelled task."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..checkpoint import load_gpt, open_tokenizer, tokenizer_reference
+from ..errors import InputError
+from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss, task_metrics
+from ..model import GPT
+from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
+from ..run_folder import read_metrics, read_options
+from ..train import TrainConfig, TrainResult, train
+from ..viz import plot_loss
+from .common import TrainingProgress, console, flag, parse
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a pre-trained GPT on a labelled task, with GPT-1's input formats and auxiliary loss."""
+
+    checkpoint: Path = Path("runs/demo/gpt1_tiny_pretrain.pt")
+    """the pre-trained model"""
+    data: str = "builtin:packages"
+    """builtin:packages (which package of the standard library is this snippet from?) or a JSONL file"""
+    task: Literal["classification", "entailment", "similarity", "multiple_choice"] = "classification"
+    """what the JSONL file holds: text | premise, hypothesis | a, b | context, choices; and label"""
+    out: Path = Path("runs/finetune")
+    """folder for checkpoints, metrics and plots"""
+    resume: bool = False
+    """go on with the run in --out, with its own options"""
+    from_scratch: bool = False
+    """start from random weights of the same shape: what pre-training is worth"""
+    held_out: float = 0.1
+    """share of a JSONL file's rows to evaluate on"""
+    lm_coef: float = 0.5
+    """weight of the auxiliary language-model loss (the paper's λ)"""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=300, batch_size=32, lr=6e-4, warmup=30, schedule="linear", lr_floor=0.0, weight_decay=0.01,
+            beta2=0.999, eval_every=50, save_every=100,
+        )
+    )  # fmt: skip
+
+
+def main(args: list[str]) -> None:
+    """Entry point."""
+    options = parse(Finetune, args, "finetune", default=_defaults(args))
+    data, result = finetune(options)
+    console.print(
+        f"done: held-out accuracy {result.metrics['val_accuracy']:.1%}, "
+        f"majority class {data.majority_accuracy():.1%}; see {options.out}/loss.png"
+    )
+
+
+def _defaults(args: list[str]) -> Finetune:
+    if "--resume" not in args:
+        return Finetune()
+    out = flag(args, "--out", str(Finetune.out))
+    saved = read_options(out)
+    how = TrainConfig(**saved.pop("train"))
+    return Finetune(**{**saved, "out": Path(out), "checkpoint": Path(saved["checkpoint"]), "train": how})
+
+
+def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, TrainResult]:
+    """Run it; see ``Finetune`` for what can be asked."""
+    if options.lm_coef < 0:
+        raise InputError(f"lm_coef={options.lm_coef} must not be negative")
+    gpt, checkpoint = load_gpt(options.checkpoint)
+    tokenizer = open_tokenizer(checkpoint, options.checkpoint)
+    data = load_task(options.data, options.task, options.held_out, options.train.seed)
+    torch.manual_seed(options.train.seed)
+    if options.from_scratch:
+        gpt = GPT(gpt.config)
+    model, tokens = task_model(gpt, data)
+    how = options.train
+
+    def batches(examples: list) -> TaskBatches:
+        size = model.config.gpt.block_size
+        return TaskBatches(examples, data.task, tokenizer, tokens, size, how.batch_size, how.seed)
+
+    held_out = batches(data.held_out)
+    record: dict[str, Any] = {
+        **asdict(options), "out": str(options.out), "checkpoint": str(options.checkpoint), "resume": False
+    }  # fmt: skip
+    with TrainingProgress(how.steps, title) as progress:
+        result = train(
+            model,
+            lambda model, batch: task_loss(model, batch, options.lm_coef),  # type: ignore[arg-type]
+            batches(data.train),
+            how,
+            options.out,
+            evaluate=lambda model: task_metrics(model, held_out),  # type: ignore[arg-type]
+            listener=progress,
+            on_start=lambda: tokenizer.save(options.out / "tokenizer"),
+            resume=options.resume,
+            options=record,
+            extra={"tokenizer": tokenizer_reference(tokenizer), "classes": list(data.classes)},
+        )
+    plot_loss(
+        read_metrics(options.out / "metrics.jsonl"), options.out / "loss.png", f"{title}: {options.data}"
+    )
+    return data, result
+
+
+def load_task(source: str, task: str, held_out: float, seed: int) -> TaskData:
+    """A task by its source: ``builtin:packages`` or a JSONL file."""
+    if source == "builtin:packages":
+        return package_task(seed)
+    if source.startswith("builtin:"):
+        raise InputError(f"no built-in task {source!r}: use builtin:packages or a JSONL file")
+    return read_task(source, task, held_out, seed)
+
+
+def task_model(gpt: GPT, data: TaskData) -> tuple[TaskModel, TaskTokens]:
+    """``gpt`` with room for the three task tokens and a head for the task."""
+    tokens = TaskTokens.after(gpt.config.vocab_size)
+    extended = with_extra_tokens(gpt)
+    n_classes = max(2, len(data.classes))
+    return TaskModel(TaskConfig(gpt=extended.config, task=data.task, n_classes=n_classes), extended), tokens

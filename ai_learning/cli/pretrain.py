@@ -1,0 +1,128 @@
+"""``ai-learning pretrain``: text → tokens → batches → a trained GPT."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..batches import TokenBatches, evaluation_batches, split
+from ..checkpoint import tokenizer_reference
+from ..errors import InputError
+from ..generate import generate_text
+from ..loss import next_token_loss
+from ..model import GPT, GPTConfig
+from ..presets import preset
+from ..run_folder import read_metrics, read_options
+from ..tokenizers import Tokenizer
+from ..train import TrainConfig, TrainResult, train
+from ..viz import plot_loss
+from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read_tokens, tokenizer_by_name
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train a GPT on text from nothing; resumable, bit for bit."""
+
+    data: str = "builtin:stdlib"
+    """builtin:reference, :stdlib or :docstrings; a file or folder; -; hf:NAME; or a .tokens file"""
+    tokenizer: str = "bytes"
+    """bytes, or the folder of a saved tokenizer"""
+    preset: str = "gpt2-tiny"
+    """model to start from; the sizes below change it"""
+    out: Path = Path("runs/pretrain")
+    """folder for checkpoints, metrics and plots"""
+    resume: bool = False
+    """go on with the run in --out, with its own options"""
+    held_out: float = 0.1
+    """share of the text, at its end, to evaluate on"""
+    eval_batches: int = 20
+    """batches in each evaluation"""
+    model: GPTConfig = field(default_factory=lambda: preset("gpt2-tiny"))
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(args: list[str]) -> None:
+    """Entry point."""
+    options = parse(Pretrain, args, "pretrain", default=_defaults(args))
+    result = pretrain(options)
+    console.print(
+        f"done: step {result.step}, held-out loss {result.best_val_loss:.4f}, {result.seconds:.0f} s; "
+        f"see {options.out}/loss.png"
+    )
+    console.print(
+        f"try: ai-learning generate --checkpoint {options.out}/best.pt --prompt 'def '", markup=False
+    )
+
+
+def _defaults(args: list[str]) -> Pretrain:
+    """The defaults that ``--help`` shows: of the preset and tokenizer, or of the run to be resumed."""
+    if "--resume" in args:
+        out = flag(args, "--out", str(Pretrain.out))
+        saved = read_options(out)
+        saved.pop("n_tokens", None)
+        model, how = GPTConfig(**saved.pop("model")), TrainConfig(**saved.pop("train"))
+        return Pretrain(**{**saved, "out": Path(out), "model": model, "train": how})
+    name = flag(args, "--preset", Pretrain.preset)
+    tokenizer = flag(args, "--tokenizer", Pretrain.tokenizer)
+    model = preset(name)
+    vocab_size = tokenizer_by_name(tokenizer).vocab_size
+    return Pretrain(
+        preset=name, tokenizer=tokenizer, model=GPTConfig(**{**asdict(model), "vocab_size": vocab_size})
+    )
+
+
+def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
+    """Run it; see ``Pretrain`` for what can be asked."""
+    tokenizer = tokenizer_by_name(options.tokenizer)
+    config = fit_vocabulary(options.model, tokenizer)
+    tokens = read_tokens(options.data, tokenizer)
+    training, held_out = split(tokens, options.held_out)
+    batches = TokenBatches(training, config.block_size, options.train.batch_size, options.train.seed)
+    val = evaluation_batches(held_out, config.block_size, options.train.batch_size, options.eval_batches)
+    torch.manual_seed(options.train.seed)
+    model = GPT(config)
+    console.print(f"{options.data}: {len(tokens):,} tokens; model: {model.n_params():,} parameters")
+    record = {**asdict(options), "out": str(options.out), "resume": False, "n_tokens": len(tokens)}
+    if options.resume:
+        _check_same_data(options, len(tokens))
+    with TrainingProgress(options.train.steps, title) as progress:
+        result = train(
+            model,
+            lambda model, batch: next_token_loss(model, *batch),
+            batches,
+            options.train,
+            options.out,
+            evaluate=lambda model: {"val_loss": mean_loss(model, val)},
+            sample=lambda model: sample(model, tokenizer),
+            listener=progress,
+            on_start=lambda: tokenizer.save(options.out / "tokenizer"),
+            resume=options.resume,
+            options=record,
+            extra={"tokenizer": tokenizer_reference(tokenizer)},
+        )
+    plot_loss(
+        read_metrics(options.out / "metrics.jsonl"), options.out / "loss.png", f"{title}: {options.data}"
+    )
+    return result
+
+
+def mean_loss(model: Any, batches: list) -> float:
+    """Mean next-token loss over batches of the same size."""
+    device = next(model.parameters()).device
+    losses = [float(next_token_loss(model, x.to(device), y.to(device))) for x, y in batches]
+    return sum(losses) / len(losses)
+
+
+def sample(model: Any, tokenizer: Tokenizer, prompt: str = "", n: int = 200) -> str:
+    """A short continuation, the same for the same weights."""
+    return prompt + generate_text(model, tokenizer, prompt, n, temperature=0.8, top_p=0.95, seed=0)
+
+
+def _check_same_data(options: Pretrain, n_tokens: int) -> None:
+    before = read_options(options.out).get("n_tokens")
+    if before != n_tokens:
+        raise InputError(
+            f"{options.data} now gives {n_tokens:,} tokens, but the run in {options.out} was started "
+            f"on {before:,}: bring the data back or start another run"
+        )

@@ -1,0 +1,136 @@
+"""The training loss and what is read off it, without holding the logits of all positions at once."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .shapes import Hidden, Scalar, Tokens
+
+IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
+# A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
+_CHUNK_BYTES = 32 * 2**20
+
+
+def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
+    """Mean cross-entropy of the next token, in nats: ``-log p(targets[t] | idx[: t + 1])``.
+
+    The (B, T, V) logits are never held at once; see ``linear_cross_entropy``.
+
+    Args:
+        model: has ``hidden(idx, **inputs)`` (B, T, C) and ``lm_head``, a linear layer without bias.
+        idx: (B, T) ids.
+        targets: (B, T) ids, usually ``idx`` one step on; ``-100`` does not count.
+        inputs: passed on to ``hidden`` (``mask``, ``positions``).
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if idx.shape != targets.shape:
+        raise ValueError(
+            f"idx {tuple(idx.shape)} and targets {tuple(targets.shape)} must have the same shape"
+        )
+    hidden: Callable[..., Hidden] = model.hidden  # type: ignore[assignment]
+    head: nn.Linear = model.lm_head  # type: ignore[assignment]
+    return linear_cross_entropy(hidden(idx, **inputs), head.weight, targets)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, position_weights: Tensor | None = None
+) -> Scalar:
+    """``cross_entropy(hidden @ weight.T, targets)``, a chunk of positions at a time.
+
+    For each chunk the forward pass computes the logits, the loss and at once the gradients with respect
+    to ``hidden`` and ``weight``, then drops the logits: memory does not grow with positions × vocabulary.
+
+    Args:
+        hidden: (..., C).
+        weight: (V, C).
+        targets: (...) int64 ids; ``-100`` does not count.
+        position_weights: (...) what each position counts in the sum; ``None`` gives the mean.
+
+    Raises:
+        ValueError: a target outside the vocabulary, or none that counts.
+    """
+    flat_targets = targets.reshape(-1)
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_targets(flat_targets, weight.size(0))
+    if torch.is_autocast_enabled(hidden.device.type):
+        # A custom function runs outside autocast: give it what the matrix product would have been given.
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    flat = hidden.reshape(-1, hidden.size(-1))
+    counted = flat_targets != IGNORE_INDEX
+    shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
+    loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares)
+    return loss
+
+
+def _check_targets(targets: Tensor, vocab_size: int) -> None:
+    counted = targets[targets != IGNORE_INDEX]
+    if counted.numel() == 0:
+        raise ValueError(f"no target counts: all {targets.numel()} are {IGNORE_INDEX}")
+    low, high = (int(x) for x in torch.aminmax(counted))
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"target {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Forward computes loss and gradients chunk by chunk; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+        # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        N, V = hidden.size(0), weight.size(0)
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        shares = shares.to(dtype).unsqueeze(1)  # (N, 1)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight) if needs_weight else None
+        chunk = max(1, _CHUNK_BYTES // (V * total.element_size()))
+        for start in range(0, N, chunk):
+            rows = slice(start, min(start + chunk, N))
+            logits = (hidden[rows] @ weight.T).to(dtype)  # (n, V)
+            log_p = F.log_softmax(logits, dim=-1)
+            target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
+            total -= (log_p.gather(1, target) * share).sum()
+            if needs_hidden or needs_weight:
+                # d loss / d logits = share · (softmax − one_hot), made in place of the log-probabilities
+                d_logits = log_p.exp_().mul_(share).scatter_add_(1, target, -share).to(hidden.dtype)
+                if d_hidden is not None:
+                    torch.mm(d_logits, weight, out=d_hidden[rows])
+                if d_weight is not None:
+                    d_weight.addmm_(d_logits.T, hidden[rows])
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        (grad,) = grads
+        return (
+            None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
+            None if d_weight is None else d_weight * grad.to(d_weight.dtype),
+            None,
+            None,
+        )
+
+
+def perplexity(loss: float) -> float:
+    """``e`` to the mean loss in nats: the number of equally likely tokens that would be as surprising."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def bits_per_byte(total_nats: float, n_bytes: int) -> float:
+    """Total loss of a text in bits, divided by its bytes: comparable between tokenizers.
+
+    Raises:
+        ValueError: no bytes.
+    """
+    if n_bytes < 1:
+        raise ValueError(f"bits per byte of {n_bytes} bytes: give a text")
+    return total_nats / math.log(2) / n_bytes

@@ -1,0 +1,165 @@
+"""Scaled dot-product attention, written out and fast, and the causal multi-head module around it.
+
+Attention is a plain function: queries, keys, values and a mask in, ``(output, weights)`` out. The module
+below makes q, k and v, calls whichever function it was given, and knows nothing of how it works. The
+signature is that of ``torch.nn.functional.scaled_dot_product_attention``.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shapes import Heads, Hidden, Mask, Weights
+
+if TYPE_CHECKING:
+    from .cache import LayerCache
+    from .gpt import GPTConfig
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def reference_attention(
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    mask: Mask | None = None,
+    *,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+) -> tuple[Heads, Weights]:
+    """``softmax(QKᵀ / √D) V``, formula 1 of "Attention Is All You Need" (Vaswani et al. 2017).
+
+    Args:
+        q: (B, H, T, D) queries.
+        k: (B, H, S, D) keys.
+        v: (B, H, S, D) values.
+        mask: broadcasts to (B, H, T, S); zero hides a key from a query, ``None`` hides nothing.
+        is_causal: a promise that ``mask`` is the plain triangle, for functions that can use it.
+        dropout_p: share of the weights set to zero, the others scaled up.
+
+    Returns:
+        (B, H, T, D) output and (B, H, T, S) weights, whose rows sum to 1 before dropout.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    check_heads(q, k, v)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(mask == 0, float("-inf"))
+    weights = F.softmax(scores, dim=-1)
+    weights = F.dropout(weights, dropout_p, training=dropout_p > 0)
+    return weights @ v, weights  # (B, H, T, D), (B, H, T, S)
+
+
+def fast_attention(
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    mask: Mask | None = None,
+    *,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+) -> tuple[Heads, None]:
+    """The same output by PyTorch's fused kernel, which never holds all the weights (so returns ``None``).
+
+    ``is_causal`` lets the kernel skip the hidden half without reading the mask. PyTorch aligns that triangle
+    top-left, which is wrong for T ≠ S (one new token would see only the first key), so it is passed on
+    only where T = S.
+    """
+    check_heads(q, k, v)
+    if mask is None:
+        is_causal = False
+    else:
+        is_causal = is_causal and q.size(-2) == k.size(-2)
+        mask = None if is_causal else mask.bool()
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal), None
+
+
+ATTENTION: dict[str, AttentionFunction] = {"reference": reference_attention, "fast": fast_attention}
+
+
+def check_heads(q: Heads, k: Heads, v: Heads) -> None:
+    """Raise ``ValueError`` unless q is (B, H, T, D) and k and v are (B, H, S, D)."""
+    if not (q.dim() == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2] and q.size(-1) == k.size(-1)):
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"attention needs q (B, H, T, D), k and v (B, H, S, D); got {shapes}")
+
+
+def causal_mask(block_size: int) -> Mask:
+    """(block_size, block_size) lower triangle: position t may see positions 0 to t."""
+    return torch.ones(block_size, block_size, dtype=torch.bool).tril()
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which no position sees a later one (Vaswani et al. 2017, section 3.2).
+
+    Args:
+        config: its ``n_embd``, ``n_head``, ``block_size``, ``bias``, ``dropout`` and ``attention`` are used.
+
+    Example:
+        >>> from ai_learning.model import GPTConfig
+        >>> layer = CausalSelfAttention(GPTConfig(n_embd=8, n_head=2, block_size=4, attention="reference"))
+        >>> output, weights = layer(torch.zeros(1, 3, 8))
+        >>> tuple(output.shape), weights[0, 0, 0].tolist()
+        ((1, 3, 8), [1.0, 0.0, 0.0])
+    """
+
+    mask: Tensor
+
+    def __init__(self, config: "GPTConfig") -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.n_embd = config.n_embd
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.register_buffer("mask", causal_mask(config.block_size), persistent=False)
+        self.attention = ATTENTION[config.attention]
+
+    def forward(
+        self, x: Hidden, cache: "LayerCache | None" = None, mask: Mask | None = None
+    ) -> tuple[Hidden, Weights | None]:
+        """Attend from each position to itself and those before it.
+
+        Args:
+            x: (B, T, C).
+            cache: keys and values of earlier positions; the new ones are appended.
+            mask: broadcasts to (B, 1, T, S): what to hide besides the future (padding, other documents).
+
+        Returns:
+            (B, T, C) output, and (B, H, T, S) weights where the attention function gives them.
+
+        Raises:
+            ValueError: ``x`` is not (B, T, n_embd), or T + cached positions exceed ``block_size``.
+        """
+        if x.dim() != 3 or x.size(-1) != self.n_embd:
+            raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=-1)  # 3 × (B, T, C)
+        q = self._split_heads(q)  # (B, H, T, D)
+        k = self._split_heads(k)
+        v = self._split_heads(v)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, S, D)
+        S = k.size(2)
+        block_size = self.mask.size(0)
+        if S > block_size:
+            raise ValueError(f"{S} positions exceed block_size={block_size}: shorten the input")
+        is_causal = mask is None and T > 1
+        if T > 1:  # a single new token may see all that is there
+            causal = self.mask[S - T : S, :S]  # (T, S): the last query sees every key
+            mask = causal if mask is None else causal & mask
+        dropout_p = self.dropout if self.training else 0.0
+        output, weights = self.attention(q, k, v, mask, is_causal=is_causal, dropout_p=dropout_p)
+        output = output.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
+        return self.resid_dropout(self.c_proj(output)), weights
+
+    def _split_heads(self, x: Hidden) -> Heads:
+        B, T, C = x.shape
+        return x.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)

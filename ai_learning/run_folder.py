@@ -1,0 +1,102 @@
+"""A run's folder: one process at a time writes it, and its metrics survive a crash.
+
+run.json       what was asked for
+metrics.jsonl  one JSON object a line
+last.pt        the newest checkpoint (last.prev.pt: the one before)
+best.pt        the one with the lowest held-out loss
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import InputError
+from .files import write_text
+
+
+class RunFolder:
+    """Holds the folder's lock while open; the system frees it however the process ends.
+
+    Args:
+        path: made if need be.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.last = self.path / "last.pt"
+        self.best = self.path / "best.pt"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def __enter__(self) -> "RunFolder":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise InputError(
+                f"{self.path} is in use by another run (process {owner}): wait for it, or choose another"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics after ``step``: a resumed run writes them again."""
+        rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_options(self, options: dict[str, Any]) -> None:
+        """Write ``run.json``."""
+        write_text(self.path / "run.json", json.dumps(options, indent=2) + "\n")
+
+
+def read_options(path: Path | str) -> dict[str, Any]:
+    """What ``save_options`` wrote into the folder ``path``.
+
+    Raises:
+        InputError: nothing there, or damaged.
+    """
+    file = Path(path) / "run.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no run in {path}: it has no run.json") from None
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """Rows of a metrics file; a last line torn by a crash is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

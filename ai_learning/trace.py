@@ -1,0 +1,85 @@
+"""Look inside a model while it runs, without a line of it in the model.
+
+    with record(model) as trace:
+        model(idx)
+    trace.attention[layer]  # (B, H, T, S)
+
+Fused kernels never hold the attention weights, so the reference function stands in while recording.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .model import CausalSelfAttention, reference_attention
+from .shapes import Heads, Hidden, Mask, Weights
+
+
+@dataclass
+class Trace:
+    """What the last forward pass computed, layer by layer."""
+
+    attention: list[Weights] = field(default_factory=list)
+    """(B, H, T, S) weights of each layer"""
+    residual: list[Hidden] = field(default_factory=list)
+    """(B, T, C) residual stream: before the first block, then after each"""
+    logits: Tensor | None = None
+    """(B, T, V), where the model's own ``forward`` was called"""
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Trace]:
+    """Record every ``CausalSelfAttention`` and block of ``model`` in the body of the ``with``.
+
+    Each forward pass overwrites what the one before left. The model is put back as it was, also after an
+    exception.
+
+    Raises:
+        ValueError: no attention in the model.
+    """
+    layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} holds no CausalSelfAttention to record")
+    trace = Trace(attention=[None] * len(layers))  # type: ignore[list-item]
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            stack.callback(setattr, layer, "attention", layer.attention)
+            layer.attention = _recorder(trace, number)
+        blocks: nn.ModuleList = getattr(model, "h", nn.ModuleList())
+        trace.residual = [None] * (len(blocks) + 1) if len(blocks) else []  # type: ignore[list-item]
+        for number, block in enumerate(blocks):
+            handle = block.register_forward_hook(_keep_residual(trace, number))
+            stack.callback(handle.remove)
+        handle = model.register_forward_hook(_keep_logits(trace))
+        stack.callback(handle.remove)
+        yield trace
+
+
+def _recorder(trace: Trace, number: int) -> Any:
+    def attention(
+        q: Heads, k: Heads, v: Heads, mask: Mask | None = None, **options: Any
+    ) -> tuple[Heads, Weights]:
+        output, weights = reference_attention(q, k, v, mask, **options)
+        trace.attention[number] = weights.detach()
+        return output, weights
+
+    return attention
+
+
+def _keep_residual(trace: Trace, number: int) -> Any:
+    def hook(block: nn.Module, inputs: tuple, output: Hidden) -> None:
+        if number == 0:
+            trace.residual[0] = inputs[0].detach()
+        trace.residual[number + 1] = output.detach()
+
+    return hook
+
+
+def _keep_logits(trace: Trace) -> Any:
+    def hook(model: nn.Module, inputs: tuple, output: Any) -> None:
+        trace.logits = output.detach() if isinstance(output, Tensor) else output[0].detach()
+
+    return hook

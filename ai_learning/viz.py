@@ -1,0 +1,73 @@
+"""Plots: figures from numbers, saved as PNG or SVG by the file's ending."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+
+def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path | str, title: str = "loss") -> None:
+    """Training and held-out loss by step, from the rows of ``metrics.jsonl``."""
+    figure, axes = _subplots(1, 1, (7, 4))
+    ax = axes[0]
+    for name, label, style in (("loss", "training", "-"), ("val_loss", "held out", "o-")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            x, y = zip(*points, strict=True)
+            ax.plot(x, y, style, label=label, linewidth=1.0 if name == "loss" else 1.8, markersize=4)
+    ax.set(xlabel="step", ylabel="nats a token", title=title)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    _save(figure, path)
+
+
+def plot_attention(weights: "Tensor", labels: Sequence[str], path: Path | str, title: str = "") -> None:
+    """Small multiples of one layer's attention: a panel a head, a row a query, a column a key.
+
+    Args:
+        weights: (H, T, S) of one sequence.
+        labels: T texts of the tokens; spaces and line ends are made visible.
+        path: PNG or SVG.
+        title: above all panels.
+    """
+    n_head = weights.size(0)
+    columns = min(n_head, 4)
+    rows = math.ceil(n_head / columns)
+    size = max(2.6, 0.17 * len(labels))
+    figure, axes = _subplots(rows, columns, (size * columns, size * rows + 0.4))
+    shown = [visible(label) for label in labels]
+    for head, ax in enumerate(axes):
+        if head >= n_head:
+            ax.axis("off")
+            continue
+        ax.imshow(weights[head].cpu().float().numpy(), cmap="magma", vmin=0.0, vmax=1.0)
+        ax.set_title(f"head {head}", fontsize=9)
+        ax.set_xticks(range(len(shown)), shown, fontsize=6, rotation=90 if max(map(len, shown)) > 1 else 0)
+        ax.set_yticks(range(len(shown)), shown, fontsize=6)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def visible(text: str) -> str:
+    """White space as signs that can be seen."""
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list]:
+    from matplotlib.figure import Figure  # no pyplot: no window system, no global state
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _save(figure: "Figure", path: Path | str) -> None:
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
