@@ -88,14 +88,14 @@ class LoRALayer(nn.Module):
 
     def add(self, name: str, adapter: Adapter, init: str = "kaiming") -> None:
         """Add a fresh adapter, which changes nothing until it is trained (B, or an embedding's A, is zero)."""
-        if adapter.use_dora and isinstance(self.base_layer, nn.Embedding):
+        if adapter.use_dora and self.is_embedding:
             raise InputError(f"{self.path}: DoRA on an embedding is not supported; use_dora=False, or leave it out")
         weight = (self._kept or self.base_layer).weight
         # 16-bit and 4-bit bases get fp32 adapters: an update of 1e-4 would vanish in a bf16 sum.
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         A = torch.empty(adapter.r, self.in_features, dtype=dtype, device=weight.device)
         B = torch.zeros(self.out_features, adapter.r, dtype=dtype, device=weight.device)
-        if isinstance(self.base_layer, nn.Embedding):  # PEFT's choice: the table's side is zero
+        if self.is_embedding:  # PEFT's choice: the table's side is zero
             A.zero_()
             B.normal_()
         elif init == "gaussian":
@@ -113,17 +113,21 @@ class LoRALayer(nn.Module):
         """Forget an adapter."""
         self.adapters.pop(name, None)
         for weights in (self.lora_A, self.lora_B, self.lora_magnitude_vector):
-            if name in weights:
-                del weights[name]
+            weights.pop(name) if name in weights else None
         self.active = tuple(active for active in self.active if active != name)
 
     # ---- weights ---------------------------------------------------------------------------------------------
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it wraps an embedding."""
+        return isinstance(self.base_layer, nn.Embedding)
+
     def dense_weight(self, base: nn.Module | None = None) -> Tensor:
-        """The frozen weight as (out_features, in_features), de-quantised if need be."""
+        """The frozen weight as (out_features, in_features); a 4-bit one de-quantised to fp32."""
         base = self.base_layer if base is None else base
         if isinstance(base, NF4Linear):
-            return base.dequantize()
+            return base.dequantize(torch.float32)
         return base.weight.t() if self.transposed else base.weight
 
     def delta(self, name: str) -> Tensor:
@@ -226,7 +230,7 @@ class LoRALayer(nn.Module):
         for name in self.active:
             adapter = self.adapters[name]
             A, B = self.lora_A[name], self.lora_B[name]
-            if isinstance(self.base_layer, nn.Embedding):
+            if self.is_embedding:
                 y = y + (F.embedding(x, A.t()) @ B.t() * adapter.scaling).to(y.dtype)
                 continue
             dropped = F.dropout(x.to(A.dtype), adapter.dropout, self.training)
@@ -247,13 +251,16 @@ class LoRALayer(nn.Module):
     def _fusable(self, x: Tensor, name: str) -> bool:
         """One adapter, one dtype, a frozen weight, no dropout: what the written-out gradients are for."""
         base, A = self.base_layer, self.lora_A[name]
-        if isinstance(base, nn.Embedding) or torch.is_autocast_enabled(x.device.type):
+        if self.is_embedding or torch.is_autocast_enabled(x.device.type):
             return False
         if self.training and self.adapters[name].dropout:
             return False
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base.weight.requires_grad:
+            return False
         if isinstance(base, NF4Linear):
-            return x.dtype == A.dtype == base.compute_dtype_for(x) and not base.weight.requires_grad
-        return x.dtype == A.dtype == base.weight.dtype and not base.weight.requires_grad and not base._forward_hooks
+            return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
+        own_forward = type(base).forward is not nn.Linear.forward and not is_conv1d(base)
+        return x.dtype == A.dtype == base.weight.dtype and not own_forward
 
     def _forward_fused(self, x: Tensor, name: str) -> Tensor:
         A, B, adapter = self.lora_A[name], self.lora_B[name], self.adapters[name]
@@ -294,12 +301,12 @@ class LoRALayer(nn.Module):
             return y
         A, B, scale = self._stacked(names)
         index = torch.tensor([names.index(n) if n in names else len(names) for n in rows], device=x.device)
-        if isinstance(self.base_layer, nn.Embedding):
+        if self.is_embedding:
             down = torch.stack([F.embedding(ids, A[i].t()) for ids, i in zip(x, index.tolist(), strict=True)])
         else:
             down = x.to(A.dtype)
         flat = down.reshape(len(rows), -1, down.shape[-1])  # (B, ..., I) → (B, T, I)
-        if not isinstance(self.base_layer, nn.Embedding):
+        if not self.is_embedding:
             flat = flat @ A[index].transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
         update = (flat * scale[index]) @ B[index].transpose(1, 2)  # (B, T, R) @ (B, R, O) → (B, T, O)
         update = update.view(*y.shape)
