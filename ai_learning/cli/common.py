@@ -1,7 +1,6 @@
 """What several commands need: tokenizers by name, data by source, progress of a training run."""
 
 import io
-import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +38,9 @@ def parse(kind: Any, args: list[str], command: str, default: Any = None) -> Any:
     heard = io.StringIO()
     try:
         with redirect_stderr(heard):
-            prog = f"ai-learning {command}"
-            return tyro.cli(tyro.conf.OmitArgPrefixes[kind], args=args, prog=prog, default=default)
+            config = (tyro.conf.OmitArgPrefixes,)
+            given = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=args, prog=f"ai-learning {command}", config=config, **given)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
@@ -129,6 +129,7 @@ class TrainingProgress:
             disable=not self.live,
         )
         self.last_line = -1
+        self.last_text = ""
 
     def __enter__(self) -> "TrainingProgress":
         self.progress.start()
@@ -140,7 +141,7 @@ class TrainingProgress:
     ) -> None:
         self.progress.stop()
         if not self.live and kind is None:
-            self._line(force=True)
+            self._line()
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Take one row of metrics."""
@@ -152,12 +153,12 @@ class TrainingProgress:
         if not self.live and (row["step"] - self.last_line) >= max(1, self.total // 10):
             self._line()
 
-    def _line(self, force: bool = False) -> None:
-        step = self.figures.get("step", 0)
-        if force and step == self.last_line:
-            return
-        self.last_line = step
-        print(f"{self.title}: step {step}/{self.total}, {self._text()}", file=sys.stdout, flush=True)
+    def _line(self) -> None:
+        self.last_line = self.figures.get("step", 0)
+        text = f"{self.title}: step {self.last_line}/{self.total}, {self._text()}"
+        if text != self.last_text:
+            print(text, flush=True)
+        self.last_text = text
 
     def _text(self) -> str:
         names = {
