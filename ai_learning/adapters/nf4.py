@@ -240,7 +240,7 @@ def quantize_blockwise(
     flat = tensor.reshape(-1).float()
     n = flat.numel()
     blocks = torch.nn.functional.pad(flat, (0, -n % blocksize)).view(-1, blocksize)
-    absmax = blocks.abs().amax(1)
+    absmax = blocks.abs().masked_fill(blocks.isnan(), 0).amax(1)  # the peer's maximum passes NaN over
     scaled = (blocks * (1 / absmax).unsqueeze(1)).view(-1)[:n]
     if rounding == "table":
         # NaN (a zero block, where 0·∞ = NaN) goes to bin 0.

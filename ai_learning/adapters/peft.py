@@ -115,7 +115,7 @@ def save_peft(
         save_file(state, temporary, metadata={"format": "pt"})
     transposed = names.is_gpt and any(names.is_transposed(f"{path}.weight") for path in layers)
     text = {
-        "alpha_pattern": {names.there(k): v for k, v in config.alpha_pattern.items()},
+        "alpha_pattern": dict(config.alpha_pattern),
         "base_model_name_or_path": base_model,
         "bias": config.bias,
         "fan_in_fan_out": transposed or any(is_conv1d(layer.base_layer) for layer in layers.values()),
@@ -126,7 +126,7 @@ def save_peft(
         "modules_to_save": list(config.modules_to_save) or None,
         "peft_type": "LORA",
         "r": config.r,
-        "rank_pattern": {names.there(k): v for k, v in config.rank_pattern.items()},
+        "rank_pattern": dict(config.rank_pattern),
         "target_modules": _target_names(model, config, list(layers), names),
         "task_type": task_type,
         "use_dora": config.use_dora,
