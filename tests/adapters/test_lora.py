@@ -107,18 +107,18 @@ def test_written_out_gradients_equal_plain_autograd(use_dora, monkeypatch):
 
 
 def test_start_is_kaiming_for_A_and_zero_for_B():
-    model, before = gpt(), None
+    model = gpt()
     before = model(ids())
     inject_lora(model, LoRAConfig(r=4, target_modules=["c_fc"]))
     layer = model.h[0].mlp.c_fc
-    A, B = layer.lora_A["default"], layer.lora_B["default"]
+    A, B = layer.lora_A["default"].detach(), layer.lora_B["default"]
     assert A.shape == (4, 32) and B.shape == (128, 4) and not B.any()
     bound = 1 / math.sqrt(32)  # √(6 / ((1 + 5) · fan_in))
     assert A.abs().max() <= bound and A.std() == pytest.approx(bound / math.sqrt(3), rel=0.2)
     assert torch.equal(model(ids()), before)
     torch.manual_seed(0)
     model = inject_lora(gpt(), LoRAConfig(r=8, init="gaussian"))
-    assert model.h[0].mlp.c_proj.lora_A["default"].std() == pytest.approx(1 / 8, rel=0.15)
+    assert model.h[0].mlp.c_proj.lora_A["default"].detach().std() == pytest.approx(1 / 8, rel=0.15)
 
 
 def test_scaling_of_lora_and_rslora():
@@ -212,16 +212,16 @@ def test_a_failed_injection_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_only_the_adapter_learns_and_the_frozen_weights_stay_bit_identical(settings):
-    model, before = gpt(), None
+    model = gpt()
     before = copy.deepcopy(model)
     inject_lora(model, LoRAConfig(r=2, **settings)).train()
     names = set(lora_state_dict(model))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == sum(t.numel() for t in lora_state_dict(model).values())
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
     losses = []
-    for _ in range(5):
-        loss = next_token_loss(model, ids(), ids())
+    for _ in range(20):
+        loss = next_token_loss(model, ids(), ids().roll(1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
