@@ -77,6 +77,7 @@ class LoRALayer(nn.Module):
         self.rows: Rows | None = None
         self._kept: nn.Module | None = None
         self._norm_cache: tuple[Any, Tensor] | None = None
+        self._rows_cache: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_kept":  # hidden from parameters(), state_dict() and train(): it only waits for unmerge
@@ -299,35 +300,52 @@ class LoRALayer(nn.Module):
         names = sorted({name for name in rows if name is not None and name in self.adapters})
         if not names:
             return y
-        A, B, scale = self._stacked(names)
-        index = torch.tensor([names.index(n) if n in names else len(names) for n in rows], device=x.device)
+        index, A, B = self._stacked(rows, names, x.device)
         if self.is_embedding:
-            down = torch.stack([F.embedding(ids, A[i].t()) for ids, i in zip(x, index.tolist(), strict=True)])
+            down = torch.stack([F.embedding(ids, a.t()) for ids, a in zip(x, A, strict=True)])
+            flat = down.reshape(len(rows), -1, down.shape[-1])  # (B, ..., R) → (B, T, R)
         else:
-            down = x.to(A.dtype)
-        flat = down.reshape(len(rows), -1, down.shape[-1])  # (B, ..., I) → (B, T, I)
-        if not self.is_embedding:
-            flat = flat @ A[index].transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
-        update = (flat * scale[index]) @ B[index].transpose(1, 2)  # (B, T, R) @ (B, R, O) → (B, T, O)
-        update = update.view(*y.shape)
-        dora = [name for name in names if self.adapters[name].use_dora]
-        if dora:
-            ratio = self._dora_ratios(names)[index]  # (B, O)
-            ratio = ratio.view(len(rows), *([1] * (y.dim() - 2)), -1)
-            update = (ratio - 1) * self._without_bias(y) + ratio * update
+            flat = x.to(A.dtype).reshape(len(rows), -1, x.shape[-1])  # (B, ..., I) → (B, T, I)
+            flat = flat @ A.transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
+        if not any(self.adapters[name].use_dora for name in names):
+            if y.dtype == B.dtype and not torch.is_grad_enabled():
+                y.view(len(rows), -1, y.shape[-1]).baddbmm_(flat, B.transpose(1, 2))  # y is new: nobody else has it
+                return y
+            return y + (flat @ B.transpose(1, 2)).view(y.shape).to(y.dtype)  # (B, T, R) @ (B, R, O) → (B, T, O)
+        update = (flat @ B.transpose(1, 2)).view(y.shape)
+        ratio = self._dora_ratios(names)[index]  # (B, O)
+        ratio = ratio.view(len(rows), *([1] * (y.dim() - 2)), -1)
+        update = (ratio - 1) * self._without_bias(y) + ratio * update
         return y + update.to(y.dtype)
 
-    def _stacked(self, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """A (n+1, R, I), B (n+1, O, R), s (n+1, 1, 1): smaller ranks padded with zeros; the last is no update."""
+    def _stacked(self, rows: Rows, names: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """For each row: index of its adapter (B,), A (B, R, I), s·B (B, O, R).
+
+        Smaller ranks are padded with zeros; a row without an adapter here has index n and zeros. While no gradient
+        is wanted the result is kept until the rows or any of the weights change.
+        """
+        weights = [(self.lora_A[name], self.lora_B[name]) for name in names]
+        key = None
+        if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            versions = [(a.data_ptr(), a._version, b.data_ptr(), b._version) for a, b in weights]
+            key = (rows, versions, [self.adapters[name] for name in names])
+            if self._rows_cache is not None and self._rows_cache[0] == key:
+                return self._rows_cache[1]
         r = max(self.adapters[name].r for name in names)
-        A = [F.pad(self.lora_A[n], (0, 0, 0, r - self.adapters[n].r)) for n in names]
-        B = [F.pad(self.lora_B[n], (0, r - self.adapters[n].r)) for n in names]
-        s = [self.adapters[n].scaling for n in names]
-        return (
-            torch.stack([*A, torch.zeros_like(A[0])]),
-            torch.stack([*B, torch.zeros_like(B[0])]),
-            torch.tensor([*s, 0.0], dtype=A[0].dtype, device=A[0].device).view(-1, 1, 1),
+        A = [F.pad(a, (0, 0, 0, r - a.shape[0])) for a, _ in weights]
+        B = [
+            F.pad(b, (0, r - b.shape[1])) * self.adapters[name].scaling
+            for name, (_, b) in zip(names, weights, strict=True)
+        ]
+        place = {name: i for i, name in enumerate(names)}
+        index = torch.tensor([place.get(name, len(names)) for name in rows], device=device)
+        result = (
+            index,
+            torch.stack([*A, torch.zeros_like(A[0])])[index],
+            torch.stack([*B, torch.zeros_like(B[0])])[index],
         )
+        self._rows_cache = None if key is None else (key, result)
+        return result
 
     def _dora_ratios(self, names: Sequence[str]) -> Tensor:
         """m / ‖W + sBA‖ (n+1, O) for each adapter; 1 for those without DoRA, and for no adapter."""

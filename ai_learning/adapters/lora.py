@@ -34,6 +34,7 @@ class Registry:
     requires_grad: dict[str, bool]
     biases: dict[str, Tensor] = field(default_factory=dict)
     configs: dict[str, LoRAConfig] = field(default_factory=dict)
+    swaps: dict[str, Any] = field(default_factory=dict)  # how `load_peft` copies a file of the same layout
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name: str = DEFAULT) -> nn.Module:
@@ -293,6 +294,7 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
         eject_lora(model, merge=False)
         return
     del registry.configs[adapter_name]
+    registry.swaps.pop(adapter_name, None)
     for path, layer in _wrappers(model).items():
         layer.remove(adapter_name)
         if isinstance(layer, LoRALayer) and not layer.adapters:

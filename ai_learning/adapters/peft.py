@@ -9,9 +9,11 @@ keeps its own names.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -153,13 +155,18 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
         InputError: missing or damaged files, an option that is not supported, layers the model does not have,
             or shapes that do not fit. The model is left as it was.
     """
-    folder, names = Path(folder), _Names(model)
+    folder = Path(folder)
+    swapped = _swap_known(model, folder, adapter_name)
+    if swapped is not None:
+        return swapped
+    names = _Names(model)
     text = _read_config(folder)
     weights = _read_weights(folder)
     state, paths, foreign = _translate(weights, names)
     config = _config_here(text, model, state, paths, names)
     _check_foreign_bases(model, foreign, folder)
     if adapter_name in adapter_names(model) and _swap(model, adapter_name, config, state):
+        _remember(model, folder, adapter_name, names)
         return config
     known = lora_candidates(model)
     for path in paths:
@@ -174,6 +181,7 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
     except InputError as error:
         delete_adapter(model, adapter_name)
         raise InputError(f"{folder}: {error}") from None
+    _remember(model, folder, adapter_name, names)
     return config
 
 
@@ -348,3 +356,77 @@ def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, T
     if any(isinstance(layer, SavedModule) or layer.active != (name,) for layer in wrappers.values()):
         set_adapter(model, name)
     return True
+
+
+# ---- swapping files of one layout ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Swap:
+    """Where the tensors of a file go: good for every file with the same config and the same header."""
+
+    config: bytes
+    header: bytes
+    n_bytes: int
+    pieces: list[tuple[Tensor, int, int, torch.dtype, tuple[int, ...], bool]]
+
+
+_SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
+    """Note how the file just loaded was laid out, so that the next like it is copied without being interpreted."""
+    swaps = _registry(model).swaps
+    swaps.pop(name, None)
+    read = _read_raw(folder)
+    if read is None:
+        return
+    config, header, data = read
+    own = lora_state_dict(model, name)
+    pieces = []
+    for key, entry in json.loads(header).items():
+        if key == "__metadata__":
+            continue
+        here = names.here(key.removeprefix(_PREFIX))
+        target = own.get(here.replace(".base_layer.bias", ".bias"))
+        if target is None or entry["dtype"] not in _SAFETENSORS:
+            return  # frozen weights come along: those are checked each time
+        flip = _LORA_KEY.match(here) is None and names.is_transposed(here)
+        pieces.append((target, *entry["data_offsets"], _SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), flip))
+    if len(header) % 8 == 0:  # as safetensors writes it, so that the tensors are aligned
+        swaps[name] = _Swap(config, header, data.numel(), pieces)
+
+
+@torch.no_grad()
+def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
+    """Copy a file laid out like the last one into the adapter; ``None`` if it is not."""
+    if name not in adapter_names(model):
+        return None
+    registry = _registry(model)
+    known: _Swap | None = registry.swaps.get(name)
+    read = _read_raw(folder) if known is not None else None
+    if known is None or read is None or read[:2] != (known.config, known.header):
+        return None
+    if read[2].numel() != known.n_bytes:  # cut off: let the careful way say so
+        return None
+    layers = _wrappers(model).values()
+    if any(layer.merged or layer.active not in ((name,), ()) for layer in layers):
+        return None
+    data = read[2]
+    sources = [
+        data[start:stop].view(dtype).view(shape).t() if flip else data[start:stop].view(dtype).view(shape)
+        for _, start, stop, dtype, shape, flip in known.pieces
+    ]
+    torch._foreach_copy_([target for target, *_ in known.pieces], sources)
+    return registry.configs[name]
+
+
+def _read_raw(folder: Path) -> tuple[bytes, bytes, Tensor] | None:
+    """(config, header, tensor bytes) of a folder, unparsed; ``None`` if it is not as it should be."""
+    try:
+        config = (folder / CONFIG_FILE).read_bytes()
+        raw = np.memmap(folder / WEIGHTS_FILE, dtype=np.uint8, mode="c")
+    except (OSError, ValueError):  # missing, or empty
+        return None
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    return config, raw[8:start].tobytes(), torch.from_numpy(raw[start:])
