@@ -3,13 +3,15 @@
     python -m benchmarks.adapters                 # everything
     python -m benchmarks.adapters nf4 lora dora   # some sections: nf4 lora qlora dora rows swap
 
-Times are CPU seconds, the two sides taken in turn; the ratio is the median of the rounds' ratios. Peak memory is the
-resident set's high-water mark above what is resident before the step. Set OMP_NUM_THREADS for a number of threads.
+Times are CPU seconds, the two sides taken in turn; the ratio is the median of the rounds' ratios. Peak
+memory is the resident set's high-water mark above what is resident before the step. Set OMP_NUM_THREADS for
+a number of threads.
 """
 
 import argparse
 import copy
 import ctypes
+import functools
 import gc
 import logging
 import statistics
@@ -19,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +45,12 @@ SIZES = {"6/384 B4 T256": (6, 384, 4, 256), "12/768 B2 T512": (12, 768, 2, 512)}
 VOCAB = 50257
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
-def take_turns(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+def take_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> tuple[float, float, float]:
     """(our seconds, their seconds, ratio theirs / ours): CPU time of the whole process, medians."""
     ours(), theirs()  # compile, allocate
     pairs = []
@@ -90,7 +95,7 @@ def header(*cells: str) -> None:
     print("|" + "---|" * len(cells), flush=True)
 
 
-# ---- the two sides -------------------------------------------------------------------------------------------
+# ---- the two sides -------------------------------------------------------------------------------
 
 
 def pair(layers: int, width: int, length: int) -> tuple[GPT, nn.Module]:
@@ -124,7 +129,12 @@ def with_bitsandbytes(hf: nn.Module) -> nn.Module:
     import bitsandbytes as bnb
 
     for block in hf.transformer.h:
-        for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
+        for parent, name in (
+            (block.attn, "c_attn"),
+            (block.attn, "c_proj"),
+            (block.mlp, "c_fc"),
+            (block.mlp, "c_proj"),
+        ):
             conv = getattr(parent, name)
             layer = bnb.nn.Linear4bit(*conv.weight.shape, compute_dtype=torch.float32, quant_type="nf4")
             weight = conv.weight.data.t().contiguous()
@@ -180,7 +190,7 @@ def adapters(ours: nn.Module, theirs: nn.Module, config: LoRAConfig, quantized: 
     return ours.train(), opened.train()
 
 
-# ---- sections ------------------------------------------------------------------------------------------------
+# ---- sections ------------------------------------------------------------------------------------
 
 
 def nf4(rounds: int) -> None:
@@ -189,31 +199,45 @@ def nf4(rounds: int) -> None:
 
     header("4-bit", "elements", "ours µs", "bitsandbytes µs", "ratio")
     for n in (2**18, 2**20, 2**22):
-        x = torch.randn(n // 1024, 1024)
-        repeat = max(1, 2**22 // n)
+        _nf4_of_size(peer, n, rounds)
 
-        def many(function: Callable[[], object], repeat: int = repeat) -> Callable[[], object]:
-            return lambda: [function() for _ in range(repeat)]
 
-        packed, state = quantize_nf4(x)
-        theirs, their_state = peer.quantize_4bit(x, quant_type="nf4")
-        assert torch.equal(packed, theirs)
-        a, b, r = take_turns(many(lambda: quantize_nf4(x)), many(lambda: peer.quantize_4bit(x, quant_type="nf4")), rounds)
-        row("quantize fp32", n, a / repeat * 1e6, b / repeat * 1e6, r)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            their_state.dtype = dtype
-            peer_side = many(lambda: peer.dequantize_4bit(theirs, their_state))
-            name = str(dtype).removeprefix("torch.")
-            a, b, r = take_turns(many(lambda: dequantize_nf4(packed, state, dtype=dtype)), peer_side, 3 * rounds)
-            row(f"de-quantise {name}", n, a / repeat * 1e6, b / repeat * 1e6, r)
-            flat, absmax, table = packed.view(-1), state.absmax, state.code
-            portable = many(lambda: nf4_fast.dequantize(flat, absmax, table, 64, n, dtype, portable=True))
-            a, b, r = take_turns(portable, peer_side, 3 * rounds)
-            row(f"de-quantise {name}, portable loops", n, a / repeat * 1e6, b / repeat * 1e6, r)
+def _nf4_of_size(peer: ModuleType, n: int, rounds: int) -> None:
+    x = torch.randn(n // 1024, 1024)
+    repeat = max(1, 2**22 // n)
+
+    def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
+        sides = [lambda side=side: [side() for _ in range(repeat)] for side in (ours, theirs)]
+        a, b, ratio = take_turns(*sides, rounds)
+        row(name, n, a / repeat * 1e6, b / repeat * 1e6, ratio)
+
+    packed, state = quantize_nf4(x)
+    theirs, their_state = peer.quantize_4bit(x, quant_type="nf4")
+    assert torch.equal(packed, theirs)
+    compare("quantize fp32", lambda: quantize_nf4(x), lambda: peer.quantize_4bit(x, quant_type="nf4"), rounds)
+    flat, absmax, table = packed.view(-1), state.absmax, state.code
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        their_state.dtype = dtype
+        name = f"de-quantise {str(dtype).removeprefix('torch.')}"
+        fast = functools.partial(dequantize_nf4, packed, state, dtype=dtype)
+        portable = functools.partial(nf4_fast.dequantize, flat, absmax, table, 64, n, dtype, portable=True)
+        peer_side = functools.partial(peer.dequantize_4bit, theirs, their_state)
+        compare(name, fast, peer_side, 3 * rounds)
+        compare(f"{name}, portable loops", portable, peer_side, 3 * rounds)
 
 
 def _against_peft(title: str, config: LoRAConfig, rounds: int, quantized: bool = False) -> None:
-    header(title, "loss ours", "loss PEFT", "s ours", "s PEFT", "speed ratio", "MB ours", "MB PEFT", "memory ratio")
+    header(
+        title,
+        "loss ours",
+        "loss PEFT",
+        "s ours",
+        "s PEFT",
+        "speed ratio",
+        "MB ours",
+        "MB PEFT",
+        "memory ratio",
+    )
     for name, (layers, width, B, T) in SIZES.items():
         ours, theirs = adapters(*pair(layers, width, T), config, quantized)
         x = torch.randint(0, VOCAB, (B, T + 1), generator=torch.Generator().manual_seed(1))
@@ -279,7 +303,9 @@ def rows(rounds: int) -> None:
                     return ours.lm_head(ours.hidden(x)[:, -1:])
 
             @torch.no_grad()
-            def other(opened: nn.Module = opened, x: torch.Tensor = x, names: list[str] = names) -> torch.Tensor:
+            def other(
+                opened: nn.Module = opened, x: torch.Tensor = x, names: list[str] = names
+            ) -> torch.Tensor:
                 return opened(x, adapter_names=names, logits_to_keep=1).logits
 
             assert torch.allclose(mine(), other(), atol=1e-4)
@@ -322,7 +348,9 @@ SECTIONS = {"nf4": nf4, "lora": lora, "qlora": qlora, "dora": dora, "rows": rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="all by default")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default 5)")
     args = parser.parse_args()

@@ -19,7 +19,8 @@ def nf4_code() -> Tensor:
 
     Weights are close to normal, so the codes are quantiles of the normal distribution: each is used about
     equally often. 8 quantiles above zero, 7 below and an exact zero; the outermost probability, 0.9677083, is
-    halfway between 1 − 1/30 and 1 − 1/32, the choices for 15 and 16 values (the quantile of 1 would be infinite).
+    halfway between 1 − 1/30 and 1 − 1/32, the choices for 15 and 16 values (the quantile of 1 would be
+    infinite).
     """
     quantile = NormalDist().inv_cdf
     # The probabilities are fp32, as in the authors' code: float64 ones would move some values by up to 6 ulp.
@@ -30,7 +31,8 @@ def nf4_code() -> Tensor:
 
 
 def fp4_code() -> Tensor:
-    """The 16 values of the 4-bit float (16,) in the order of their bits: sign, two of exponent, one of mantissa.
+    """The 16 values of the 4-bit float (16,) in the order of their bits: sign, two of exponent, one of
+    mantissa.
 
     The exponent bits 00, 01, 10, 11 mean 2⁻⁴ (no leading 1), 8, 4 and 2: bitsandbytes' numbering.
     """
@@ -44,10 +46,11 @@ def int4_code() -> Tensor:
 
 
 def dynamic_code() -> Tensor:
-    """The 256 values of the signed dynamic 8-bit type (256,), ascending (Dettmers 2015; 8-bit optimizers, section 2).
+    """The 256 values of the signed dynamic 8-bit type (256,), ascending (Dettmers 2015; 8-bit optimizers,
+    section 2).
 
-    Decade i of 7 holds 2ⁱ evenly spaced values, with both signs; 0 and 1.0 fill the last two places (there is no
-    −1.0).
+    Decade i of 7 holds 2ⁱ evenly spaced values, with both signs; 0 and 1.0 fill the last two places (there
+    is no −1.0).
     """
     values = [0.0, 1.0]
     for decade in range(7):
@@ -72,7 +75,8 @@ def code_table(quant_type: str) -> Tensor:
 
 @cache
 def thresholds(quant_type: str) -> tuple[Tensor, Tensor]:
-    """What a quantizer of the type needs: (midpoints (15,) ascending, codes (16,) uint8 in ascending order of value).
+    """What a quantizer of the type needs: (midpoints (15,) ascending, codes (16,) uint8 in ascending order
+    of value).
 
     The code of x is ``codes[number of midpoints below x]``: a tie goes to the smaller value.
     """

@@ -28,11 +28,13 @@ class LoRAConfig:
         target_modules: ``"all-linear"`` (every linear layer but the output head), a regular expression that
             matches whole paths, or a list of names (``"c_attn"`` or ``"h.0.attn.c_attn"``).
         use_rslora: scale by ``lora_alpha / √r`` instead (rsLoRA, Kalajdzievski 2023).
-        use_dora: learn the length of every row of the weight apart from its direction (DoRA, Liu et al. 2024).
-        bias: which biases are trained too: ``"none"``, ``"all"`` of the model, or ``"lora_only"`` of the targets.
+        use_dora: learn the length of every row of the weight apart from its direction (DoRA, Liu et al.
+            2024).
+        bias: which biases are trained too: ``"none"``, ``"all"`` of the model, or ``"lora_only"`` of the
+            targets.
         modules_to_save: names of modules that are trained whole and saved with the adapter.
-        init: how A starts: ``"kaiming"`` (uniform, as nn.Linear) or ``"gaussian"`` (std 1/r). B starts at zero,
-            so that a fresh adapter changes nothing.
+        init: how A starts: ``"kaiming"`` (uniform, as nn.Linear) or ``"gaussian"`` (std 1/r). B starts at
+            zero, so that a fresh adapter changes nothing.
         rank_pattern: ranks of single layers, by name or regular expression, where they differ from ``r``.
         alpha_pattern: the same for ``lora_alpha``.
 
@@ -80,7 +82,9 @@ class LoRAConfig:
     def scaling(self, path: str) -> float:
         """``s`` at the layer ``path``: alpha / r, or alpha / √r for rsLoRA."""
         r = self.rank(path)
-        return _by_pattern(self.alpha_pattern, path, self.lora_alpha) / (math.sqrt(r) if self.use_rslora else r)
+        return _by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
+            math.sqrt(r) if self.use_rslora else r
+        )
 
 
 def _by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:

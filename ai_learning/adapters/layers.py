@@ -29,7 +29,16 @@ class Adapter:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D: a linear layer whose weight is stored (in, out)."""
-    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+    return any(
+        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__
+    )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """``module.weight``, for a type checker a tensor."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def can_adapt(module: nn.Module) -> bool:
@@ -40,12 +49,12 @@ def can_adapt(module: nn.Module) -> bool:
 class LoRALayer(nn.Module):
     """A frozen linear layer (or embedding) and any number of low-rank updates of it, by name.
 
-    The forward pass adds the active updates: ``y = x Wᵀ + b + Σ s·(x Aᵀ) Bᵀ``. `merge` puts a layer with the sum
-    ``W + Σ s·B·A`` in the place of the frozen one, which is kept, untouched, for `unmerge`.
+    The forward pass adds the active updates: ``y = x Wᵀ + b + Σ s·(x Aᵀ) Bᵀ``. `merge` puts a layer with the
+    sum ``W + Σ s·B·A`` in the place of the frozen one, which is kept, untouched, for `unmerge`.
 
     Args:
-        base_layer: nn.Linear, transformers' Conv1D, `NF4Linear` or nn.Embedding. An embedding is the linear layer
-            whose input is one-hot: A is (r, vocabulary), B is (width, r).
+        base_layer: nn.Linear, transformers' Conv1D, `NF4Linear` or nn.Embedding. An embedding is the linear
+            layer whose input is one-hot: A is (r, vocabulary), B is (width, r).
         path: where it stands in the model, for messages.
 
     Attributes:
@@ -58,7 +67,7 @@ class LoRALayer(nn.Module):
 
     def __init__(self, base_layer: nn.Module, path: str) -> None:
         super().__init__()
-        weight = base_layer.weight
+        weight = weight_of(base_layer)
         if not (isinstance(base_layer, NF4Linear) or weight.is_floating_point()):
             raise InputError(
                 f"{path}: cannot adapt {type(base_layer).__name__} with a {weight.dtype} weight; "
@@ -67,8 +76,8 @@ class LoRALayer(nn.Module):
         self.base_layer = base_layer
         self.path = path
         self.transposed = is_conv1d(base_layer) or isinstance(base_layer, nn.Embedding)  # weight is (in, out)
-        shape = base_layer.shape if isinstance(base_layer, NF4Linear) else weight.shape
-        self.out_features, self.in_features = reversed(shape) if self.transposed else shape
+        rows, columns = base_layer.shape if isinstance(base_layer, NF4Linear) else weight.shape
+        self.out_features, self.in_features = (columns, rows) if self.transposed else (rows, columns)
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
         self.lora_magnitude_vector = nn.ParameterDict()
@@ -85,13 +94,15 @@ class LoRALayer(nn.Module):
         else:
             super().__setattr__(name, value)
 
-    # ---- adapters --------------------------------------------------------------------------------------------
+    # ---- adapters --------------------------------------------------------------------------------
 
     def add(self, name: str, adapter: Adapter, init: str = "kaiming") -> None:
-        """Add a fresh adapter, which changes nothing until it is trained (B, or an embedding's A, is zero)."""
+        """Add a fresh adapter; it changes nothing until it is trained (B, or an embedding's A, is zero)."""
         if adapter.use_dora and self.is_embedding:
-            raise InputError(f"{self.path}: DoRA on an embedding is not supported; use_dora=False, or leave it out")
-        weight = (self._kept or self.base_layer).weight
+            raise InputError(
+                f"{self.path}: DoRA on an embedding is not supported; use_dora=False, or leave it out"
+            )
+        weight = weight_of(self._kept or self.base_layer)
         # 16-bit and 4-bit bases get fp32 adapters: an update of 1e-4 would vanish in a bf16 sum.
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         A = torch.empty(adapter.r, self.in_features, dtype=dtype, device=weight.device)
@@ -117,7 +128,7 @@ class LoRALayer(nn.Module):
             weights.pop(name) if name in weights else None
         self.active = tuple(active for active in self.active if active != name)
 
-    # ---- weights ---------------------------------------------------------------------------------------------
+    # ---- weights ---------------------------------------------------------------------------------
 
     @property
     def is_embedding(self) -> bool:
@@ -129,7 +140,8 @@ class LoRALayer(nn.Module):
         base = self.base_layer if base is None else base
         if isinstance(base, NF4Linear):
             return base.dequantize(torch.float32)
-        return base.weight.t() if self.transposed else base.weight
+        weight = weight_of(base)
+        return weight.t() if self.transposed else weight
 
     def delta(self, name: str) -> Tensor:
         """The update ``s·B·A`` (out_features, in_features) of one adapter."""
@@ -157,17 +169,23 @@ class LoRALayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in effect, in the base's own layout, for code that reads ``layer.weight`` (losses, tied heads).
+        """The weight in effect, in the base's own layout, for code that reads ``layer.weight`` (losses, tied
+        heads).
 
         Raises:
-            InputError: when no single weight has the layer's effect (adapters by row, dropout while training).
+            InputError: when no single weight has the layer's effect (adapters by row, dropout while
+                training).
         """
         if self.merged or not (self.active or self.rows):
-            return self.base_layer.weight
+            return weight_of(self.base_layer)
         if self.rows is not None:
-            raise InputError(f"{self.path}: each row has its own adapter, so there is no one weight; call the layer")
+            raise InputError(
+                f"{self.path}: each row has its own adapter, so there is no one weight; call the layer"
+            )
         if self.training and any(self.adapters[name].dropout for name in self.active):
-            raise InputError(f"{self.path}: LoRA dropout is on, so no weight equals the layer; call it, or eval()")
+            raise InputError(
+                f"{self.path}: LoRA dropout is on, so no weight equals the layer; call it, or eval()"
+            )
         W = self.adapted_weight(self.active)
         return W.t() if self.transposed else W
 
@@ -175,8 +193,8 @@ class LoRALayer(nn.Module):
     def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
         """Stand a layer with the weight ``W + Σ s·B·A`` in for the frozen one, which is kept.
 
-        A 4-bit layer becomes an nn.Linear in fp32 (or ``dtype``): rounded back to 4 bits, the sum would lose most of
-        the update. A tied weight is not written to: the new weight is this layer's own.
+        A 4-bit layer becomes an nn.Linear in fp32 (or ``dtype``): rounded back to 4 bits, the sum would lose
+        most of the update. A tied weight is not written to: the new weight is this layer's own.
 
         Raises:
             InputError: merged already, or a sum that is not finite.
@@ -187,16 +205,19 @@ class LoRALayer(nn.Module):
         base = self.base_layer
         W = self.adapted_weight(names)
         if not torch.isfinite(W).all():
-            raise InputError(f"{self.path}: merging {list(names)} gives NaN or Inf; look at the adapter's weights")
+            raise InputError(
+                f"{self.path}: merging {list(names)} gives NaN or Inf; look at the adapter's weights"
+            )
         if isinstance(base, NF4Linear):
             merged: nn.Module = base.as_linear(W.to(dtype or torch.float32))
         else:
-            W = W.to(dtype or base.weight.dtype)
+            W = W.to(dtype or weight_of(base).dtype)
             merged = copy.copy(base)
             # copy.copy shares the dicts of parameters: this one needs its own before the weight is exchanged.
             merged._parameters = dict(base._parameters)
             merged._parameters["weight"] = nn.Parameter(
-                (W.t() if self.transposed else W).clone(memory_format=torch.contiguous_format), requires_grad=False
+                (W.t() if self.transposed else W).clone(memory_format=torch.contiguous_format),
+                requires_grad=False,
             )
         self.base_layer = merged
         self._kept = base
@@ -205,14 +226,16 @@ class LoRALayer(nn.Module):
         """Put the frozen layer back: the very module, so nothing can have drifted."""
         if self._kept is None:
             return
-        self._kept.to(self.base_layer.weight.device).train(self.training)
+        self._kept.to(weight_of(self.base_layer).device).train(self.training)
         self.base_layer, self._kept = self._kept, None
 
     def _check_together(self, names: Sequence[str]) -> None:
         if len(names) > 1 and any(self.adapters[name].use_dora for name in names):
-            raise InputError(f"{self.path}: DoRA rescales whole rows, so {list(names)} cannot be summed; choose one")
+            raise InputError(
+                f"{self.path}: DoRA rescales whole rows, so {list(names)} cannot be summed; choose one"
+            )
 
-    # ---- forward ---------------------------------------------------------------------------------------------
+    # ---- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (..., in_features), or ids (...) for an embedding. Returns (..., out_features)."""
@@ -256,12 +279,14 @@ class LoRALayer(nn.Module):
             return False
         if self.training and self.adapters[name].dropout:
             return False
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base.weight.requires_grad:
+        weight = weight_of(base)
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        if hooked or weight.requires_grad:
             return False
         if isinstance(base, NF4Linear):
             return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
         own_forward = type(base).forward is not nn.Linear.forward and not is_conv1d(base)
-        return x.dtype == A.dtype == base.weight.dtype and not own_forward
+        return x.dtype == A.dtype == weight.dtype and not own_forward
 
     def _forward_fused(self, x: Tensor, name: str) -> Tensor:
         A, B, adapter = self.lora_A[name], self.lora_B[name], self.adapters[name]
@@ -281,11 +306,14 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _weight_norm2(self, W: Tensor | None) -> Tensor:
         """‖W‖² of every row, kept while the frozen weight stays the same tensor with the same content."""
-        weight = self.base_layer.weight
+        weight = weight_of(self.base_layer)
         key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
         if self._norm_cache is None or self._norm_cache[0] != key:
             W = self.dense_weight() if W is None else W
-            self._norm_cache = (key, W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1))
+            self._norm_cache = (
+                key,
+                W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1),
+            )
         return self._norm_cache[1]
 
     def _forward_rows(self, x: Tensor, rows: Rows) -> Tensor:
@@ -294,7 +322,8 @@ class LoRALayer(nn.Module):
             raise InputError(f"{self.path} is merged, so rows cannot choose an adapter: unmerge_lora first")
         if x.shape[0] != len(rows):
             raise InputError(
-                f"{self.path}: {len(rows)} adapter names for a batch of {x.shape[0]} rows; give one name for each row"
+                f"{self.path}: {len(rows)} adapter names for a batch of {x.shape[0]} rows; "
+                "give one name for each row"
             )
         y = self.base_layer(x)
         names = sorted({name for name in rows if name is not None and name in self.adapters})
@@ -309,20 +338,26 @@ class LoRALayer(nn.Module):
             flat = flat @ A.transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
         if not any(self.adapters[name].use_dora for name in names):
             if y.dtype == B.dtype and not torch.is_grad_enabled():
-                y.view(len(rows), -1, y.shape[-1]).baddbmm_(flat, B.transpose(1, 2))  # y is new: nobody else has it
+                y.view(len(rows), -1, y.shape[-1]).baddbmm_(
+                    flat, B.transpose(1, 2)
+                )  # y is new: nobody else has it
                 return y
-            return y + (flat @ B.transpose(1, 2)).view(y.shape).to(y.dtype)  # (B, T, R) @ (B, R, O) → (B, T, O)
+            return y + (flat @ B.transpose(1, 2)).view(y.shape).to(
+                y.dtype
+            )  # (B, T, R) @ (B, R, O) → (B, T, O)
         update = (flat @ B.transpose(1, 2)).view(y.shape)
         ratio = self._dora_ratios(names)[index]  # (B, O)
         ratio = ratio.view(len(rows), *([1] * (y.dim() - 2)), -1)
         update = (ratio - 1) * self._without_bias(y) + ratio * update
         return y + update.to(y.dtype)
 
-    def _stacked(self, rows: Rows, names: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _stacked(
+        self, rows: Rows, names: Sequence[str], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """For each row: index of its adapter (B,), A (B, R, I), s·B (B, O, R).
 
-        Smaller ranks are padded with zeros; a row without an adapter here has index n and zeros. While no gradient
-        is wanted the result is kept until the rows or any of the weights change.
+        Smaller ranks are padded with zeros; a row without an adapter here has index n and zeros. While no
+        gradient is wanted the result is kept until the rows or any of the weights change.
         """
         weights = [(self.lora_A[name], self.lora_B[name]) for name in names]
         key = None
@@ -338,7 +373,7 @@ class LoRALayer(nn.Module):
             for name, (_, b) in zip(names, weights, strict=True)
         ]
         place = {name: i for i, name in enumerate(names)}
-        index = torch.tensor([place.get(name, len(names)) for name in rows], device=device)
+        index = torch.tensor([place.get(name or "", len(names)) for name in rows], device=device)
         result = (
             index,
             torch.stack([*A, torch.zeros_like(A[0])])[index],
@@ -399,7 +434,9 @@ class SavedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module in effect."""
         if self.rows is not None and any(name in self.copies for name in self.rows if name):
-            raise InputError(f"{self.path} was trained whole by an adapter, so rows cannot mix: run them apart")
+            raise InputError(
+                f"{self.path} was trained whole by an adapter, so rows cannot mix: run them apart"
+            )
         return self.current(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

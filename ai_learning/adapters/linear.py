@@ -1,8 +1,8 @@
 """The arithmetic of an adapted linear layer, with the gradients written out.
 
-Plain autograd would do; `LoRALinear` in `layers.py` still does wherever dropout or mixed types are in play. Written
-out, the adapter's share is added in place, so a step needs no second tensor of the size of the output, and a 4-bit
-weight is de-quantised again in the backward pass instead of being kept.
+Plain autograd would do; `LoRALinear` in `layers.py` still does wherever dropout or mixed types are in play.
+Written out, the adapter's share is added in place, so a step needs no second tensor of the size of the
+output, and a 4-bit weight is de-quantised again in the backward pass instead of being kept.
 
 Letters: N rows (all leading axes of the input together), I in_features, O out_features, R rank.
 """
@@ -58,7 +58,9 @@ class LoRALinearFunction(torch.autograd.Function):
         rows, down, A, B = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(rows.shape[0], -1)  # (..., O) → (N, O)
-        grad_x, grad_A, grad_B = _low_rank_backward(grad, ctx.weight if needs_x else None, rows, down, A, B, ctx.s)
+        grad_x, grad_A, grad_B = _low_rank_backward(
+            grad, ctx.weight if needs_x else None, rows, down, A, B, ctx.s
+        )
         grad_bias = grad.sum(0) if needs_bias else None
         return (None if grad_x is None else grad_x.view(ctx.shape)), None, grad_bias, grad_A, grad_B, None
 
@@ -78,7 +80,7 @@ class DoRALinearFunction(torch.autograd.Function):
         magnitude: Tensor,
         weight_norm2: Tensor,
     ) -> Tensor:
-        """Args as `LoRALinearFunction`; magnitude (O,), weight_norm2 (O,) the rows' ‖W‖². Returns (..., O)."""
+        """Args as `LoRALinearFunction`; magnitude (O,), weight_norm2 (O,): the rows' ‖W‖². Gives (..., O)."""
         W = weight()
         rows = x.reshape(-1, x.shape[-1])  # (..., I) → (N, I)
         down = rows @ A.t()  # (N, R)
@@ -101,7 +103,9 @@ class DoRALinearFunction(torch.autograd.Function):
         grad_bias = grad.sum(0) if needs_bias else None
         grad_magnitude = torch.linalg.vecdot(grad, direction, dim=0) / norm
         grad = grad * scale
-        grad_x, grad_A, grad_B = _low_rank_backward(grad, ctx.weight if needs_x else None, rows, down, A, B, ctx.s)
+        grad_x, grad_A, grad_B = _low_rank_backward(
+            grad, ctx.weight if needs_x else None, rows, down, A, B, ctx.s
+        )
         grad_x = None if grad_x is None else grad_x.view(ctx.shape)
         return grad_x, None, grad_bias, grad_A, grad_B, None, grad_magnitude, None
 

@@ -38,14 +38,15 @@ class Registry:
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name: str = DEFAULT) -> nn.Module:
-    """Put an adapter on a model, in place: freeze everything, wrap the target layers, make the adapter active.
+    """Put an adapter on a model, in place: freeze everything, wrap the target layers, make the adapter
+    active.
 
-    A fresh adapter does not change the model's output. Called again with another name, it adds a second adapter
-    beside the first.
+    A fresh adapter does not change the model's output. Called again with another name, it adds a second
+    adapter beside the first.
 
     Args:
-        model: any module; its linear layers (nn.Linear, transformers' Conv1D, `NF4Linear`) and embeddings can be
-            targets.
+        model: any module; its linear layers (nn.Linear, transformers' Conv1D, `NF4Linear`) and embeddings
+            can be targets.
         config: ranks, targets and switches; ``LoRAConfig()`` by default.
         adapter_name: to tell adapters apart.
 
@@ -53,14 +54,17 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
         The same model.
 
     Raises:
-        InputError: a pattern that matches nothing (the candidates are listed), a name taken already, a merged model.
+        InputError: a pattern that matches nothing (the candidates are listed), a name taken already, a
+            merged model.
     """
     config = config or LoRAConfig()
     if not adapter_name or "." in adapter_name:
         raise InputError(f"adapter_name={adapter_name!r} must be a name without dots")
     registry: Registry | None = getattr(model, _REGISTRY, None)
     if registry and adapter_name in registry.configs:
-        raise InputError(f"the model has an adapter {adapter_name!r} already: choose another name, or eject_lora")
+        raise InputError(
+            f"the model has an adapter {adapter_name!r} already: choose another name, or eject_lora"
+        )
     if any(layer.merged for layer in _wrappers(model).values()):
         raise InputError("the model's adapters are merged: unmerge_lora before adding one")
     if registry and config.bias != "none" and any(c.bias != "none" for c in registry.configs.values()):
@@ -68,7 +72,9 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
     targets = find_targets(lora_candidates(model), config.target_modules, _heads(model))
     saved = _modules_to_save(model, config.modules_to_save, targets)
     if registry is None:
-        registry = Registry({name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)})
+        registry = Registry(
+            {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+        )
         setattr(model, _REGISTRY, registry)
         model.requires_grad_(False)
     try:
@@ -89,7 +95,7 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
 
 
 def lora_candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can carry an adapter, by path; a wrapped layer appears under its own path, unwrapped."""
+    """The layers that can carry an adapter, by path; a wrapped layer appears unwrapped, under its own."""
     found: dict[str, nn.Module] = {}
 
     def visit(module: nn.Module, path: str) -> None:
@@ -124,7 +130,9 @@ def set_adapter(model: nn.Module, names: str | Sequence[str] | None) -> None:
         if isinstance(layer, LoRALayer):
             layer._check_together([name for name in chosen if name in layer.adapters])
         elif len([name for name in chosen if name in layer.copies]) > 1:
-            raise InputError(f"{layer.path}: {chosen} each trained their own copy of it, so only one can be active")
+            raise InputError(
+                f"{layer.path}: {chosen} each trained their own copy of it, so only one can be active"
+            )
     for layer in wrappers.values():
         _choose(layer, chosen)
     registry = _registry(model)
@@ -185,10 +193,12 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
 def merge_lora(
     model: nn.Module, adapters: str | Sequence[str] | None = None, *, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Compute with ``W + s·B·A`` in one product: each adapted layer gets a merged weight, the frozen one is kept.
+    """Compute with ``W + s·B·A`` in one product: each adapted layer gets a merged weight, the frozen one is
+    kept.
 
-    A tied weight is not written to: an adapted output head gets a weight of its own and the embedding stays. A 4-bit
-    layer is merged into fp32 (or ``dtype``), because rounding the sum to 4 bits would lose most of the update.
+    A tied weight is not written to: an adapted output head gets a weight of its own and the embedding stays.
+    A 4-bit layer is merged into fp32 (or ``dtype``), because rounding the sum to 4 bits would lose most of
+    the update.
 
     Args:
         model: with adapters.
@@ -199,7 +209,8 @@ def merge_lora(
         The same model.
 
     Raises:
-        InputError: no adapters, merged already, or a merged weight that is not finite. Nothing is changed then.
+        InputError: no adapters, merged already, or a merged weight that is not finite. Nothing is changed
+            then.
     """
     if adapters is not None:
         set_adapter(model, adapters)
@@ -239,8 +250,8 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
 
     Args:
         model: with adapters.
-        merge: ``True`` leaves the updates in the weights; ``False`` gives back the model as it was, bit for bit;
-            ``None`` keeps to the state it is in (merged or not).
+        merge: ``True`` leaves the updates in the weights; ``False`` gives back the model as it was, bit for
+            bit; ``None`` keeps to the state it is in (merged or not).
         untie: allow a merged layer to leave a weight that it shared with another (an output head tied to the
             embedding); a ``config`` that says the two are tied is changed to say they are not.
 
@@ -248,8 +259,8 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
         The same model.
 
     Raises:
-        InputError: no adapters, or a merged layer whose weight was tied and ``untie`` is false: saved as a tied
-            model it would lose the update.
+        InputError: no adapters, or a merged layer whose weight was tied and ``untie`` is false: saved as a
+            tied model it would lose the update.
     """
     registry = _registry(model)
     wrappers = _wrappers(model)
@@ -269,7 +280,9 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
             "pass untie=True to give it its own"
         )
     for path, layer in wrappers.items():
-        plain = layer.base_layer if isinstance(layer, LoRALayer) else layer.current if merge else layer.original
+        plain = (
+            layer.base_layer if isinstance(layer, LoRALayer) else layer.current if merge else layer.original
+        )
         _put(model, path, plain)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not merge:
@@ -306,8 +319,9 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
 def lora_state_dict(model: nn.Module, adapter_name: str = DEFAULT) -> dict[str, Tensor]:
     """The adapter's weights, and nothing of the frozen model.
 
-    Keys are ``{path}.lora_A.weight`` (r, in), ``{path}.lora_B.weight`` (out, r), ``{path}.lora_magnitude_vector``
-    (out,), for embeddings ``{path}.lora_embedding_A`` and ``_B``; trained biases and modules under their own names.
+    Keys are ``{path}.lora_A.weight`` (r, in), ``{path}.lora_B.weight`` (out, r),
+    ``{path}.lora_magnitude_vector`` (out,), for embeddings ``{path}.lora_embedding_A`` and ``_B``; trained
+    biases and modules under their own names.
 
     Raises:
         InputError: an unknown adapter.
@@ -320,7 +334,9 @@ def lora_state_dict(model: nn.Module, adapter_name: str = DEFAULT) -> dict[str, 
                 copied = layer.copies[adapter_name].state_dict()
                 state |= {f"{path}.{name}": tensor for name, tensor in copied.items()}
         elif adapter_name in layer.adapters:
-            state |= {f"{path}.{name}": tensor.detach() for name, tensor in _layer_tensors(layer, adapter_name)}
+            state |= {
+                f"{path}.{name}": tensor.detach() for name, tensor in _layer_tensors(layer, adapter_name)
+            }
     for path, bias in _trained_biases(model, config, adapter_name).items():
         state[path] = bias.detach()
     return state
@@ -396,7 +412,7 @@ def lora_plus_groups(
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
-# ---- inside ------------------------------------------------------------------------------------------------------
+# ---- inside --------------------------------------------------------------------------------------
 
 
 def _wrappers(model: nn.Module) -> dict[str, LoRALayer | SavedModule]:
@@ -438,7 +454,9 @@ def _adapter_parameters(layer: LoRALayer | SavedModule, name: str) -> list[Tenso
 
 
 def _layer_tensors(layer: LoRALayer, name: str) -> Iterator[tuple[str, Tensor]]:
-    kind = ("lora_embedding_A", "lora_embedding_B") if layer.is_embedding else ("lora_A.weight", "lora_B.weight")
+    kind = (
+        ("lora_embedding_A", "lora_embedding_B") if layer.is_embedding else ("lora_A.weight", "lora_B.weight")
+    )
     yield kind[0], layer.lora_A[name]
     yield kind[1], layer.lora_B[name]
     if name in layer.lora_magnitude_vector:
@@ -501,7 +519,7 @@ def _was_tied(model: nn.Module, layer: LoRALayer | SavedModule) -> bool:
 
 
 def _mark_untied(model: nn.Module) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if is_dataclass(config) and getattr(config, "tie_weights", False):
         model.config = replace(config, tie_weights=False)  # type: ignore[assignment, type-var]
     elif getattr(config, "tie_word_embeddings", False):
@@ -509,7 +527,7 @@ def _mark_untied(model: nn.Module) -> None:
 
 
 def _modules_to_save(model: nn.Module, names: Sequence[str], targets: Sequence[str]) -> list[str]:
-    paths = [path for path, _ in model.named_modules() if path and "." not in path or path]
+    paths = [path for path, _ in model.named_modules() if path]
     inside = tuple(f"{path}." for path in _wrappers(model))
     paths = [path for path in paths if not path.startswith(inside)] if inside else paths
     found: list[str] = []
@@ -518,21 +536,23 @@ def _modules_to_save(model: nn.Module, names: Sequence[str], targets: Sequence[s
         if not matching:
             raise InputError(
                 f"modules_to_save: {name!r} matches no module; there are "
-                + ", ".join(sorted({path.rpartition('.')[2] for path in paths} - {""}))
+                + ", ".join(sorted({path.rpartition(".")[2] for path in paths} - {""}))
             )
         found += [path for path in matching if path not in found]
     for path in found:
         clash = next((target for target in targets if target == path or target.startswith(path + ".")), None)
         if clash:
-            raise InputError(f"modules_to_save: {path} is trained whole, so {clash} in it cannot be a target as well")
+            raise InputError(
+                f"modules_to_save: {path} is trained whole, so {clash} in it cannot be a target as well"
+            )
     return found
 
 
-def _trained_biases(model: nn.Module, config: LoRAConfig, adapter_name: str) -> dict[str, nn.Parameter]:
+def _trained_biases(model: nn.Module, config: LoRAConfig, adapter_name: str) -> dict[str, Tensor]:
     """Biases of the frozen model that the adapter trains, by the path they have without adapters."""
     if config.bias == "none":
         return {}
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if config.bias == "lora_only":
             if isinstance(module, LoRALayer) and adapter_name in module.adapters and module.bias is not None:

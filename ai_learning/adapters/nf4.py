@@ -1,12 +1,13 @@
 """Block-wise 4-bit numbers: NF4 (QLoRA, Dettmers et al. 2023), and FP4 and Int4 to compare with.
 
-A tensor is cut into blocks of 64. Each block keeps its largest magnitude, ``absmax``, and for every element the code
-of the nearest of 16 fixed values: ``x ≈ table[code] · absmax``. Two codes share a byte. Double quantization stores
-the absmax values themselves in 8 bits: 4 + 8/64 + 32/(64·256) = 4.127 bits for each parameter.
+A tensor is cut into blocks of 64. Each block keeps its largest magnitude, ``absmax``, and for every element
+the code of the nearest of 16 fixed values: ``x ≈ table[code] · absmax``. Two codes share a byte. Double
+quantization stores the absmax values themselves in 8 bits: 4 + 8/64 + 32/(64·256) = 4.127 bits for each
+parameter.
 
-The functions here are the definition, in PyTorch's operations, and run on any device. `nf4_fast` computes the same
-bits on the CPU several times faster and is taken where it can be; pass ``fast=False`` to keep to the definition.
-Results are bit for bit those of bitsandbytes' CPU backend.
+The functions here are the definition, in PyTorch's operations, and run on any device. `nf4_fast` computes
+the same bits on the CPU several times faster and is taken where it can be; pass ``fast=False`` to keep to
+the definition. Results are bit for bit those of bitsandbytes' CPU backend.
 """
 
 from collections.abc import Sequence
@@ -94,8 +95,8 @@ def quantize_4bit(
         fast: use the compiled version when the tensor allows it; the result is the same.
 
     Returns:
-        packed: (⌈n/2⌉, 1) uint8; the first of two elements is in the high half of a byte, an odd end is padded
-            with the code of 0.
+        packed: (⌈n/2⌉, 1) uint8; the first of two elements is in the high half of a byte, an odd end is
+            padded with the code of 0.
         state: what `dequantize_4bit` needs.
 
     Raises:
@@ -123,7 +124,8 @@ def _quantize_plain(flat: Tensor, midpoints: Tensor, codes: Tensor, blocksize: i
     full = flat.numel() // blocksize * blocksize
     blocks = flat[:full].view(-1, blocksize)
     absmax = blocks.abs().amax(1) if full else flat.new_empty(0)
-    # A whole block is multiplied by the reciprocal, the rest at the end is divided: that is how the peer rounds.
+    # A whole block is multiplied by the reciprocal, the rest at the end is divided: that is how the peer
+    # rounds.
     scaled = (blocks * (1 / absmax.clamp(min=_TINIEST)).unsqueeze(1)).view(-1)
     if full < flat.numel():
         rest = flat[full:]
@@ -221,13 +223,14 @@ def dequantize_nf4(
 def quantize_blockwise(
     tensor: Tensor, *, blocksize: int = ABSMAX_BLOCK, rounding: str = "table"
 ) -> tuple[Tensor, Tensor]:
-    """Round to 8-bit codes of the dynamic type, block by block (Dettmers et al. 2022, 8-bit optimizers, section 2).
+    """Round to 8-bit codes of the dynamic type, block by block (Dettmers et al. 2022, 8-bit optimizers,
+    section 2).
 
     Args:
         tensor: fp32, any shape.
         blocksize: elements of a block.
-        rounding: ``"table"`` looks the code up in 65,536 equal bins, as bitsandbytes does on the CPU; ``"exact"``
-            takes the nearest value, as it does on a GPU. They differ in about one code of 700.
+        rounding: ``"table"`` looks the code up in 65,536 equal bins, as bitsandbytes does on the CPU;
+            ``"exact"`` takes the nearest value, as it does on a GPU. They differ in about one code of 700.
 
     Returns:
         codes: uint8, the tensor's shape.
@@ -249,7 +252,9 @@ def quantize_blockwise(
     elif rounding == "exact":
         codes = torch.bucketize(scaled.nan_to_num(0), (table[:-1] + table[1:]) / 2).to(torch.uint8)
     else:
-        raise InputError(f"rounding={rounding!r} is unknown: use 'table' (as on a CPU) or 'exact' (as on a GPU)")
+        raise InputError(
+            f"rounding={rounding!r} is unknown: use 'table' (as on a CPU) or 'exact' (as on a GPU)"
+        )
     return codes.view(tensor.shape), absmax
 
 
@@ -280,7 +285,8 @@ def check_state_shapes(shape: Sequence[int], blocksize: int, absmax: Tensor) -> 
     blocks = -(-prod(shape) // blocksize)
     if absmax.numel() != blocks:
         raise InputError(
-            f"{absmax.numel()} absmax values for shape {tuple(shape)} in blocks of {blocksize}: {blocks} are needed"
+            f"{absmax.numel()} absmax values for shape {tuple(shape)} in blocks of {blocksize}: "
+            f"{blocks} are needed"
         )
 
 

@@ -53,7 +53,9 @@ def _store(builder: Any, vector: Any, out: Any, byte_offset: Any) -> None:
 
 def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:
     signature = ir.FunctionType(table.type, [table.type, index.type])
-    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.x86.avx512.permvar.{name}.512")
+    function = cgutils.get_or_insert_function(
+        builder.module, signature, f"llvm.x86.avx512.permvar.{name}.512"
+    )
     return builder.call(function, [table, index])
 
 
@@ -93,8 +95,8 @@ def _block_16bit(to_16_bits: Any) -> Any:
             values = builder.shuffle_vector(values, values, twice)
             with cgutils.for_range(builder, turns) as loop:
                 codes = _codes(builder, packed, loop.index)
-                # One 32-bit lane a byte: its first code in the low half, its second in the high half. Each index
-                # is read modulo 32, and the table stands there twice, so the fifth bit does not matter.
+                # One 32-bit lane a byte: its first code in the low half, its second in the high half. Each
+                # index is read modulo 32, and the table stands there twice, so the fifth bit does not matter.
                 first = builder.lshr(codes, _constant(16, 4))
                 both = builder.or_(first, builder.shl(codes, _constant(16, 16)))
                 index = builder.bitcast(both, ir.VectorType(_I16, 32))

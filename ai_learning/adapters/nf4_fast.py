@@ -1,7 +1,8 @@
-"""The compiled (numba) version of the 4-bit functions for CPU tensors: the same bits as the definition in `nf4`.
+"""The compiled (numba) version of the 4-bit functions for CPU tensors: the same bits as the definition in
+`nf4`.
 
-Large tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads; the compiled loops
-run without the interpreter lock.
+Large tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads; the compiled
+loops run without the interpreter lock.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,13 @@ def quantize(flat: Tensor, midpoints: Tensor, codes: Tensor, blocksize: int) -> 
 
 
 def dequantize(
-    packed: Tensor, absmax: Tensor, table: Tensor, blocksize: int, n: int, dtype: torch.dtype, portable: bool = False
+    packed: Tensor,
+    absmax: Tensor,
+    table: Tensor,
+    blocksize: int,
+    n: int,
+    dtype: torch.dtype,
+    portable: bool = False,
 ) -> Tensor:
     """Packed codes (⌈n/2⌉,) → (n,). ``portable`` keeps to loops that any processor runs."""
     if dtype not in _NAMES:

@@ -23,9 +23,7 @@ def _count_below(v, m):  # type: ignore[no-untyped-def]
 def quantize(x, packed, absmax, midpoints, codes, blocksize, first, last):  # type: ignore[no-untyped-def]
     """Blocks first … last−1 of x (n,) float32 → packed (⌈n/2⌉,) uint8, absmax (blocks,) float32.
 
-    Args:
-        midpoints: 15 floats in a tuple, so that they stay in registers.
-        codes: (16,) uint8.
+    ``midpoints`` are 15 floats in a tuple, so that they stay in registers; ``codes`` is (16,) uint8.
     """
     n = x.shape[0]
     below = np.empty(blocksize, np.int32)  # as wide as the floats it is compared from: no shuffling of lanes
@@ -61,9 +59,8 @@ def quantize(x, packed, absmax, midpoints, codes, blocksize, first, last):  # ty
 def dequantize(packed, absmax, pairs, table, out, blocksize, first, last):  # type: ignore[no-untyped-def]
     """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) float32.
 
-    Args:
-        pairs: (256,) uint64, the two float32 values that each byte of codes stands for, side by side.
-        table: (16,) float32.
+    ``pairs`` (256,) uint64 holds the two float32 values that each byte of codes stands for, side by side;
+    ``table`` is (16,) float32.
     """
     # Blocks are ranges of the whole arrays: making a slice for each block would cost more than its work.
     n = out.shape[0]

@@ -19,9 +19,9 @@ _PACKED = "weight.quant_state.bitsandbytes__"
 class NF4Linear(nn.Module):
     """``y = x Wᵀ + b`` with W in 4 bits (QLoRA, equation 5). The weight is frozen; the bias may be trained.
 
-    Only the codes are stored. W is de-quantised for the forward product and again for the backward one, so a layer
-    never holds more than its own 4.1 to 4.5 bits a parameter between uses. Nothing else changes between calls:
-    neither ``eval()`` nor a forward pass touches the state.
+    Only the codes are stored. W is de-quantised for the forward product and again for the backward one, so a
+    layer never holds more than its own 4.1 to 4.5 bits a parameter between uses. Nothing else changes
+    between calls: neither ``eval()`` nor a forward pass touches the state.
 
     ``state_dict()`` has the keys of ``bitsandbytes.nn.Linear4bit`` and loads from them.
 
@@ -29,7 +29,8 @@ class NF4Linear(nn.Module):
         in_features: width of the input.
         out_features: width of the output.
         bias: whether a bias is added.
-        compute_dtype: what input and weight are converted to for the product; the input's dtype when ``None``.
+        compute_dtype: what input and weight are converted to for the product; the input's dtype when
+            ``None``.
         compress_statistics: double quantization of the absmax values.
         quant_type: ``"nf4"``, ``"fp4"`` or ``"int4"``.
         blocksize: elements of a block.
@@ -55,15 +56,20 @@ class NF4Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.compute_dtype = compute_dtype
         self.compress_statistics, self.quant_type, self.blocksize = compress_statistics, quant_type, blocksize
-        self.bias = fresh.bias
+        self.register_parameter("bias", fresh.bias)
         self.quantize_(fresh.weight)
+
+    bias: nn.Parameter | None
+    state: QuantState
 
     @classmethod
     def from_linear(cls, linear: nn.Module, **settings: Any) -> "NF4Linear":
-        """Quantize an nn.Linear or transformers' Conv1D; ``settings`` as for the class. The bias is shared."""
+        """Quantize an nn.Linear or transformers' Conv1D; ``settings`` as for the class. The bias is kept."""
         weight = linear.weight
         if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
-            raise InputError(f"cannot quantize {type(linear).__name__}: it has no matrix of floats as its weight")
+            raise InputError(
+                f"cannot quantize {type(linear).__name__}: it has no matrix of floats as its weight"
+            )
         if not isinstance(linear, nn.Linear):  # Conv1D keeps (in, out)
             weight = weight.t()
         layer = cls._empty(weight.shape[1], weight.shape[0], **settings)
@@ -72,7 +78,7 @@ class NF4Linear(nn.Module):
         return layer.train(linear.training)
 
     @classmethod
-    def from_bnb(cls, linear: nn.Module) -> "NF4Linear":
+    def from_bnb(cls, linear: Any) -> "NF4Linear":
         """Take over a quantized ``bitsandbytes.nn.Linear4bit``."""
         layer = cls._empty(linear.in_features, linear.out_features, compute_dtype=linear.compute_dtype)
         layer.bias = linear.bias
@@ -122,7 +128,9 @@ class NF4Linear(nn.Module):
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             same = self.bias.dtype == weight.dtype
-            linear.bias = self.bias if same else nn.Parameter(self.bias.detach().to(weight.dtype), requires_grad=False)
+            linear.bias = (
+                self.bias if same else nn.Parameter(self.bias.detach().to(weight.dtype), requires_grad=False)
+            )
         return linear.train(self.training)
 
     def compute_dtype_for(self, x: Tensor) -> torch.dtype:
@@ -142,7 +150,7 @@ class NF4Linear(nn.Module):
             y: Tensor = FrozenLinear.apply(x.to(dtype), weight, bias)
         return y if self.compute_dtype is None else y.to(x.dtype)
 
-    # ---- state in bitsandbytes' layout ------------------------------------------------------------------------
+    # ---- state in bitsandbytes' layout -----------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NF4Linear":
         """Move to a device with the module; a change of dtype must not round the statistics."""
@@ -162,7 +170,11 @@ class NF4Linear(nn.Module):
         destination[prefix + "weight.absmax"] = state.absmax
         destination[prefix + "weight.quant_map"] = state.code.clone()
         if state.nested_absmax is not None and state.offset is not None:
-            facts |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": state.offset.item()}
+            facts |= {
+                "nested_blocksize": 256,
+                "nested_dtype": "float32",
+                "nested_offset": state.offset.item(),
+            }
             destination[prefix + "weight.nested_absmax"] = state.nested_absmax
             destination[prefix + "weight.nested_quant_map"] = dynamic_code().to(state.absmax.device)
         # bitsandbytes keeps what is no tensor as JSON in a tensor of bytes, for safetensors' sake.
@@ -227,4 +239,5 @@ class NF4Linear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and type."""
         nested = ", double quantization" if self.compress_statistics else ""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.quant_type}{nested}"
+        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self.quant_type}{nested}"

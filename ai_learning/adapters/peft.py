@@ -1,9 +1,9 @@
 """PEFT's file format, both ways: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-Files are written with the names that a model has in transformers, so that PEFT opens them there, and read from such
-files. Our GPT and transformers' GPT-2 differ in two ways, which are seen from the module itself: its blocks lie under
-``transformer.`` there, and its linear layers are `Conv1D` there, with the weight stored (in, out). Any other module
-keeps its own names.
+Files are written with the names that a model has in transformers, so that PEFT opens them there, and read
+from such files. Our GPT and transformers' GPT-2 differ in two ways, which are seen from the module itself:
+its blocks lie under ``transformer.`` there, and its linear layers are `Conv1D` there, with the weight stored
+(in, out). Any other module keeps its own names.
 """
 
 import json
@@ -55,7 +55,13 @@ _UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that edit the frozen weights
+_CHANGES_BASE = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # initialisations that edit the frozen weights
 
 
 class _Names:
@@ -64,7 +70,8 @@ class _Names:
     def __init__(self, model: nn.Module) -> None:
         children = {name for name, _ in model.named_children()}
         self.is_gpt = {"wte", "wpe", "h", "ln_f"} <= children and "transformer" not in children
-        # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks: names stay as they are.
+        # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks: names stay as
+        # they are.
         self.is_gpt = self.is_gpt and not any(is_conv1d(module) for module in model.modules())
 
     def there(self, path: str) -> str:
@@ -105,13 +112,17 @@ def save_peft(
         InputError: an unknown adapter.
     """
     config, names = adapter_config(model, adapter_name), _Names(model)
-    layers = {p: m for p, m in _wrappers(model).items() if isinstance(m, LoRALayer) and adapter_name in m.adapters}
+    layers = {
+        p: m for p, m in _wrappers(model).items() if isinstance(m, LoRALayer) and adapter_name in m.adapters
+    }
     state: dict[str, Tensor] = {}
     for key, tensor in lora_state_dict(model, adapter_name).items():
         path, _, name = key.rpartition(".")
         if path in layers and name == "bias":  # a trained bias of a layer that PEFT, too, has wrapped
             key = f"{path}.base_layer.{name}"
-        state[_PREFIX + names.there(key)] = names.tensor(key, tensor).clone(memory_format=torch.contiguous_format)
+        state[_PREFIX + names.there(key)] = names.tensor(key, tensor).clone(
+            memory_format=torch.contiguous_format
+        )
     folder = Path(folder)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -140,8 +151,8 @@ def save_peft(
 def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT) -> LoRAConfig:
     """Put an adapter that PEFT (or `save_peft`) wrote on a model, and make it active.
 
-    An adapter of the same name is replaced: when layers and ranks are the same, by copying the weights in place (a
-    hot swap), so optimizers and compiled code keep their tensors.
+    An adapter of the same name is replaced: when layers and ranks are the same, by copying the weights in
+    place (a hot swap), so optimizers and compiled code keep their tensors.
 
     Args:
         model: the frozen model: ours, or any whose names are those in the file.
@@ -185,7 +196,7 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
     return config
 
 
-# ---- writing -----------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str]:
@@ -198,7 +209,7 @@ def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names:
     return [names.there(path) for path in paths]
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -246,7 +257,9 @@ def _translate(
     paths: list[str] = []
     for key, tensor in weights.items():
         if not key.startswith(_PREFIX):
-            raise InputError(f"the adapter's weight {key!r} does not begin with {_PREFIX!r}: not PEFT's format")
+            raise InputError(
+                f"the adapter's weight {key!r} does not begin with {_PREFIX!r}: not PEFT's format"
+            )
         here = names.here(key.removeprefix(_PREFIX))
         match = _LORA_KEY.match(here)
         if match:
@@ -308,15 +321,23 @@ def _check_foreign_bases(model: nn.Module, foreign: Mapping[str, Tensor], folder
     for key, tensor in foreign.items():
         path, _, name = key.rpartition(".")
         own = getattr(candidates.get(path), name, None)
-        if not isinstance(own, Tensor) or own.shape != tensor.shape or not torch.equal(own.cpu(), tensor.to(own.dtype)):
+        if (
+            not isinstance(own, Tensor)
+            or own.shape != tensor.shape
+            or not torch.equal(own.cpu(), tensor.to(own.dtype))
+        ):
             raise InputError(
-                f"{folder} brings its own frozen {key}, which differs from the model's: it was trained on another "
-                "model (or a resized vocabulary)"
+                f"{folder} brings its own frozen {key}, which differs from the model's: "
+                "it was trained on another model (or a resized vocabulary)"
             )
 
 
 def _check_shapes(
-    model: nn.Module, config: LoRAConfig, state: Mapping[str, Tensor], known: Mapping[str, nn.Module], folder: Path
+    model: nn.Module,
+    config: LoRAConfig,
+    state: Mapping[str, Tensor],
+    known: Mapping[str, nn.Module],
+    folder: Path,
 ) -> None:
     """Fail before anything is touched when a matrix does not fit its layer."""
     for key, tensor in state.items():
@@ -324,7 +345,9 @@ def _check_shapes(
         if match is None:
             continue
         layer = LoRALayer(known[match[1]], match[1])
-        width = {"A": layer.in_features, "B": layer.out_features}.get(match[2].removeprefix("lora_embedding_")[:6][-1])
+        width = {"A": layer.in_features, "B": layer.out_features}.get(
+            match[2].removeprefix("lora_embedding_")[:6][-1]
+        )
         if match[2].startswith("lora_embedding"):
             width = layer.in_features if match[2].endswith("A") else layer.out_features
         axis = 1 if "_A" in match[2] else 0
@@ -358,7 +381,7 @@ def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, T
     return True
 
 
-# ---- swapping files of one layout ----------------------------------------------------------------------------------
+# ---- swapping files of one layout ----------------------------------------------------------------
 
 
 @dataclass
@@ -375,7 +398,7 @@ _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 
 
 def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
-    """Note how the file just loaded was laid out, so that the next like it is copied without being interpreted."""
+    """Note how the file just loaded was laid out: the next like it is copied without being interpreted."""
     swaps = _registry(model).swaps
     swaps.pop(name, None)
     read = _read_raw(folder)
@@ -392,7 +415,9 @@ def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
         if target is None or entry["dtype"] not in _SAFETENSORS:
             return  # frozen weights come along: those are checked each time
         flip = _LORA_KEY.match(here) is None and names.is_transposed(here)
-        pieces.append((target, *entry["data_offsets"], _SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), flip))
+        pieces.append(
+            (target, *entry["data_offsets"], _SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), flip)
+        )
     if len(header) % 8 == 0:  # as safetensors writes it, so that the tensors are aligned
         swaps[name] = _Swap(config, header, data.numel(), pieces)
 

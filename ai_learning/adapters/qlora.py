@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
 from .config import ALL_LINEAR, LoRAConfig, find_targets
-from .layers import LoRALayer
+from .layers import LoRALayer, weight_of
 from .lora import DEFAULT, _heads, _put, inject_lora, lora_candidates
 from .nf4_linear import NF4Linear
 
@@ -38,7 +38,8 @@ def quantize_linears(
         The paths of the layers that were replaced.
 
     Raises:
-        InputError: a pattern that matches nothing, adapters that are on already, or a layer whose weight is shared.
+        InputError: a pattern that matches nothing, adapters that are on already, or a layer whose weight is
+            shared.
     """
     if any(isinstance(module, LoRALayer) for module in model.modules()):
         raise InputError("the model has adapters already: quantize first, then inject_lora")
@@ -50,9 +51,11 @@ def quantize_linears(
     heads = _heads(model)
     paths = find_targets(candidates, target_modules, heads)
     for path in paths:
-        weight = candidates[path].weight
+        weight = weight_of(candidates[path])
         if sum(weight is p for _, p in model.named_parameters(remove_duplicate=False)) > 1:
-            raise InputError(f"{path} shares its weight with another layer, so it cannot be quantized; leave it out")
+            raise InputError(
+                f"{path} shares its weight with another layer, so it cannot be quantized; leave it out"
+            )
     for path in paths:
         layer = NF4Linear.from_linear(
             candidates[path],
@@ -108,7 +111,8 @@ def prepare_qlora(
 
 
 def checkpoint_blocks(model: nn.Module) -> int:
-    """Recompute each block of every nn.ModuleList in the backward pass (Chen et al. 2016); only while training.
+    """Recompute each block of every nn.ModuleList in the backward pass (Chen et al. 2016); only while
+    training.
 
     Returns:
         The number of blocks.
@@ -116,7 +120,9 @@ def checkpoint_blocks(model: nn.Module) -> int:
     Raises:
         InputError: a model without an nn.ModuleList.
     """
-    blocks = [block for modules in model.modules() if isinstance(modules, nn.ModuleList) for block in modules]
+    blocks: list[Any] = [
+        block for modules in model.modules() if isinstance(modules, nn.ModuleList) for block in modules
+    ]
     if not blocks:
         raise InputError(f"{type(model).__name__} has no nn.ModuleList of blocks to checkpoint")
     for block in blocks:
@@ -142,16 +148,15 @@ def make_optimizer(
 
     Args:
         parameters: or parameter groups (`lora_plus_groups`); those that need no gradient are left out.
-        name: ``adamw`` (PyTorch), ``adamw8bit``, ``paged_adamw``, ``paged_adamw8bit`` (bitsandbytes; paging needs
-            a GPU) or ``torchao_adamw8bit``.
+        name: ``adamw`` (PyTorch), ``adamw8bit``, ``paged_adamw``, ``paged_adamw8bit`` (bitsandbytes; paging
+            needs a GPU) or ``torchao_adamw8bit``.
         lr: learning rate.
         settings: passed on.
 
     Raises:
         InputError: an unknown name, or the library it comes from is not installed.
     """
-    given = [p if isinstance(p, dict) else p for p in parameters]
-    chosen = [p for p in given if isinstance(p, dict) or p.requires_grad]
+    chosen = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     if name == "adamw":
         return torch.optim.AdamW(chosen, lr=lr, **settings)
     if name not in OPTIMIZERS:
@@ -159,13 +164,19 @@ def make_optimizer(
     library = "torchao" if name.startswith("torchao") else "bitsandbytes"
     try:
         if library == "torchao":
-            from torchao.optim import AdamW8bit
+            from torchao.optim import AdamW8bit  # type: ignore[import-not-found]
         else:
             import bitsandbytes
 
-            kind = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
-            AdamW8bit = getattr(bitsandbytes.optim, kind[name])  # noqa: N806
+            kind = {
+                "adamw8bit": "AdamW8bit",
+                "paged_adamw": "PagedAdamW",
+                "paged_adamw8bit": "PagedAdamW8bit",
+            }
+            AdamW8bit = getattr(bitsandbytes.optim, kind[name])
     except ImportError:
-        raise InputError(f"optimizer {name!r} needs {library}: pip install {library}, or use 'adamw'") from None
+        raise InputError(
+            f"optimizer {name!r} needs {library}: pip install {library}, or use 'adamw'"
+        ) from None
     optimizer: torch.optim.Optimizer = AdamW8bit(chosen, lr=lr, **settings)
     return optimizer

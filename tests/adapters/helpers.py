@@ -65,7 +65,9 @@ def hf_pair(**overrides):
     state = {}
     for name, tensor in model.state_dict().items():
         transposed = name.startswith("h.") and tensor.dim() == 2
-        state[name if name == "lm_head.weight" else f"transformer.{name}"] = tensor.t() if transposed else tensor
+        state[name if name == "lm_head.weight" else f"transformer.{name}"] = (
+            tensor.t() if transposed else tensor
+        )
     missing, unexpected = hf.load_state_dict(state, strict=False)
     assert not unexpected and not missing
     return model, hf

@@ -45,7 +45,7 @@ VARIANTS = [
 ]
 
 
-# ---- arithmetic --------------------------------------------------------------------------------------------------
+# ---- arithmetic ----------------------------------------------------------------------------------
 
 
 def dense_reference(x, W, b, A, B, s, m=None):
@@ -78,7 +78,9 @@ def test_output_and_gradients_are_the_formula(use_dora, bias, kind):
     out = torch.randn(2, 7, 12)
     y = model(x)
     (y * out).sum().backward()
-    reference = {n: p.detach().double().requires_grad_() for n, p in layer.named_parameters() if p.requires_grad}
+    reference = {
+        n: p.detach().double().requires_grad_() for n, p in layer.named_parameters() if p.requires_grad
+    }
     x64 = x.detach().double().requires_grad_()
     want = dense_reference(
         x64,
@@ -100,13 +102,17 @@ def test_output_and_gradients_are_the_formula(use_dora, bias, kind):
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_written_out_gradients_equal_plain_autograd(use_dora, monkeypatch):
     model, _ = adapted(LoRAConfig(r=4, use_dora=use_dora, bias="lora_only"))
-    fused = torch.autograd.grad(next_token_loss(model, ids(), ids()), [p for p in model.parameters() if p.requires_grad])
+    fused = torch.autograd.grad(
+        next_token_loss(model, ids(), ids()), [p for p in model.parameters() if p.requires_grad]
+    )
     monkeypatch.setattr(LoRALayer, "_fusable", lambda *args: False)
-    plain = torch.autograd.grad(next_token_loss(model, ids(), ids()), [p for p in model.parameters() if p.requires_grad])
+    plain = torch.autograd.grad(
+        next_token_loss(model, ids(), ids()), [p for p in model.parameters() if p.requires_grad]
+    )
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(fused, plain, strict=True))
 
 
-def test_start_is_kaiming_for_A_and_zero_for_B():
+def test_start_is_kaiming_for_a_and_zero_for_b():
     model = gpt()
     before = model(ids())
     inject_lora(model, LoRAConfig(r=4, target_modules=["c_fc"]))
@@ -140,7 +146,7 @@ def test_dropout_only_while_training_and_only_on_the_update():
         assert torch.equal(model(ids()), before(ids()))
 
 
-# ---- matching ----------------------------------------------------------------------------------------------------
+# ---- matching ------------------------------------------------------------------------------------
 
 
 def wrapped(model):
@@ -182,7 +188,7 @@ def test_bad_values_are_named():
             LoRAConfig(**settings)
     with pytest.raises(InputError, match="no regular expression"):
         inject_lora(gpt(), LoRAConfig(target_modules="("))
-    with pytest.raises(InputError, match="ln_x.*ln_f"):
+    with pytest.raises(InputError, match=r"ln_x.*ln_f"):
         inject_lora(gpt(), LoRAConfig(modules_to_save=["ln_x"]))
     with pytest.raises(InputError, match="trained whole"):
         inject_lora(gpt(), LoRAConfig(modules_to_save=["mlp"]))
@@ -207,7 +213,7 @@ def test_a_failed_injection_leaves_the_model_as_it_was():
     assert all(p.requires_grad for p in model.parameters())
 
 
-# ---- training ----------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -243,7 +249,9 @@ def test_checkpoints_are_small_and_load():
     other.load_state_dict({**model.state_dict()})
     fresh = inject_lora(gpt(), LoRAConfig(r=2, use_dora=True))
     load_lora_state_dict(fresh, state)
-    assert all(torch.equal(a, b) for a, b in zip(lora_state_dict(fresh).values(), state.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(lora_state_dict(fresh).values(), state.values(), strict=True)
+    )
     with pytest.raises(InputError, match="missing"):
         load_lora_state_dict(fresh, {})
     with pytest.raises(InputError, match="shape"):
@@ -273,13 +281,13 @@ def test_loraplus_groups():
             assert rates[id(p)] == (8e-3 if "lora_B" in name else 1e-3, 0.1 if p.dim() > 1 else 0.0)
     assert len(rates) == sum(p.requires_grad for p in model.parameters())
     torch.optim.AdamW(groups)
-    with pytest.raises(InputError, match="ratio=0.5"):
+    with pytest.raises(InputError, match=r"ratio=0\.5"):
         lora_plus_groups(model, 1e-3, ratio=0.5)
     with pytest.raises(InputError, match="no adapter is being trained"):
         lora_plus_groups(gpt(), 1e-3)
 
 
-# ---- merging -----------------------------------------------------------------------------------------------------
+# ---- merging -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -373,7 +381,7 @@ def test_models_can_be_copied_and_moved_while_merged():
     assert torch.equal(model(ids()), want)
 
 
-# ---- several adapters --------------------------------------------------------------------------------------------
+# ---- several adapters ----------------------------------------------------------------------------
 
 
 def three():
@@ -431,7 +439,10 @@ def test_an_adapter_for_each_row(dora):
         mixed = model(x)
     for row, name in enumerate(names):
         assert torch.allclose(mixed[row], solo[name][row % 3], atol=1e-5), name
-    with adapters_by_row(model, ["a", "b"]), pytest.raises(InputError, match="2 adapter names for a batch of 3"):
+    with (
+        adapters_by_row(model, ["a", "b"]),
+        pytest.raises(InputError, match="2 adapter names for a batch of 3"),
+    ):
         model(ids())
     with pytest.raises(InputError, match="no adapter 'x'"), adapters_by_row(model, ["x"]):
         pass
@@ -465,7 +476,7 @@ def test_dora_adapters_cannot_be_summed():
         inject_lora(model, LoRAConfig(bias="lora_only"), "e")
 
 
-# ---- other models ------------------------------------------------------------------------------------------------
+# ---- other models --------------------------------------------------------------------------------
 
 
 def test_dora_norm_follows_a_changed_base():

@@ -1,4 +1,4 @@
-"""Bit for bit what bitsandbytes computes on the CPU; its own mistakes are named here, and ours is the definition."""
+"""Bit for bit what bitsandbytes computes on the CPU; its mistakes are named, and ours is the definition."""
 
 import collections
 import math
@@ -98,7 +98,12 @@ def test_more_than_5000_random_tensors():
     compared, excused = 0, collections.Counter()
     for case in range(5600):
         kind, dtype = KINDS[case % len(KINDS)], DTYPES[pick(0, 3)]
-        shapes = [(pick(1, 300),), (pick(1, 20), pick(1, 131)), (pick(1, 9), 64 * pick(1, 4)), (3, 2, pick(1, 99))]
+        shapes = [
+            (pick(1, 300),),
+            (pick(1, 20), pick(1, 131)),
+            (pick(1, 9), 64 * pick(1, 4)),
+            (3, 2, pick(1, 99)),
+        ]
         shape = shapes[pick(0, 4)]
         quant_type, nested = ("nf4", "fp4")[pick(0, 2)], bool(pick(0, 2))
         blocksize = 64 if pick(0, 3) else (32, 64, 128, 256)[pick(0, 4)]
@@ -180,7 +185,9 @@ def test_linear_state_both_ways(nested, quant_type, dtype):
     # theirs → ours
     loaded = NF4Linear(128, 64, quant_type=quant_type)
     loaded.load_state_dict(their_state)
-    assert torch.equal(loaded.dequantize(), peer.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state))
+    assert torch.equal(
+        loaded.dequantize(), peer.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state)
+    )
     assert torch.allclose(loaded(x), want, atol=1e-6)
     taken = NF4Linear.from_bnb(theirs)
     assert torch.allclose(taken(x), want, atol=1e-6)

@@ -90,7 +90,10 @@ def test_adapter_made_by_peft_opens_on_ours(settings, tmp_path):
     made = peft.get_peft_model(
         theirs,
         peft.LoraConfig(
-            **({"r": 5, "lora_alpha": 3, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True} | settings)
+            **(
+                {"r": 5, "lora_alpha": 3, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+                | settings
+            )
         ),
     ).eval()
     disturb(made)

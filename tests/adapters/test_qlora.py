@@ -32,6 +32,14 @@ def clone_state(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
+def saved_elements(forward):
+    """How many elements autograd keeps for the backward pass."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        forward()
+    return sum(kept)
+
+
 def test_forward_and_backward_are_those_of_the_dequantised_weight():
     linear = nn.Linear(70, 33)
     layer = NF4Linear.from_linear(linear, compress_statistics=False)
@@ -82,10 +90,9 @@ def test_bytes_kept_between_calls():
     size = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
     assert size * 8 / 1024**2 < 4.15
     x = torch.randn(8, 1024, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        layer(x)
-    assert sum(kept) < 1024**2 / 8, "the de-quantised weight must not be kept for the backward pass"
+    assert saved_elements(lambda: layer(x)) < 1024**2 / 8, (
+        "the de-quantised weight must not be kept for the backward pass"
+    )
 
 
 def test_changing_dtype_leaves_the_codes_and_statistics():
@@ -162,10 +169,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     kept = {}
     for name, model in (("plain", one), ("checkpointed", two)):
         model.train()
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            next_token_loss(model, ids(), ids())
-        kept[name] = sum(sizes)
+        kept[name] = saved_elements(lambda model=model: next_token_loss(model, ids(), ids()))
         next_token_loss(model, ids(), ids()).backward()
     assert kept["checkpointed"] < 0.5 * kept["plain"]
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
@@ -200,7 +204,12 @@ def peer_qlora(hf, folder):
     bnb = pytest.importorskip("bitsandbytes")
     peft = pytest.importorskip("peft")
     for block in hf.transformer.h:
-        for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
+        for parent, name in (
+            (block.attn, "c_attn"),
+            (block.attn, "c_proj"),
+            (block.mlp, "c_fc"),
+            (block.mlp, "c_proj"),
+        ):
             conv = getattr(parent, name)
             inputs, outputs = conv.weight.shape
             layer = bnb.nn.Linear4bit(
