@@ -45,6 +45,7 @@ def int4_code() -> Tensor:
     return torch.tensor([*range(7, -1, -1), *range(0, -8, -1)], dtype=torch.float32) / 7
 
 
+@cache
 def dynamic_code() -> Tensor:
     """The 256 values of the signed dynamic 8-bit type (256,), ascending (Dettmers 2015; 8-bit optimizers,
     section 2).

@@ -527,3 +527,17 @@ def test_gradient_through_dropout_path_matches_when_dropout_is_off():
     other.load_state_dict(model.state_dict())
     got = torch.autograd.grad(next_token_loss(other, ids(), ids()), other.h[0].mlp.c_fc.lora_A["default"])[0]
     assert torch.allclose(want, got, atol=1e-7)
+
+
+@torch.no_grad()
+def test_rows_see_changed_weights():
+    model, _ = three()
+    names = ["a", "b", None]
+    with adapters_by_row(model, names):
+        before = model(ids())
+        assert torch.equal(model(ids()), before)
+        model.h[0].mlp.c_fc.lora_B["a"].mul_(2)
+        after = model(ids())
+    assert not torch.equal(after[0], before[0]) and torch.allclose(after[1:], before[1:], atol=1e-6)
+    with use_adapter(model, "a"):
+        assert torch.allclose(after[0], model(ids())[0], atol=1e-5)
