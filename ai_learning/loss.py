@@ -63,7 +63,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     flat = hidden.reshape(-1, hidden.size(-1))
-    counted = flat_targets != IGNORE_INDEX
+    counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
     loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares)
     return loss
@@ -86,8 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         N, V = hidden.size(0), weight.size(0)
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        shares = shares.to(dtype).unsqueeze(1)  # (N, 1)
+        dtype, shares = shares.dtype, shares.unsqueeze(1)  # float32 or wider; (N, 1)
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = torch.zeros_like(weight) if needs_weight else None

@@ -140,9 +140,9 @@ def _language_reference() -> Iterator[str]:
 
 
 def _stdlib_files() -> list[Path]:
-    """Source files of the standard library, without its tests and what was installed on top."""
+    """Source of the standard library, without tests, character tables and what was installed on top."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
     files = (file for file in sorted(root.rglob("*.py")) if file.is_file())
     return [file for file in files if not skipped.intersection(file.relative_to(root).parts)]
 
@@ -187,7 +187,7 @@ class Labelled:
 
 
 def package_snippets(
-    n_chars: int = 160, held_out: float = 0.25, seed: int = 0
+    n_chars: int = 120, held_out: float = 0.1, seed: int = 0
 ) -> tuple[list[Labelled], list[Labelled], tuple[str, ...]]:
     """Snippets of the standard library, labelled with the package that they are from.
 
@@ -202,8 +202,9 @@ def package_snippets(
     train: list[list[str]] = []
     test: list[list[str]] = []
     root = Path(sysconfig.get_paths()["stdlib"])
+    all_files = _stdlib_files()
     for package in PACKAGES:
-        files = [f for f in _stdlib_files() if f.relative_to(root).parts[0] == package]
+        files = [file for file in all_files if file.relative_to(root).parts[0] == package]
         text = "\n".join(read_file(file) for file in files)
         size = 20 * n_chars
         blocks = [text[start : start + size] for start in range(0, len(text), size)]

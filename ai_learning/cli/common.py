@@ -49,11 +49,12 @@ def parse(kind: Any, args: list[str], command: str, default: Any = None) -> Any:
 
 def _one_line(box: str, command: str) -> str:
     """tyro's framed message without its frame: the complaint, and the options it suggests."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    parts = [[line for line in part if line] for part in _split(lines[1:])]
+    lines = [line.strip().strip("│|").strip() for line in box.splitlines()[1:]]  # the first holds the title
+    lines = ["" if set(line) <= set("─╰╯+-") else line for line in lines]  # rules part the paragraphs
+    parts = _split(lines)
     message = " ".join(parts[0]) if parts else box.strip()
     message = message.removeprefix("Error parsing ").removeprefix("model: ").removeprefix("train: ")
-    guesses = [line.split()[0] for part in parts for line in part if line.startswith("--")]
+    guesses = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
     if guesses:
         message += f"; did you mean {' or '.join(dict.fromkeys(guesses))}?"
     return f"{message} (ai-learning {command} --help shows every option)"

@@ -37,9 +37,9 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """folder for everything that the demo makes; what an earlier demo left there is replaced"""
-    steps: int = 1500
+    steps: int = 1100
     """pre-training steps"""
-    finetune_steps: int = 250
+    finetune_steps: int = 200
     """fine-tuning steps, for the pre-trained model and again from random weights"""
     seed: int = 1337
     """of weights, batches and samples"""
@@ -79,7 +79,7 @@ def _run(options: Demo) -> _Results:
             train=TrainConfig(
                 steps=options.steps,
                 batch_size=16,
-                lr=2e-3,
+                lr=3e-3,
                 warmup=max(1, options.steps // 15),
                 eval_every=max(1, options.steps // 6),
                 save_every=max(1, options.steps // 3),
@@ -108,13 +108,13 @@ def _run(options: Demo) -> _Results:
         train=TrainConfig(
             steps=options.finetune_steps,
             batch_size=32,
-            lr=6e-4,
+            lr=2e-3,
             warmup=max(1, options.finetune_steps // 10),
             schedule="linear",
             lr_floor=0.0,
             weight_decay=0.01,
             beta2=0.999,
-            eval_every=max(1, options.finetune_steps // 4),
+            eval_every=max(1, options.finetune_steps // 2),
             save_every=options.finetune_steps,
             seed=options.seed,
         ),
@@ -139,7 +139,7 @@ def write_samples(model: GPT, path: Path, seed: int) -> list[str]:
     """A sample for each prompt, to a file and back."""
     tokenizer = ByteTokenizer()
     samples = [
-        prompt + generate_text(model, tokenizer, prompt, 300, temperature=0.7, top_p=0.95, seed=seed)
+        prompt + generate_text(model, tokenizer, prompt, 300, temperature=0.8, top_p=0.95, seed=seed)
         for prompt in PROMPTS
     ]
     write_text(path, ("\n" + "-" * 60 + "\n").join(samples) + "\n")
@@ -147,12 +147,12 @@ def write_samples(model: GPT, path: Path, seed: int) -> list[str]:
 
 
 def draw_attention(model: GPT, text: str, path: Path) -> None:
-    """All heads of the layer whose attention moves furthest from "look at yourself"."""
+    """All heads of the layer that looks most sharply: whose largest weights are largest."""
     idx = torch.tensor([ByteTokenizer().encode(text)])
     with record(model) as trace, torch.no_grad():
         model(idx)
-    own = [weights.diagonal(dim1=-2, dim2=-1).mean().item() for weights in trace.attention]
-    layer = own.index(min(own))
+    sharpness = [weights.amax(dim=-1).mean().item() for weights in trace.attention]
+    layer = sharpness.index(max(sharpness))
     plot_attention(trace.attention[layer][0], list(text), path, f"layer {layer}: row looks at column")
 
 
@@ -189,7 +189,7 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
     report.image(out / "attention.png", "attention weights of all heads of one layer")
     report.heading("4 · Fine-tuning: which package is this snippet from?")
     report.text(
-        f"{len(results.data.train):,} labelled snippets of 160 characters, {len(results.data.held_out):,} "
+        f"{len(results.data.train):,} labelled snippets of 120 characters, {len(results.data.held_out):,} "
         f"held out; classes: {', '.join(results.data.classes)}."
     )
     report.table(

@@ -39,7 +39,7 @@ class Finetune:
     """weight of the auxiliary language-model loss (the paper's λ)"""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=300, batch_size=32, lr=6e-4, warmup=30, schedule="linear", lr_floor=0.0, weight_decay=0.01,
+            steps=300, batch_size=32, lr=2e-3, warmup=30, schedule="linear", lr_floor=0.0, weight_decay=0.01,
             beta2=0.999, eval_every=50, save_every=100,
         )
     )  # fmt: skip

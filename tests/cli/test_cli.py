@@ -1,0 +1,248 @@
+"""The command: help, one-line errors with exit code 2, the whole road at a small size, signals."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ai_learning import finetune
+from ai_learning.cli import COMMANDS, main
+from ai_learning.run_folder import read_metrics
+from ai_learning.text import package_snippets
+
+SIZES = {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 16, "batch-size": 4, "warmup": 2}
+SMALL = [part for name, value in SIZES.items() for part in (f"--{name}", value)] + ["--device", "cpu"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    return path
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    code = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0 and all(name in out for name in COMMANDS)
+    assert call(capsys)[0] == 2
+    assert call(capsys, "--version")[1].startswith("ai-learning ")
+
+
+@pytest.mark.parametrize("command", ["demo", "pretrain", "finetune", "generate", "evaluate"])
+def test_help_shows_defaults_and_seed_and_out(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert "(default:" in out and "--seed" in out and "--out" in out
+
+
+def test_preset_decides_the_defaults_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "pretrain", "--preset", "gpt1", "--help")
+    assert re.search(r"--n-embd INT.*\(default: 768\)", out)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["pretrian"], "no command 'pretrian'; did you mean 'pretrain'?"),
+        (["pretrain", "--n-hed", "4"], "did you mean --n-head"),
+        (["pretrain", "--n-head", "5"], "n_head=5 must divide n_embd=128; try 4 or 8"),
+        (["pretrain", "--preset", "gpt3"], "no preset 'gpt3'; did you mean 'gpt2'"),
+        (["pretrain", "--steps", "many"], "'many'"),
+        (["pretrain", "--data", "no/such/file"], "no such file or folder: no/such/file"),
+        (["pretrain", "--vocab-size", "100"], "vocab_size=100 is too small: the tokenizer has 258 ids"),
+        (["pretrain", "--resume", "--out", "no/such/run"], "no run in no/such/run"),
+        (["generate", "--checkpoint", "no.pt"], "no checkpoint at no.pt"),
+        (["finetune", "--checkpoint", "no.pt"], "no checkpoint at no.pt"),
+        (["evaluate", "--checkpoint", "no.pt"], "no checkpoint at no.pt"),
+        (["lessons", "start", "day99"], "no lesson 'day99'; there are day1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    args: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *args)
+    assert code == 2
+    assert message in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_the_road_in_small(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    code, text, err = call(
+        capsys,
+        "pretrain",
+        "--data",
+        corpus,
+        "--out",
+        out,
+        "--steps",
+        40,
+        "--eval-every",
+        20,
+        "--lr",
+        0.01,
+        *SMALL,
+    )
+    assert code == 0, err
+    assert {"last.pt", "best.pt", "metrics.jsonl", "run.json", "loss.png", "tokenizer"} <= {
+        p.name for p in out.iterdir()
+    }
+    losses = [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
+    assert losses[-1] < losses[0] - 1
+
+    ask = (
+        "generate",
+        "--checkpoint",
+        out / "best.pt",
+        "--prompt",
+        "the ",
+        "--max-new-tokens",
+        30,
+        "--seed",
+        4,
+    )
+    one, two = call(capsys, *ask), call(capsys, *ask, "--out", tmp_path / "sample.txt")
+    assert one[0] == 0 and one[1].startswith("the ") and len(one[1]) > 20
+    assert one[1] == two[1] == (tmp_path / "sample.txt").read_text()
+
+    code, text, _ = call(
+        capsys,
+        "evaluate",
+        "--checkpoint",
+        out / "best.pt",
+        "--data",
+        corpus,
+        "--out",
+        tmp_path / "score.json",
+    )
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert code == 0 and score["n_bytes"] == corpus.stat().st_size
+    assert score["loss"] == pytest.approx(losses[-1], rel=0.25)
+
+    rows = tmp_path / "task.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": t, "label": t}) + "\n" for t in ("fox", "dog") for _ in range(10))
+    )
+    tuned = tmp_path / "tuned"
+    code, text, err = call(
+        capsys, "finetune", "--checkpoint", out / "best.pt", "--data", rows, "--out", tuned, "--steps", 30,
+        "--eval-every", 30, "--lr", 0.01, "--batch-size", 8,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "held-out accuracy 100.0%" in text
+    code, text, err = call(
+        capsys, "evaluate", "--checkpoint", tuned / "best.pt", "--data", rows, "--seed", 1337,
+        "--out", tmp_path / "accuracy.json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads((tmp_path / "accuracy.json").read_text())["accuracy"] == 1.0
+    assert call(capsys, "generate", "--checkpoint", tuned / "best.pt", "--max-new-tokens", 5)[0] == 0
+
+
+def test_resume_uses_the_runs_own_options(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = (
+        "--data",
+        corpus,
+        "--steps",
+        60,
+        "--save-every",
+        10,
+        "--eval-every",
+        20,
+        "--log-every",
+        10,
+        *SMALL,
+    )
+    assert call(capsys, "pretrain", "--out", whole, *common)[0] == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ai_learning.cli", "pretrain", "--out", str(parts), *map(str, common)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (parts / "last.pt").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have finished before the signal came
+        assert process.returncode == 130, err
+        assert re.search(r"stopped by SIGINT after step \d+; saved", err) and "Traceback" not in err
+    code, _, err = call(capsys, "pretrain", "--out", parts, "--resume")
+    assert code == 0, err
+    states = [torch.load(folder / "last.pt", weights_only=True)["state_dict"] for folder in (whole, parts)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    corpus.write_text("other text " * 500)
+    code, _, err = call(capsys, "pretrain", "--out", parts, "--resume")
+    assert code == 2 and "now gives" in err
+
+
+def test_prompt_from_stdin_and_closed_pipe(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert call(capsys, "pretrain", "--data", corpus, "--out", out, "--steps", 2, *SMALL)[0] == 0
+    base = [sys.executable, "-m", "ai_learning.cli", "generate", "--checkpoint", str(out / "last.pt")]
+    done = subprocess.run(
+        [*base, "--prompt", "-", "--max-new-tokens", "3"], input="quick", capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("quick")
+    piped = subprocess.run(
+        f"{' '.join(base)} --max-new-tokens 20000 | head -c 10",
+        shell=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert b"Traceback" not in piped.stderr and len(piped.stdout) == 10
+
+
+def test_lessons_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "lessons")
+    assert code == 0 and "day1_attention_tinytransformer.py" in out and "Attention" in out
+    assert call(capsys, "lessons", "start", "day1", "--out", tmp_path)[0] == 0
+    assert (tmp_path / "day1_attention_tinytransformer.py").exists()
+    code, _, err = call(capsys, "lessons", "start", "day1", "--out", tmp_path)
+    assert code == 2 and "is already there" in err
+
+
+def test_demo_in_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stages on a few examples; the whole demo is what `make demo` runs."""
+    train, held_out, names = package_snippets()
+    monkeypatch.setattr(finetune, "package_snippets", lambda seed: (train[:64], held_out[:64], names))
+    out = tmp_path / "demo"
+    code, text, err = call(capsys, "demo", "--out", out, "--steps", 6, "--finetune-steps", 2)
+    assert code == 0, err
+    names = {
+        "gpt1_tiny_pretrain.pt",
+        "gpt1_tiny_finetune.pt",
+        "loss.png",
+        "attention.png",
+        "samples.txt",
+        "report.html",
+    }
+    assert names <= {p.name for p in out.iterdir()}
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 2 and "held-out accuracy" in report
+    assert not re.search(r'(src|href)="(?!data:)', report)  # nothing is loaded from elsewhere
+    assert text.count("ai-learning ") >= 3
+    assert (
+        call(capsys, "generate", "--checkpoint", out / "gpt1_tiny_pretrain.pt", "--max-new-tokens", 5)[0] == 0
+    )

@@ -1,0 +1,34 @@
+"""Shared by all tests: a tiny GPT, quiet threads, and no network."""
+
+import os
+from collections.abc import Iterator
+
+# Tiny models gain nothing from threads, and lose much where the tests share the cores with something else.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from ai_learning.model import GPT, GPTConfig
+
+settings.register_profile("default", deadline=None, max_examples=100)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def tiny_config() -> GPTConfig:
+    return GPTConfig(vocab_size=64, block_size=32, n_layer=2, n_head=2, n_embd=32)
+
+
+@pytest.fixture
+def tiny_gpt(tiny_config: GPTConfig) -> GPT:
+    return GPT(tiny_config).eval()

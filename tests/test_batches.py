@@ -1,0 +1,81 @@
+"""Batches: a pure function of the step, shared out by rank without overlap."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ai_learning.batches import TokenBatches, evaluation_batches, open_tokens, split, tokenize
+from ai_learning.errors import InputError
+from ai_learning.token_file import TokenFileWriter
+from ai_learning.tokenizers import ByteTokenizer
+
+TOKENS = np.arange(1000, dtype=np.uint16)
+
+
+def test_windows_are_consecutive_and_targets_one_later() -> None:
+    x, y = TokenBatches(TOKENS, block_size=16, batch_size=8)(0)
+    assert x.shape == y.shape == (8, 16) and x.dtype == torch.int64
+    assert torch.equal(y, x + 1)
+    assert torch.equal(x.diff(dim=1), torch.ones(8, 15, dtype=torch.int64))
+
+
+def test_any_step_without_the_ones_before() -> None:
+    one, other = (TokenBatches(TOKENS, 16, 8, seed=3) for _ in range(2))
+    for step in range(5):
+        one(step)
+    assert torch.equal(one(5)[0], other(5)[0])
+    assert not torch.equal(one(5)[0], one(6)[0])
+    assert not torch.equal(one(5)[0], TokenBatches(TOKENS, 16, 8, seed=4)(5)[0])
+
+
+def test_ranks_share_the_global_batch() -> None:
+    whole = TokenBatches(TOKENS, 16, 8)(2)[0]
+    parts = [TokenBatches(TOKENS, 16, 8, rank=rank, world_size=2)(2)[0] for rank in range(2)]
+    together = torch.stack(parts, dim=1).flatten(0, 1)
+    assert torch.equal(together, whole)
+
+
+def test_every_place_can_be_drawn() -> None:
+    batches = TokenBatches(np.arange(6), block_size=4, batch_size=4)
+    starts = {int(x) for step in range(20) for x in batches(step)[0][:, 0]}
+    assert starts == {0, 1}
+    assert max(int(batches(step)[1].max()) for step in range(20)) == 5
+
+
+def test_too_few_tokens_and_odd_shares() -> None:
+    with pytest.raises(InputError, match="5 tokens are too few: a window of block_size=5 needs 6"):
+        TokenBatches(np.arange(5), 5, 2)
+    with pytest.raises(InputError, match="batch_size=3 must be a positive multiple of world_size=2"):
+        TokenBatches(TOKENS, 5, 3, world_size=2)
+    with pytest.raises(InputError, match="held-out tokens are too few"):
+        evaluation_batches(np.arange(5), 5, 2)
+
+
+def test_evaluation_batches_cover_the_text_once() -> None:
+    batches = evaluation_batches(TOKENS, block_size=16, batch_size=4)
+    targets = torch.cat([y.flatten() for _, y in batches]).tolist()
+    assert targets == list(range(1, 1 + 16 * (999 // 16)))
+    few = evaluation_batches(TOKENS, 16, 4, max_batches=2)
+    assert len(few) == 2 and int(few[-1][0].max()) > 950  # spread to the end
+
+
+def test_split() -> None:
+    train, held_out = split(TOKENS, 0.1)
+    assert len(train) == 900 and held_out[0] == 900
+
+
+def test_documents_are_ended() -> None:
+    assert tokenize(["a", "é"], ByteTokenizer()).tolist() == [97, 256, 195, 169, 256]
+
+
+def test_a_model_refuses_anothers_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "x.tokens"
+    with TokenFileWriter(path, 300, "theirs") as writer:
+        writer.add_document([1, 2, 3])
+    assert open_tokens(path, 300, "theirs").tokens.tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match="written by another tokenizer"):
+        open_tokens(path, 300, "ours")
+    with pytest.raises(InputError, match="has ids up to 299, the model only 258"):
+        open_tokens(path, 258)

@@ -1,0 +1,135 @@
+"""The chunked loss equals the plain one, gradients included, and keeps no logits."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ai_learning import loss as loss_module
+from ai_learning.loss import bits_per_byte, linear_cross_entropy, next_token_loss, perplexity
+from ai_learning.model import GPT
+
+
+@pytest.fixture(params=[1, 3, 1000], ids=lambda n: f"{n} rows a chunk")
+def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 11 * 4 * request.param)
+    return request.param
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(2, 5, 7, dtype=dtype, requires_grad=True)
+    weight = torch.randn(11, 7, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, 11, (2, 5))
+    targets[0, 2] = -100
+    return hidden, weight, targets
+
+
+def test_equals_cross_entropy_with_gradients(chunk_rows: int) -> None:
+    hidden, weight, targets = inputs()
+    ours = linear_cross_entropy(hidden, weight, targets)
+    plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(ours, plain)
+    ours_grads = torch.autograd.grad(ours * 3, (hidden, weight))
+    plain_grads = torch.autograd.grad(plain * 3, (hidden, weight))
+    for one, other in zip(ours_grads, plain_grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradcheck(chunk_rows: int) -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets), (hidden, weight))
+
+
+def test_position_weights(chunk_rows: int) -> None:
+    hidden, weight, targets = inputs()
+    weights = torch.rand(2, 5)
+    ours = linear_cross_entropy(hidden, weight, targets, weights)
+    nats = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none")
+    plain = (nats * weights.flatten()).sum()
+    torch.testing.assert_close(ours, plain)
+    for one, other in zip(
+        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_frozen_head_and_frozen_body() -> None:
+    hidden, weight, targets = inputs()
+    (only_hidden,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets), hidden)
+    (only_weight,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, targets), weight)
+    both = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    assert torch.equal(only_hidden, both[0]) and torch.equal(only_weight, both[1])
+    assert not linear_cross_entropy(hidden.detach(), weight.detach(), targets).requires_grad
+
+
+def test_model_loss_and_tied_gradients(tiny_gpt: GPT) -> None:
+    idx = torch.randint(0, 64, (3, 9))
+    x, y = idx[:, :-1], idx[:, 1:]
+    ours = next_token_loss(tiny_gpt, x, y)
+    ours.backward()
+    grad = tiny_gpt.wte.weight.grad.clone()
+    tiny_gpt.zero_grad()
+    plain = F.cross_entropy(tiny_gpt(x).flatten(0, 1), y.flatten())
+    plain.backward()
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(grad, tiny_gpt.wte.weight.grad)
+
+
+def test_all_logits_are_never_held() -> None:
+    """Peak memory of 4,096 positions × 50,257 ids stays far under the 823 MB of their logits."""
+    import subprocess
+    import sys
+
+    code = """
+import resource, torch
+from ai_learning.loss import linear_cross_entropy
+hidden = torch.randn(4096, 16, requires_grad=True)
+weight = torch.randn(50257, 16, requires_grad=True)
+targets = torch.randint(0, 50257, (4096,))
+linear_cross_entropy(hidden[:64], weight, targets[:64]).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+linear_cross_entropy(hidden, weight, targets).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) / 1024 < 200
+
+
+def test_autocast_gives_a_close_loss(tiny_gpt: GPT) -> None:
+    idx = torch.randint(0, 64, (2, 16))
+    full = next_token_loss(tiny_gpt, idx, idx)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = next_token_loss(tiny_gpt, idx, idx)
+    assert mixed.dtype == torch.float32
+    assert mixed.item() == pytest.approx(full.item(), rel=0.02)
+    mixed.backward()
+    assert tiny_gpt.wte.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([[11, 0, 0, 0, 0]] * 2, "target 11 is outside the vocabulary of 11"),
+        ([[-1, 0, 0, 0, 0]] * 2, "target -1 is outside"),
+        ([[-100] * 5] * 2, "no target counts: all 10 are -100"),
+    ],
+)
+def test_bad_targets(targets: list[list[int]], message: str) -> None:
+    hidden, weight, _ = inputs()
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(hidden, weight, torch.tensor(targets))
+
+
+def test_shapes_must_agree(tiny_gpt: GPT) -> None:
+    with pytest.raises(ValueError, match=r"idx \(1, 4\) and targets \(1, 3\)"):
+        next_token_loss(tiny_gpt, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_perplexity_and_bits_per_byte() -> None:
+    assert perplexity(math.log(258)) == pytest.approx(258)
+    assert perplexity(1e6) == math.inf
+    assert bits_per_byte(10 * math.log(2), 5) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="0 bytes"):
+        bits_per_byte(1.0, 0)

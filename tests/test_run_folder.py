@@ -1,0 +1,49 @@
+"""The run folder's lock is the system's: it goes with the process, however that ends."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ai_learning.errors import InputError
+from ai_learning.run_folder import RunFolder, read_options
+
+HOLD = """
+import time
+from ai_learning.run_folder import RunFolder
+with RunFolder({!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(str(tmp_path))], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with (
+        pytest.raises(InputError, match=rf"in use by another run \(process {process.pid}\)"),
+        RunFolder(tmp_path),
+    ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write to"), RunFolder(tmp_path / "file" / "run"):
+        pass
+
+
+def test_options(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run in"):
+        read_options(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        read_options(tmp_path)

@@ -1,0 +1,312 @@
+"""The loop: exact resume after any kill, signals, NaN, locks, schedules that the optimizer follows."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ai_learning.batches import TokenBatches, evaluation_batches
+from ai_learning.checkpoint import load_checkpoint
+from ai_learning.errors import InputError
+from ai_learning.loss import next_token_loss
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.run_folder import RunFolder, read_metrics
+from ai_learning.train import DivergedError, TrainConfig, flops_per_token, pick_device, train
+
+MODEL = GPTConfig(vocab_size=32, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
+TOKENS = np.random.default_rng(0).integers(0, 32, 2000).astype(np.uint16)
+HOW = TrainConfig(
+    steps=12, batch_size=4, grad_accum=2, warmup=3, eval_every=4, save_every=3, log_every=2, device="cpu"
+)
+
+
+def run(out: Path, config: TrainConfig = HOW, *, resume: bool = False, loss=None, **options):  # type: ignore[no-untyped-def]
+    torch.manual_seed(config.seed)
+    model = GPT(MODEL)
+    val = evaluation_batches(TOKENS[:400], 16, 4, 3)
+    return model, train(
+        model,
+        loss or (lambda model, batch: next_token_loss(model, *batch)),
+        TokenBatches(TOKENS, 16, config.batch_size, config.seed),
+        config,
+        out,
+        evaluate=lambda model: {"val_loss": sum(float(next_token_loss(model, *b)) for b in val) / len(val)},
+        resume=resume,
+        **options,
+    )
+
+
+def curve(folder: Path) -> list[dict]:
+    times = ("elapsed_s", "tokens_per_s")
+    return [
+        {k: v for k, v in row.items() if k not in times} for row in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "last.pt")["state_dict"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_learns_and_leaves_its_files(tmp_path: Path) -> None:
+    tokens = np.tile(np.arange(8, dtype=np.uint16), 200)
+    rows: list[dict] = []
+    torch.manual_seed(0)
+    model = GPT(MODEL)
+    result = train(
+        model,
+        lambda model, batch: next_token_loss(model, *batch),
+        TokenBatches(tokens, 16, 8),
+        TrainConfig(steps=60, batch_size=8, lr=1e-2, warmup=5, eval_every=30, device="cpu"),
+        tmp_path,
+        evaluate=lambda model: {"val_loss": float(next_token_loss(model, *TokenBatches(tokens, 16, 8)(999)))},
+        sample=lambda model: "text",
+        listener=rows.append,
+    )
+    assert result.step == 60 and result.best_val_loss is not None and result.best_val_loss < 0.5
+    assert {p.name for p in tmp_path.iterdir()} == {
+        ".lock", "last.pt", "best.pt", "best.prev.pt", "metrics.jsonl"
+    }  # fmt: skip
+    assert [row["step"] for row in rows if "val_loss" in row] == [0, 30, 60]
+    assert all({"loss", "lr", "grad_norm", "tokens_per_s"} <= row.keys() for row in rows if "loss" in row)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["best_val_loss"] == result.best_val_loss and "optimizer" not in best
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 11])
+def test_resume_is_exact_after_a_signal(tmp_path: Path, stop_after: int) -> None:
+    run(tmp_path / "whole")
+    steps = 0
+
+    def loss(model, batch):  # type: ignore[no-untyped-def]
+        nonlocal steps
+        steps += 1
+        if steps == 2 * stop_after:  # grad_accum = 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next_token_loss(model, *batch)
+
+    with pytest.raises(Exception, match=rf"SIGTERM after step {stop_after}; saved") as caught:
+        run(tmp_path / "parts", loss=loss)
+    assert caught.value.exit_code == 143  # type: ignore[attr-defined]
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == stop_after
+    run(tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert [r for r in curve(tmp_path / "parts") if r["step"] % 2 == 0] == [
+        r for r in curve(tmp_path / "whole") if r["step"] % 2 == 0
+    ]
+
+
+KILLED = """
+import sys, torch, numpy as np
+sys.path.insert(0, {tests!r})
+from test_train import run, HOW
+from dataclasses import replace
+from pathlib import Path
+run(Path({out!r}), replace(HOW, steps=60), resume=True)
+print("finished")
+"""
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out))
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill_until_done(out: Path, kills: int, seed: int) -> int:
+    """SIGKILL the run at random moments after its first output, ``kills`` times, then let it finish."""
+    generator = random.Random(seed)
+    done = 0
+    for _ in range(kills):
+        process = start(out)
+        before = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else 0
+        while process.poll() is None:  # importing torch takes seconds: wait until it trains
+            now = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else 0
+            if now != before:
+                break
+            time.sleep(0.002)
+        time.sleep(generator.random() * 0.25)
+        process.kill()
+        done += process.wait() == -signal.SIGKILL
+    process = start(out)
+    output, errors = process.communicate(timeout=120)
+    assert output == "finished\n", errors
+    return done
+
+
+def compare_with_uninterrupted(tmp_path: Path, kills: int) -> None:
+    run(tmp_path / "whole", replace(HOW, steps=60))
+    assert kill_until_done(tmp_path / "killed", kills, seed=kills) >= 1
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+def test_sigkill_and_resume_give_the_same_weights(tmp_path: Path) -> None:
+    compare_with_uninterrupted(tmp_path, kills=3)
+
+
+@pytest.mark.slow
+def test_sigkill_at_20_random_moments(tmp_path: Path) -> None:
+    compare_with_uninterrupted(tmp_path, kills=20)
+
+
+def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    calls = 0
+
+    def loss(model, batch):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        return next_token_loss(model, *batch) * (math.nan if calls == 15 else 1.0)
+
+    with pytest.raises(
+        DivergedError, match=r"loss is nan .* at step 8; the last good checkpoint is .*last\.pt"
+    ):
+        run(tmp_path, loss=loss)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path),
+        pytest.raises(InputError, match=rf"is in use by another run \(process {os.getpid()}\)"),
+    ):
+        run(tmp_path)
+    run(tmp_path)
+    with pytest.raises(InputError, match="already holds a run: --resume it"):
+        run(tmp_path)
+
+
+def test_resume_refuses_another_recipe(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(InputError, match=r"was started with lr=0\.001, not 0\.1"):
+        run(tmp_path, replace(HOW, lr=0.1), resume=True)
+    run(tmp_path, replace(HOW, log_every=1), resume=True)  # changes no weight
+
+
+def test_gradient_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    plain = GPTConfig(**{**MODEL.__dict__, "dropout": 0.0})
+    batches = TokenBatches(TOKENS, 16, 8)
+
+    def halves(n: int):  # type: ignore[no-untyped-def]
+        x, y = batches(n // 2)
+        return x[n % 2 :: 2], y[n % 2 :: 2]
+
+    finals = []
+    for name, source, accum in (("one", batches, 1), ("two", halves, 2)):
+        torch.manual_seed(0)
+        model = GPT(plain)
+        train(
+            model,
+            lambda model, batch: next_token_loss(model, *batch),
+            source,
+            replace(HOW, steps=4, grad_accum=accum),
+            tmp_path / name,
+        )
+        finals.append(model.state_dict())
+    for name in finals[0]:
+        torch.testing.assert_close(finals[0][name], finals[1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip", [0.05, 0.0])
+def test_clipping_limits_the_gradient_and_zero_switches_it_off(
+    tmp_path: Path, clip: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms, step = [], torch.optim.AdamW.step
+
+    def spy(self, *args):  # type: ignore[no-untyped-def]
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in grads]).norm().item())
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    run(tmp_path, replace(HOW, steps=3, log_every=1, grad_clip=clip))
+    logged = [row["grad_norm"] for row in curve(tmp_path) if "grad_norm" in row]
+    assert min(logged) > 0.05  # what is logged is the norm before clipping
+    assert norms == pytest.approx([0.05] * 3 if clip else logged, rel=1e-3)
+
+
+def test_seeding_is_given_back(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    model = GPT(MODEL)
+    torch.manual_seed(5)
+    train(
+        model,
+        lambda model, batch: next_token_loss(model, *batch),
+        TokenBatches(TOKENS, 16, 4),
+        TrainConfig(steps=2, batch_size=4, device="cpu"),
+        tmp_path,
+    )
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_torn_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_flops_per_token_of_gpt2() -> None:
+    with torch.device("meta"):
+        model = GPT(GPTConfig())
+    n = 124_439_808 - 1024 * 768
+    assert flops_per_token(model) == 6 * n + 12 * 12 * 768 * 1024
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device 'cuda' is not available here; use"):
+            pick_device("cuda")
+    with pytest.raises(InputError, match="device 'gpu' is not available"):
+        pick_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(steps=0), "steps=0 must be at least 1"),
+        (dict(lr=-1.0), "lr=-1.0 must be a number, not negative"),
+        (dict(lr=math.nan), "lr=nan must be a number"),
+        (dict(beta2=1.5), "beta2=1.5 must be from 0 to 1"),
+        (dict(schedule="cos"), "schedule='cos' is not known"),
+        (dict(dtype="fp8"), "dtype='fp8' is not known"),
+    ],
+)
+def test_bad_recipes(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_bfloat16_and_compile_flags_train(tmp_path: Path) -> None:
+    _, full = run(tmp_path / "full")
+    _, mixed = run(tmp_path / "mixed", replace(HOW, dtype="bfloat16"))
+    assert mixed.loss == pytest.approx(full.loss, rel=0.02)
+    assert weights(tmp_path / "mixed")["wte.weight"].dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
+    config = replace(HOW, steps=4)
+    run(tmp_path / "eager", config)
+    run(tmp_path / "compiled", replace(config, compile=True))
+    for one, other in zip(curve(tmp_path / "eager"), curve(tmp_path / "compiled"), strict=True):
+        for name in ("loss", "val_loss"):
+            if name in one:
+                assert one[name] == pytest.approx(other[name], rel=1e-3)
