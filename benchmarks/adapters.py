@@ -205,7 +205,7 @@ def nf4(rounds: int) -> None:
 
 
 def _keep_freed_memory(keep: bool) -> None:
-    """Whether glibc keeps freed tensors: else page faults, whoever happens to take them, drown the kernels' times."""
+    """Whether glibc keeps freed tensors: else page faults on either side drown the kernels' times."""
     libc = ctypes.CDLL("libc.so.6")
     for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         libc.mallopt(option, 2**30 if keep else 2**17)
@@ -223,7 +223,8 @@ def _nf4_of_size(peer: ModuleType, n: int, rounds: int) -> None:
     packed, state = quantize_nf4(x)
     theirs, their_state = peer.quantize_4bit(x, quant_type="nf4")
     assert torch.equal(packed, theirs)
-    compare("quantize fp32", lambda: quantize_nf4(x), lambda: peer.quantize_4bit(x, quant_type="nf4"), rounds)
+    peer_quantize = functools.partial(peer.quantize_4bit, x, quant_type="nf4")
+    compare("quantize fp32", lambda: quantize_nf4(x), peer_quantize, rounds)
     flat, absmax, table = packed.view(-1), state.absmax, state.code
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         their_state.dtype = dtype
