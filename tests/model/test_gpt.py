@@ -107,8 +107,10 @@ def test_from_hf_refuses_what_it_does_not_know() -> None:
                 transformers.GPT2Config(**sizes, scale_attn_by_inverse_layer_idx=True)
             )
         )
+    bare = transformers.GPT2Model(transformers.GPT2Config(**sizes))  # published files have no head: tied
+    assert from_hf(bare).lm_head.weight.shape == (16, 8)
     with pytest.raises(InputError, match=r"lacks lm_head\.weight"):
-        from_hf(transformers.GPT2Model(transformers.GPT2Config(**sizes)))
+        from_hf(transformers.GPT2Model(transformers.GPT2Config(**sizes, tie_word_embeddings=False)))
 
 
 def test_post_norm_ends_in_a_norm_and_pre_norm_does_not() -> None:

@@ -1,0 +1,153 @@
+"""What an adapter is (`LoRAConfig`) and which layers of a model it goes to (`find_targets`)."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import nn
+
+from ..errors import InputError
+
+ALL_LINEAR = "all-linear"
+_BIAS = ("none", "all", "lora_only")
+_INIT = ("kaiming", "gaussian")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """A low-rank update ``W + s·B·A`` of chosen linear layers (Hu et al. 2021, section 4.1).
+
+    Attributes:
+        r: rank of the update; A is (r, in_features), B is (out_features, r).
+        lora_alpha: the update is scaled by ``s = lora_alpha / r``.
+        lora_dropout: probability of dropping an input of A while training.
+        target_modules: ``"all-linear"`` (every linear layer but the output head), a regular expression that
+            matches whole paths, or a list of names (``"c_attn"`` or ``"h.0.attn.c_attn"``).
+        use_rslora: scale by ``lora_alpha / √r`` instead (rsLoRA, Kalajdzievski 2023).
+        use_dora: learn the length of every row of the weight apart from its direction (DoRA, Liu et al.
+            2024).
+        bias: which biases are trained too: ``"none"``, ``"all"`` of the model, or ``"lora_only"`` of the
+            targets.
+        modules_to_save: names of modules that are trained whole and saved with the adapter.
+        init: how A starts: ``"kaiming"`` (uniform, as nn.Linear) or ``"gaussian"`` (std 1/r). B starts at
+            zero, so that a fresh adapter changes nothing.
+        rank_pattern: ranks of single layers, by name or regular expression, where they differ from ``r``.
+        alpha_pattern: the same for ``lora_alpha``.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    r: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    target_modules: str | Sequence[str] = ALL_LINEAR
+    use_rslora: bool = False
+    use_dora: bool = False
+    bias: str = "none"
+    modules_to_save: Sequence[str] = ()
+    init: str = "kaiming"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for r in (self.r, *self.rank_pattern.values()):
+            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+                raise InputError(f"r={r!r} is no rank: use an integer of at least 1, such as 8")
+        if not math.isfinite(self.lora_alpha):
+            raise InputError(f"lora_alpha={self.lora_alpha!r} must be a finite number, such as {2 * self.r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(
+                f"lora_dropout={self.lora_dropout!r} must be at least 0 and below 1, such as 0.05"
+            )
+        if self.bias not in _BIAS:
+            raise InputError(f"bias={self.bias!r} is unknown: use one of {', '.join(_BIAS)}")
+        if self.init not in _INIT:
+            raise InputError(f"init={self.init!r} is unknown: use one of {', '.join(_INIT)}")
+        if not self.target_modules:
+            raise InputError(f"target_modules={self.target_modules!r} names no layer: try {ALL_LINEAR!r}")
+        if isinstance(self.modules_to_save, str):
+            raise InputError(
+                f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]"
+            )
+
+    def rank(self, path: str) -> int:
+        """The rank at the layer ``path``."""
+        return _by_pattern(self.rank_pattern, path, self.r)
+
+    def scaling(self, path: str) -> float:
+        """``s`` at the layer ``path``: alpha / r, or alpha / √r for rsLoRA."""
+        r = self.rank(path)
+        return _by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
+            math.sqrt(r) if self.use_rslora else r
+        )
+
+
+def _by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:
+    for pattern, value in patterns.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+            return value
+    return default
+
+
+def is_named(path: str, name: str) -> bool:
+    """Whether ``name`` is ``path`` or its end, cut at a dot: c_attn names h.0.attn.c_attn."""
+    return path == name or path.endswith("." + name)
+
+
+def find_targets(
+    candidates: Mapping[str, nn.Module], target_modules: str | Sequence[str], excluded: set[str]
+) -> list[str]:
+    """The paths among ``candidates`` that ``target_modules`` means, in the model's order.
+
+    Args:
+        candidates: layers that can carry an adapter, by path.
+        target_modules: see `LoRAConfig`.
+        excluded: paths that ``"all-linear"`` leaves out (output heads).
+
+    Raises:
+        InputError: a name or pattern that matches nothing; the candidates are listed.
+    """
+    if target_modules == ALL_LINEAR:
+        found = [path for path, module in candidates.items() if path not in excluded]
+        found = [path for path in found if not isinstance(candidates[path], nn.Embedding)]
+        if not found:
+            raise _no_match(ALL_LINEAR, candidates)
+        return found
+    if isinstance(target_modules, str) and re.fullmatch(r"[\w.]+", target_modules):
+        target_modules = [target_modules]
+    if isinstance(target_modules, str):
+        try:
+            found = [path for path in candidates if re.fullmatch(target_modules, path)]
+        except re.error as error:
+            raise InputError(
+                f"target_modules={target_modules!r} is no regular expression ({error}); "
+                "a list of names needs no pattern"
+            ) from None
+        if not found:
+            raise _no_match(target_modules, candidates)
+        return found
+    for name in target_modules:
+        if not any(is_named(path, name) for path in candidates):
+            raise _no_match(name, candidates)
+    return [path for path in candidates if any(is_named(path, name) for name in target_modules)]
+
+
+def _no_match(wanted: str, candidates: Mapping[str, nn.Module]) -> InputError:
+    names = list(_short_names(candidates))
+    listed = ", ".join(names) if names else "none: the model has no linear layer"
+    return InputError(f"target_modules: {wanted!r} matches no layer; the candidates are {listed}")
+
+
+def _short_names(paths: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Paths with runs of layer numbers folded: h.0.attn.c_attn, h.1.attn.c_attn → h.*.attn.c_attn."""
+    seen = set()
+    for path in paths:
+        short = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path)
+        if short not in seen:
+            seen.add(short)
+            yield short

@@ -1,0 +1,447 @@
+"""The modules that stand in a model's place while adapters are on it: `LoRALayer` and `SavedModule`."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm
+from .nf4_linear import NF4Linear
+
+Rows = Sequence[str | None]  # one adapter name for each row of a batch; None is the base model
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a layer needs to know of one adapter beside its weights."""
+
+    r: int
+    scaling: float
+    dropout: float
+    use_dora: bool
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D: a linear layer whose weight is stored (in, out)."""
+    return any(
+        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__
+    )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """``module.weight``, for a type checker a tensor."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def can_adapt(module: nn.Module) -> bool:
+    """Whether `LoRALayer` can wrap the module."""
+    return isinstance(module, nn.Linear | NF4Linear | nn.Embedding) or is_conv1d(module)
+
+
+class LoRALayer(nn.Module):
+    """A frozen linear layer (or embedding) and any number of low-rank updates of it, by name.
+
+    The forward pass adds the active updates: ``y = x Wᵀ + b + Σ s·(x Aᵀ) Bᵀ``. `merge` puts a layer with the
+    sum ``W + Σ s·B·A`` in the place of the frozen one, which is kept, untouched, for `unmerge`.
+
+    Args:
+        base_layer: nn.Linear, transformers' Conv1D, `NF4Linear` or nn.Embedding. An embedding is the linear
+            layer whose input is one-hot: A is (r, vocabulary), B is (width, r).
+        path: where it stands in the model, for messages.
+
+    Attributes:
+        lora_A: (r, in_features) by adapter name.
+        lora_B: (out_features, r) by adapter name.
+        lora_magnitude_vector: (out_features,) by adapter name, DoRA only.
+        active: names of the adapters whose updates are added.
+        rows: one name for each row of the batch, or None: the active ones for all rows.
+    """
+
+    def __init__(self, base_layer: nn.Module, path: str) -> None:
+        super().__init__()
+        weight = weight_of(base_layer)
+        if not (isinstance(base_layer, NF4Linear) or weight.is_floating_point()):
+            raise InputError(
+                f"{path}: cannot adapt {type(base_layer).__name__} with a {weight.dtype} weight; "
+                "turn it into an NF4Linear first (NF4Linear.from_bnb)"
+            )
+        self.base_layer = base_layer
+        self.path = path
+        self.transposed = is_conv1d(base_layer) or isinstance(base_layer, nn.Embedding)  # weight is (in, out)
+        rows, columns = base_layer.shape if isinstance(base_layer, NF4Linear) else weight.shape
+        self.out_features, self.in_features = (columns, rows) if self.transposed else (rows, columns)
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
+        self.lora_magnitude_vector = nn.ParameterDict()
+        self.adapters: dict[str, Adapter] = {}
+        self.active: tuple[str, ...] = ()
+        self.rows: Rows | None = None
+        self._kept: nn.Module | None = None
+        self._norm_cache: tuple[Any, Tensor] | None = None
+        self._rows_cache: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_kept":  # hidden from parameters(), state_dict() and train(): it only waits for unmerge
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    # ---- adapters --------------------------------------------------------------------------------
+
+    def add(self, name: str, adapter: Adapter, init: str = "kaiming") -> None:
+        """Add a fresh adapter; it changes nothing until it is trained (B, or an embedding's A, is zero)."""
+        if adapter.use_dora and self.is_embedding:
+            raise InputError(
+                f"{self.path}: DoRA on an embedding is not supported; use_dora=False, or leave it out"
+            )
+        weight = weight_of(self._kept or self.base_layer)
+        # 16-bit and 4-bit bases get fp32 adapters: an update of 1e-4 would vanish in a bf16 sum.
+        dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        A = torch.empty(adapter.r, self.in_features, dtype=dtype, device=weight.device)
+        B = torch.zeros(self.out_features, adapter.r, dtype=dtype, device=weight.device)
+        if self.is_embedding:  # PEFT's choice: the table's side is zero
+            A.zero_()
+            B.normal_()
+        elif init == "gaussian":
+            A.normal_(std=1 / adapter.r)
+        else:
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # fan_in is in_features, because A is (r, in)
+        self.lora_A[name] = nn.Parameter(A)
+        self.lora_B[name] = nn.Parameter(B)
+        self.adapters[name] = adapter
+        if adapter.use_dora:
+            W = self.dense_weight(self._kept or self.base_layer).to(dtype)
+            self.lora_magnitude_vector[name] = nn.Parameter(torch.linalg.vector_norm(W, dim=1))
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter."""
+        self.adapters.pop(name, None)
+        for weights in (self.lora_A, self.lora_B, self.lora_magnitude_vector):
+            weights.pop(name) if name in weights else None
+        self.active = tuple(active for active in self.active if active != name)
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it wraps an embedding."""
+        return isinstance(self.base_layer, nn.Embedding)
+
+    def dense_weight(self, base: nn.Module | None = None) -> Tensor:
+        """The frozen weight as (out_features, in_features); a 4-bit one de-quantised to fp32."""
+        base = self.base_layer if base is None else base
+        if isinstance(base, NF4Linear):
+            return base.dequantize(torch.float32)
+        weight = weight_of(base)
+        return weight.t() if self.transposed else weight
+
+    def delta(self, name: str) -> Tensor:
+        """The update ``s·B·A`` (out_features, in_features) of one adapter."""
+        return (self.lora_B[name] @ self.lora_A[name]) * self.adapters[name].scaling
+
+    def adapted_weight(self, names: Sequence[str], base: nn.Module | None = None) -> Tensor:
+        """``W + Σ s·B·A`` (out_features, in_features) in the adapters' precision; DoRA's rows rescaled."""
+        W = self.dense_weight(base)
+        for name in names:
+            W = W.to(self.lora_A[name].dtype) + self.delta(name)
+            if self.adapters[name].use_dora:
+                norm = torch.linalg.vector_norm(W.detach(), dim=1)
+                W = W * (self.lora_magnitude_vector[name] / norm).unsqueeze(1)
+        return W
+
+    @property
+    def merged(self) -> bool:
+        """Whether the updates are inside the weight now."""
+        return self._kept is not None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's bias."""
+        return getattr(self.base_layer, "bias", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in effect, in the base's own layout, for code that reads ``layer.weight`` (losses, tied
+        heads).
+
+        Raises:
+            InputError: when no single weight has the layer's effect (adapters by row, dropout while
+                training).
+        """
+        if self.merged or not (self.active or self.rows):
+            return weight_of(self.base_layer)
+        if self.rows is not None:
+            raise InputError(
+                f"{self.path}: each row has its own adapter, so there is no one weight; call the layer"
+            )
+        if self.training and any(self.adapters[name].dropout for name in self.active):
+            raise InputError(
+                f"{self.path}: LoRA dropout is on, so no weight equals the layer; call it, or eval()"
+            )
+        W = self.adapted_weight(self.active)
+        return W.t() if self.transposed else W
+
+    @torch.no_grad()
+    def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
+        """Stand a layer with the weight ``W + Σ s·B·A`` in for the frozen one, which is kept.
+
+        A 4-bit layer becomes an nn.Linear in fp32 (or ``dtype``): rounded back to 4 bits, the sum would lose
+        most of the update. A tied weight is not written to: the new weight is this layer's own.
+
+        Raises:
+            InputError: merged already, or a sum that is not finite.
+        """
+        if self.merged:
+            raise InputError(f"{self.path} is merged already: unmerge_lora first")
+        self._check_together(names)
+        base = self.base_layer
+        W = self.adapted_weight(names)
+        if not torch.isfinite(W).all():
+            raise InputError(
+                f"{self.path}: merging {list(names)} gives NaN or Inf; look at the adapter's weights"
+            )
+        if isinstance(base, NF4Linear):
+            merged: nn.Module = base.as_linear(W.to(dtype or torch.float32))
+        else:
+            W = W.to(dtype or weight_of(base).dtype)
+            merged = copy.copy(base)
+            # copy.copy shares the dicts of parameters: this one needs its own before the weight is exchanged.
+            merged._parameters = dict(base._parameters)
+            merged._parameters["weight"] = nn.Parameter(
+                (W.t() if self.transposed else W).clone(memory_format=torch.contiguous_format),
+                requires_grad=False,
+            )
+        self.base_layer = merged
+        self._kept = base
+
+    def unmerge(self) -> None:
+        """Put the frozen layer back: the very module, so nothing can have drifted."""
+        if self._kept is None:
+            return
+        self._kept.to(weight_of(self.base_layer).device).train(self.training)
+        self.base_layer, self._kept = self._kept, None
+
+    def _check_together(self, names: Sequence[str]) -> None:
+        if len(names) > 1 and any(self.adapters[name].use_dora for name in names):
+            raise InputError(
+                f"{self.path}: DoRA rescales whole rows, so {list(names)} cannot be summed; choose one"
+            )
+
+    # ---- forward ---------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (..., in_features), or ids (...) for an embedding. Returns (..., out_features)."""
+        if self.rows is not None:
+            return self._forward_rows(x, self.rows)
+        if self.merged or not self.active:
+            return self.base_layer(x)
+        if len(self.active) == 1 and self._fusable(x, self.active[0]):
+            return self._forward_fused(x, self.active[0])
+        return self._forward_plain(x)
+
+    def _forward_plain(self, x: Tensor) -> Tensor:
+        """The definition, in PyTorch's own operations: any number of adapters, dropout, mixed types."""
+        self._check_together(self.active)
+        y = self.base_layer(x)
+        for name in self.active:
+            adapter = self.adapters[name]
+            A, B = self.lora_A[name], self.lora_B[name]
+            if self.is_embedding:
+                y = y + (F.embedding(x, A.t()) @ B.t() * adapter.scaling).to(y.dtype)
+                continue
+            dropped = F.dropout(x.to(A.dtype), adapter.dropout, self.training)
+            update = F.linear(F.linear(dropped, A), B) * adapter.scaling
+            if adapter.use_dora:
+                W = self.dense_weight().to(A.dtype)
+                with torch.no_grad():
+                    norm = dora_norm(W, self._weight_norm2(W), A, B, adapter.scaling)
+                scale = self.lora_magnitude_vector[name] / norm
+                base = F.linear(dropped, W) if self.training and adapter.dropout else self._without_bias(y)
+                update = (scale - 1) * base + scale * update
+            y = y + update.to(y.dtype)
+        return y
+
+    def _without_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y - self.bias
+
+    def _fusable(self, x: Tensor, name: str) -> bool:
+        """One adapter, one dtype, a frozen weight, no dropout: what the written-out gradients are for."""
+        base, A = self.base_layer, self.lora_A[name]
+        if self.is_embedding or torch.is_autocast_enabled(x.device.type):
+            return False
+        if self.training and self.adapters[name].dropout:
+            return False
+        weight = weight_of(base)
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        if hooked or weight.requires_grad:
+            return False
+        if isinstance(base, NF4Linear):
+            return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
+        own_forward = type(base).forward is not nn.Linear.forward and not is_conv1d(base)
+        return x.dtype == A.dtype == weight.dtype and not own_forward
+
+    def _forward_fused(self, x: Tensor, name: str) -> Tensor:
+        A, B, adapter = self.lora_A[name], self.lora_B[name], self.adapters[name]
+        if adapter.use_dora:
+            return DoRALinearFunction.apply(
+                x,
+                self.dense_weight,
+                self.bias,
+                A,
+                B,
+                adapter.scaling,
+                self.lora_magnitude_vector[name],
+                self._weight_norm2(None),
+            )
+        return LoRALinearFunction.apply(x, self.dense_weight, self.bias, A, B, adapter.scaling)
+
+    @torch.no_grad()
+    def _weight_norm2(self, W: Tensor | None) -> Tensor:
+        """‖W‖² of every row, kept while the frozen weight stays the same tensor with the same content."""
+        weight = weight_of(self.base_layer)
+        key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        if self._norm_cache is None or self._norm_cache[0] != key:
+            W = self.dense_weight() if W is None else W
+            self._norm_cache = (
+                key,
+                W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1),
+            )
+        return self._norm_cache[1]
+
+    def _forward_rows(self, x: Tensor, rows: Rows) -> Tensor:
+        """Every row of the batch with its own adapter: one batched product for all of them."""
+        if self.merged:
+            raise InputError(f"{self.path} is merged, so rows cannot choose an adapter: unmerge_lora first")
+        if x.shape[0] != len(rows):
+            raise InputError(
+                f"{self.path}: {len(rows)} adapter names for a batch of {x.shape[0]} rows; "
+                "give one name for each row"
+            )
+        y = self.base_layer(x)
+        names = sorted({name for name in rows if name is not None and name in self.adapters})
+        if not names:
+            return y
+        index, A, B = self._stacked(rows, names, x.device)
+        if self.is_embedding:
+            down = torch.stack([F.embedding(ids, a.t()) for ids, a in zip(x, A, strict=True)])
+            flat = down.reshape(len(rows), -1, down.shape[-1])  # (B, ..., R) → (B, T, R)
+        else:
+            flat = x.to(A.dtype).reshape(len(rows), -1, x.shape[-1])  # (B, ..., I) → (B, T, I)
+            flat = flat @ A.transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
+        if not any(self.adapters[name].use_dora for name in names):
+            if y.dtype == B.dtype and not torch.is_grad_enabled():
+                y.view(len(rows), -1, y.shape[-1]).baddbmm_(
+                    flat, B.transpose(1, 2)
+                )  # y is new: nobody else has it
+                return y
+            return y + (flat @ B.transpose(1, 2)).view(y.shape).to(
+                y.dtype
+            )  # (B, T, R) @ (B, R, O) → (B, T, O)
+        update = (flat @ B.transpose(1, 2)).view(y.shape)
+        ratio = self._dora_ratios(names)[index]  # (B, O)
+        ratio = ratio.view(len(rows), *([1] * (y.dim() - 2)), -1)
+        update = (ratio - 1) * self._without_bias(y) + ratio * update
+        return y + update.to(y.dtype)
+
+    def _stacked(
+        self, rows: Rows, names: Sequence[str], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For each row: index of its adapter (B,), A (B, R, I), s·B (B, O, R).
+
+        Smaller ranks are padded with zeros; a row without an adapter here has index n and zeros. While no
+        gradient is wanted the result is kept until the rows or any of the weights change.
+        """
+        weights = [(self.lora_A[name], self.lora_B[name]) for name in names]
+        key = None
+        if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            versions = [(a.data_ptr(), a._version, b.data_ptr(), b._version) for a, b in weights]
+            key = (rows, versions, [self.adapters[name] for name in names])
+            if self._rows_cache is not None and self._rows_cache[0] == key:
+                return self._rows_cache[1]
+        r = max(self.adapters[name].r for name in names)
+        A = [F.pad(a, (0, 0, 0, r - a.shape[0])) for a, _ in weights]
+        B = [
+            F.pad(b, (0, r - b.shape[1])) * self.adapters[name].scaling
+            for name, (_, b) in zip(names, weights, strict=True)
+        ]
+        place = {name: i for i, name in enumerate(names)}
+        index = torch.tensor([place.get(name or "", len(names)) for name in rows], device=device)
+        result = (
+            index,
+            torch.stack([*A, torch.zeros_like(A[0])])[index],
+            torch.stack([*B, torch.zeros_like(B[0])])[index],
+        )
+        self._rows_cache = None if key is None else (key, result)
+        return result
+
+    def _dora_ratios(self, names: Sequence[str]) -> Tensor:
+        """m / ‖W + sBA‖ (n+1, O) for each adapter; 1 for those without DoRA, and for no adapter."""
+        W = self.dense_weight().to(self.lora_A[names[0]].dtype)
+        ratios = []
+        for name in names:
+            if self.adapters[name].use_dora:
+                with torch.no_grad():
+                    A, B, s = self.lora_A[name], self.lora_B[name], self.adapters[name].scaling
+                    norm = dora_norm(W, self._weight_norm2(W), A, B, s)
+                ratios.append(self.lora_magnitude_vector[name] / norm)
+            else:
+                ratios.append(W.new_ones(self.out_features))
+        return torch.stack([*ratios, W.new_ones(self.out_features)])
+
+    def extra_repr(self) -> str:
+        """Names and ranks."""
+        return ", ".join(f"{name}: r={adapter.r}" for name, adapter in self.adapters.items())
+
+
+class SavedModule(nn.Module):
+    """A module that adapters train whole: the original, and a copy for each adapter that asked for one."""
+
+    def __init__(self, original: nn.Module, path: str) -> None:
+        super().__init__()
+        self.original = original
+        self.path = path
+        self.copies = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.rows: Rows | None = None
+        self.merged = False
+
+    def add(self, name: str) -> None:
+        """Give an adapter its own trainable copy. A tied weight is untied in the copy."""
+        self.copies[name] = copy.deepcopy(self.original).requires_grad_(True)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter's copy."""
+        if name in self.copies:
+            del self.copies[name]
+        self.active = tuple(active for active in self.active if active != name)
+
+    @property
+    def current(self) -> nn.Module:
+        """The copy of the active adapter, or the original."""
+        mine = [name for name in self.active if name in self.copies]
+        if len(mine) > 1:
+            raise InputError(f"{self.path}: {mine} each have their own copy, so only one can be active")
+        return self.copies[mine[0]] if mine else self.original
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module in effect."""
+        if self.rows is not None and any(name in self.copies for name in self.rows if name):
+            raise InputError(
+                f"{self.path} was trained whole by an adapter, so rows cannot mix: run them apart"
+            )
+        return self.current(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Reads ``layer.weight`` and the like from the module in effect."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.current, name)

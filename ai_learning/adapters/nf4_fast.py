@@ -1,0 +1,124 @@
+"""The compiled (numba) version of the 4-bit functions for CPU tensors: the same bits as the definition in
+`nf4`.
+
+Large tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads; the compiled
+loops run without the interpreter lock.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_CHUNK = 2**16  # elements that make a thread worth waking
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the compiled functions take this tensor (a plain one in main memory) and numba is here."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and _kernels() is not None
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from . import nf4_kernels
+    except ImportError:  # numba has no build for this Python or machine
+        return None
+    return nf4_kernels
+
+
+@cache
+def _avx512(dtype: torch.dtype) -> Any:
+    from . import nf4_avx512 as kernels
+
+    if not kernels.available():
+        return None
+    return getattr(kernels, f"dequantize_{_NAMES[dtype]}")
+
+
+def quantize(flat: Tensor, midpoints: Tensor, codes: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """fp32 (n,) → packed codes (⌈n/2⌉, 1) and absmax (⌈n/blocksize⌉,)."""
+    n = flat.numel()
+    packed = torch.empty((n + 1) // 2, 1, dtype=torch.uint8)
+    absmax = torch.empty(-(-n // blocksize))
+    arrays = (flat.contiguous().numpy(), packed.view(-1).numpy(), absmax.numpy())
+    kernel = _kernels().quantize
+    tables = (tuple(midpoints.numpy()), codes.numpy())
+
+    def run(first: int, last: int) -> None:
+        kernel(*arrays, *tables, blocksize, first, last)
+
+    _share(run, 0, absmax.numel(), blocksize)
+    return packed, absmax
+
+
+def dequantize(
+    packed: Tensor,
+    absmax: Tensor,
+    table: Tensor,
+    blocksize: int,
+    n: int,
+    dtype: torch.dtype,
+    portable: bool = False,
+) -> Tensor:
+    """Packed codes (⌈n/2⌉,) → (n,). ``portable`` keeps to loops that any processor runs."""
+    if dtype not in _NAMES:
+        return dequantize(packed, absmax, table, blocksize, n, torch.float32, portable).to(dtype)
+    packed, absmax = packed.contiguous(), absmax.contiguous()
+    out = torch.empty(n, dtype=dtype)
+    whole = 0
+    vector = None if portable or blocksize % 32 else _avx512(dtype)
+    if vector is not None:
+        addresses = [tensor.data_ptr() for tensor in (packed, absmax, table, out)]
+        whole = n // blocksize
+        _share(lambda first, last: vector(*addresses, blocksize, first, last), 0, whole, blocksize)
+    if whole < absmax.numel():
+        _dequantize_portable(packed, absmax, table, blocksize, out, whole)
+    return out
+
+
+def _dequantize_portable(
+    packed: Tensor, absmax: Tensor, table: Tensor, blocksize: int, out: Tensor, start: int
+) -> None:
+    """Blocks from ``start`` on, in loops that any processor runs."""
+    kernel = _kernels().dequantize
+    values = table.numpy()
+    pairs = np.stack([values.repeat(16), np.tile(values, 16)], 1).view(np.uint64).reshape(256)
+    codes, scales = packed.numpy(), absmax.numpy()
+
+    def run(first: int, last: int) -> None:
+        kernel(codes, scales, pairs, values, out.numpy(), blocksize, first, last)
+
+    def run_16bit(first: int, last: int) -> None:
+        step = max(1, _CHUNK // blocksize)  # fp32 for a piece that fits the cache, then torch's own rounding
+        piece = torch.empty(step * blocksize)
+        for block in range(first, last, step):
+            stop = min(block + step, last)
+            result = out[block * blocksize : stop * blocksize]
+            part = piece[: result.numel()]
+            half = block * blocksize // 2
+            kernel(codes[half:], scales[block:], pairs, values, part.numpy(), blocksize, 0, stop - block)
+            result.copy_(part)
+
+    _share(run if out.dtype == torch.float32 else run_16bit, start, absmax.numel(), blocksize)
+
+
+def _share(run: Callable[[int, int], None], first: int, last: int, blocksize: int) -> None:
+    """Call ``run`` on ranges that cover blocks first … last−1, on as many threads as torch may use."""
+    elements = (last - first) * blocksize
+    threads = 1 if elements < 2 * _CHUNK else min(torch.get_num_threads(), elements // _CHUNK)
+    if threads == 1:
+        run(first, last)
+        return
+    edges = np.linspace(first, last, threads + 1).astype(int).tolist()
+    list(_pool(threads).map(run, edges[:-1], edges[1:]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="nf4")

@@ -1,0 +1,243 @@
+"""`NF4Linear`: a linear layer whose frozen weight is kept in 4 bits and de-quantised whenever it is used."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .codes import dynamic_code
+from .linear import FrozenLinear
+from .nf4 import QuantState, check_state_shapes, dequantize_4bit, quantize_4bit
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PACKED = "weight.quant_state.bitsandbytes__"
+
+
+class NF4Linear(nn.Module):
+    """``y = x Wᵀ + b`` with W in 4 bits (QLoRA, equation 5). The weight is frozen; the bias may be trained.
+
+    Only the codes are stored. W is de-quantised for the forward product and again for the backward one, so a
+    layer never holds more than its own 4.1 to 4.5 bits a parameter between uses. Nothing else changes
+    between calls: neither ``eval()`` nor a forward pass touches the state.
+
+    ``state_dict()`` has the keys of ``bitsandbytes.nn.Linear4bit`` and loads from them.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: whether a bias is added.
+        compute_dtype: what input and weight are converted to for the product; the input's dtype when
+            ``None``.
+        compress_statistics: double quantization of the absmax values.
+        quant_type: ``"nf4"``, ``"fp4"`` or ``"int4"``.
+        blocksize: elements of a block.
+
+    Attributes:
+        weight: (⌈n/2⌉, 1) uint8, the packed codes.
+        state: the `QuantState` that goes with them.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        compress_statistics: bool = True,
+        quant_type: str = "nf4",
+        blocksize: int = 64,
+    ) -> None:
+        super().__init__()
+        fresh = nn.Linear(in_features, out_features, bias)  # for its initial weights
+        self.in_features, self.out_features = in_features, out_features
+        self.compute_dtype = compute_dtype
+        self.compress_statistics, self.quant_type, self.blocksize = compress_statistics, quant_type, blocksize
+        self.register_parameter("bias", fresh.bias)
+        self.quantize_(fresh.weight)
+
+    bias: nn.Parameter | None
+    state: QuantState
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, **settings: Any) -> "NF4Linear":
+        """Quantize an nn.Linear or transformers' Conv1D; ``settings`` as for the class. The bias is kept."""
+        weight = linear.weight
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+            raise InputError(
+                f"cannot quantize {type(linear).__name__}: it has no matrix of floats as its weight"
+            )
+        if not isinstance(linear, nn.Linear):  # Conv1D keeps (in, out)
+            weight = weight.t()
+        layer = cls._empty(weight.shape[1], weight.shape[0], **settings)
+        layer.bias = linear.bias if isinstance(linear.bias, nn.Parameter) else None
+        layer.quantize_(weight)
+        return layer.train(linear.training)
+
+    @classmethod
+    def from_bnb(cls, linear: Any) -> "NF4Linear":
+        """Take over a quantized ``bitsandbytes.nn.Linear4bit``."""
+        layer = cls._empty(linear.in_features, linear.out_features, compute_dtype=linear.compute_dtype)
+        layer.bias = linear.bias
+        layer.load_state_dict(linear.state_dict())
+        return layer.train(linear.training)
+
+    @classmethod
+    def _empty(cls, in_features: int, out_features: int, **settings: Any) -> "NF4Linear":
+        """A layer without weights, made without drawing random numbers."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.in_features, layer.out_features = in_features, out_features
+        layer.compute_dtype = settings.pop("compute_dtype", None)
+        layer.compress_statistics = settings.pop("compress_statistics", True)
+        layer.quant_type = settings.pop("quant_type", "nf4")
+        layer.blocksize = settings.pop("blocksize", 64)
+        if settings:
+            raise InputError(f"NF4Linear has no setting {', '.join(settings)}")
+        layer.register_parameter("bias", None)
+        layer.register_parameter("weight", None)
+        return layer
+
+    def quantize_(self, weight: Tensor) -> None:
+        """Replace the weight by the codes of ``weight`` (out_features, in_features)."""
+        packed, state = quantize_4bit(
+            weight,
+            self.quant_type,
+            blocksize=self.blocksize,
+            compress_statistics=self.compress_statistics,
+        )
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.state = state
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features), the shape of W."""
+        return self.out_features, self.in_features
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W (out_features, in_features), in the dtype it was quantized from by default."""
+        return dequantize_4bit(self.weight, self.state, dtype=dtype)
+
+    def as_linear(self, weight: Tensor | None = None) -> nn.Linear:
+        """An nn.Linear with W (or ``weight``) and this bias."""
+        weight = self.dequantize() if weight is None else weight
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            same = self.bias.dtype == weight.dtype
+            linear.bias = (
+                self.bias if same else nn.Parameter(self.bias.detach().to(weight.dtype), requires_grad=False)
+            )
+        return linear.train(self.training)
+
+    def compute_dtype_for(self, x: Tensor) -> torch.dtype:
+        """The dtype the product is computed in for this input."""
+        if self.compute_dtype is not None:
+            return self.compute_dtype
+        if torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) → (..., out_features), in the input's dtype."""
+        dtype = self.compute_dtype_for(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            weight: Callable[[], Tensor] = lambda: self.dequantize(dtype)  # noqa: E731
+            y: Tensor = FrozenLinear.apply(x.to(dtype), weight, bias)
+        return y if self.compute_dtype is None else y.to(x.dtype)
+
+    # ---- state in bitsandbytes' layout -----------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NF4Linear":
+        """Move to a device with the module; a change of dtype must not round the statistics."""
+        super()._apply(fn, recurse)
+        self.state = self.state.to(self.weight.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        state = self.state
+        facts: dict[str, Any] = {
+            "quant_type": state.quant_type,
+            "blocksize": state.blocksize,
+            "dtype": str(state.dtype).removeprefix("torch."),
+            "shape": list(state.shape),
+        }
+        destination[prefix + "weight.absmax"] = state.absmax
+        destination[prefix + "weight.quant_map"] = state.code.clone()
+        if state.nested_absmax is not None and state.offset is not None:
+            facts |= {
+                "nested_blocksize": 256,
+                "nested_dtype": "float32",
+                "nested_offset": state.offset.item(),
+            }
+            destination[prefix + "weight.nested_absmax"] = state.nested_absmax
+            destination[prefix + "weight.nested_quant_map"] = dynamic_code().to(state.absmax.device)
+        # bitsandbytes keeps what is no tensor as JSON in a tensor of bytes, for safetensors' sake.
+        text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+        destination[f"{prefix}{_PACKED}{state.quant_type}"] = text
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        packed_key = next((key for key in own if key.startswith(_PACKED)), None)
+        if packed_key is None or "weight" not in own or "weight.absmax" not in own:
+            missing_keys.append(f"{prefix}{_PACKED}{self.quant_type}")
+            return
+        try:
+            packed, state = self._read_state(own, packed_key)
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            error_msgs.append(f"{prefix}weight is no 4-bit weight of this layer: {error}")
+            return
+        device = torch.device("cpu") if self.weight is None else self.weight.device
+        self.weight = nn.Parameter(packed.to(device, copy=True), requires_grad=False)
+        self.state = state.to(device)
+        self.quant_type, self.blocksize = state.quant_type, state.blocksize
+        self.compress_statistics = state.nested
+        if self.bias is not None:
+            if "bias" not in own:
+                missing_keys.append(prefix + "bias")
+            else:
+                with torch.no_grad():
+                    self.bias.copy_(own["bias"])
+
+    def _read_state(self, own: Mapping[str, Tensor], packed_key: str) -> tuple[Tensor, QuantState]:
+        facts = json.loads(bytes(own[packed_key].cpu().tolist()).decode())
+        if tuple(facts["shape"]) != self.shape:
+            raise InputError(f"it has shape {tuple(facts['shape'])}, the layer {self.shape}")
+        nested = own.get("weight.nested_absmax")
+        if nested is not None and facts["nested_blocksize"] != 256:
+            raise InputError(f"nested_blocksize {facts['nested_blocksize']} is not supported, only 256")
+        packed = own["weight"]
+        packed = packed.contiguous().view(torch.uint8).view(-1, 1)  # other storage types hold the same bytes
+        state = QuantState(
+            own["weight.absmax"].clone(),
+            self.shape,
+            _DTYPES[facts["dtype"]],
+            int(facts["blocksize"]),
+            facts["quant_type"],
+            None if nested is None else torch.tensor(facts["nested_offset"], dtype=torch.float32),
+            None if nested is None else nested.clone(),
+        )
+        check_state_shapes(state.shape, state.blocksize, state.absmax)
+        if not torch.equal(own["weight.quant_map"].cpu(), state.code.cpu()):
+            raise InputError(f"its table of values is not that of {state.quant_type}")
+        return packed, state
+
+    def extra_repr(self) -> str:
+        """Sizes and type."""
+        nested = ", double quantization" if self.compress_statistics else ""
+        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self.quant_type}{nested}"

@@ -1,0 +1,457 @@
+"""PEFT's file format, both ways: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Files are written with the names that a model has in transformers, so that PEFT opens them there, and read
+from such files. Our GPT and transformers' GPT-2 differ in two ways, which are seen from the module itself:
+its blocks lie under ``transformer.`` there, and its linear layers are `Conv1D` there, with the weight stored
+(in, out). Any other module keeps its own names.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import atomic_path, write_text
+from .config import LoRAConfig, find_targets, is_named
+from .layers import Adapter, LoRALayer, SavedModule, is_conv1d
+from .lora import (
+    DEFAULT,
+    _registry,
+    _wrappers,
+    adapter_config,
+    adapter_names,
+    delete_adapter,
+    inject_lora,
+    load_lora_state_dict,
+    lora_candidates,
+    lora_state_dict,
+    set_adapter,
+)
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
+# Options that change what an adapter computes; an adapter that uses one is refused rather than read wrongly.
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+_CHANGES_BASE = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # initialisations that edit the frozen weights
+
+
+class _Names:
+    """Translates paths between a module and the same model in transformers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        children = {name for name, _ in model.named_children()}
+        self.is_gpt = {"wte", "wpe", "h", "ln_f"} <= children and "transformer" not in children
+        # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks: names stay as
+        # they are.
+        self.is_gpt = self.is_gpt and not any(is_conv1d(module) for module in model.modules())
+
+    def there(self, path: str) -> str:
+        """A path of this module → in transformers."""
+        return f"transformer.{path}" if self.is_gpt and not path.startswith("lm_head") else path
+
+    def here(self, path: str) -> str:
+        """A path in transformers → of this module."""
+        return path.removeprefix("transformer.") if self.is_gpt else path
+
+    def is_transposed(self, path: str) -> bool:
+        """Whether ``path`` is a linear weight stored the other way round there."""
+        return self.is_gpt and re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", path) is not None
+
+    def tensor(self, path: str, tensor: Tensor) -> Tensor:
+        """A weight of one side in the layout of the other."""
+        return tensor.t() if self.is_transposed(path) else tensor
+
+
+def save_peft(
+    model: nn.Module,
+    folder: Path | str,
+    adapter_name: str = DEFAULT,
+    *,
+    base_model: str | None = None,
+    task_type: str | None = "CAUSAL_LM",
+) -> None:
+    """Write an adapter as PEFT does: ``PeftModel.from_pretrained(transformers_model, folder)`` opens it.
+
+    Args:
+        model: with adapters.
+        folder: made if need be; each file is replaced atomically.
+        adapter_name: which adapter.
+        base_model: name or folder of the frozen model, noted in the config.
+        task_type: noted in the config.
+
+    Raises:
+        InputError: an unknown adapter.
+    """
+    config, names = adapter_config(model, adapter_name), _Names(model)
+    layers = {
+        p: m for p, m in _wrappers(model).items() if isinstance(m, LoRALayer) and adapter_name in m.adapters
+    }
+    state: dict[str, Tensor] = {}
+    for key, tensor in lora_state_dict(model, adapter_name).items():
+        path, _, name = key.rpartition(".")
+        if path in layers and name == "bias":  # a trained bias of a layer that PEFT, too, has wrapped
+            key = f"{path}.base_layer.{name}"
+        state[_PREFIX + names.there(key)] = names.tensor(key, tensor).clone(
+            memory_format=torch.contiguous_format
+        )
+    folder = Path(folder)
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    transposed = names.is_gpt and any(names.is_transposed(f"{path}.weight") for path in layers)
+    text = {
+        "alpha_pattern": dict(config.alpha_pattern),
+        "base_model_name_or_path": base_model,
+        "bias": config.bias,
+        "fan_in_fan_out": transposed or any(is_conv1d(layer.base_layer) for layer in layers.values()),
+        "inference_mode": True,
+        "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "modules_to_save": list(config.modules_to_save) or None,
+        "peft_type": "LORA",
+        "r": config.r,
+        "rank_pattern": dict(config.rank_pattern),
+        "target_modules": _target_names(model, config, list(layers), names),
+        "task_type": task_type,
+        "use_dora": config.use_dora,
+        "use_rslora": config.use_rslora,
+    }
+    write_text(folder / CONFIG_FILE, json.dumps(text, indent=2, sort_keys=True) + "\n")
+
+
+def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT) -> LoRAConfig:
+    """Put an adapter that PEFT (or `save_peft`) wrote on a model, and make it active.
+
+    An adapter of the same name is replaced: when layers and ranks are the same, by copying the weights in
+    place (a hot swap), so optimizers and compiled code keep their tensors.
+
+    Args:
+        model: the frozen model: ours, or any whose names are those in the file.
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        adapter_name: the name it gets.
+
+    Returns:
+        Its config.
+
+    Raises:
+        InputError: missing or damaged files, an option that is not supported, layers the model does not have,
+            or shapes that do not fit. The model is left as it was.
+    """
+    folder = Path(folder)
+    swapped = _swap_known(model, folder, adapter_name)
+    if swapped is not None:
+        return swapped
+    names = _Names(model)
+    text = _read_config(folder)
+    weights = _read_weights(folder)
+    state, paths, foreign = _translate(weights, names)
+    config = _config_here(text, model, state, paths, names)
+    _check_foreign_bases(model, foreign, folder)
+    if adapter_name in adapter_names(model) and _swap(model, adapter_name, config, state):
+        _remember(model, folder, adapter_name, names)
+        return config
+    known = lora_candidates(model)
+    for path in paths:
+        if path not in known:
+            raise InputError(f"{folder}: the adapter has weights for {path!r}, which the model does not have")
+    _check_shapes(model, config, state, known, folder)
+    if adapter_name in adapter_names(model):
+        delete_adapter(model, adapter_name)
+    inject_lora(model, config, adapter_name)
+    try:
+        load_lora_state_dict(model, state, adapter_name)
+    except InputError as error:
+        delete_adapter(model, adapter_name)
+        raise InputError(f"{folder}: {error}") from None
+    _remember(model, folder, adapter_name, names)
+    return config
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str]:
+    """Names that mean exactly these layers to PEFT: short ones where they suffice, else whole paths."""
+    if not isinstance(config.target_modules, str):
+        return sorted(config.target_modules)
+    short = sorted({path.rpartition(".")[2] for path in paths})
+    if set(find_targets(lora_candidates(model), short, set())) == set(paths):
+        return short
+    return [names.there(path) for path in paths]
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no {CONFIG_FILE} in {folder}: it is not a folder that PEFT saved") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+    if not isinstance(text, dict) or text.get("peft_type") != "LORA":
+        kind = text.get("peft_type") if isinstance(text, dict) else None
+        raise InputError(f"{path} describes peft_type={kind!r}; only LORA is supported")
+    used = [name for name in _UNSUPPORTED if text.get(name)]
+    if used:
+        raise InputError(f"{path} uses {', '.join(used)}, which is not supported here")
+    init = text.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        raise InputError(
+            f"{path}: init_lora_weights={init!r} changed the frozen weights too; save it in PEFT with "
+            "path_initial_model_for_weight_conversion first"
+        )
+    return text
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path, pickled = folder / WEIGHTS_FILE, folder / "adapter_model.bin"
+    try:
+        if not path.is_file() and pickled.is_file():
+            loaded: dict[str, Tensor] = torch.load(pickled, weights_only=True, map_location="cpu")
+            return loaded
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"no {WEIGHTS_FILE} in {folder}: it is not a folder that PEFT saved") from None
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is damaged or no safetensors file ({error})") from None
+
+
+def _translate(
+    weights: Mapping[str, Tensor], names: _Names
+) -> tuple[dict[str, Tensor], list[str], dict[str, Tensor]]:
+    """PEFT's state → (ours, paths of the adapted layers, frozen weights that came along)."""
+    state: dict[str, Tensor] = {}
+    foreign: dict[str, Tensor] = {}
+    paths: list[str] = []
+    for key, tensor in weights.items():
+        if not key.startswith(_PREFIX):
+            raise InputError(
+                f"the adapter's weight {key!r} does not begin with {_PREFIX!r}: not PEFT's format"
+            )
+        here = names.here(key.removeprefix(_PREFIX))
+        match = _LORA_KEY.match(here)
+        if match:
+            if match[1] not in paths:
+                paths.append(match[1])
+            state[here] = tensor
+        elif here.endswith(".base_layer.bias"):
+            state[here.replace(".base_layer.bias", ".bias")] = tensor
+        elif ".base_layer." in here:
+            foreign[here.replace(".base_layer.", ".")] = tensor
+        else:
+            state[here] = names.tensor(here, tensor)
+    if not paths:
+        raise InputError("the file has no LoRA weights (no key ends in lora_A.weight)")
+    return state, paths, foreign
+
+
+def _config_here(
+    text: Mapping[str, Any], model: nn.Module, state: dict[str, Tensor], paths: list[str], names: _Names
+) -> LoRAConfig:
+    """PEFT's config as a `LoRAConfig` that means exactly the layers in the file."""
+    r = int(text.get("r", 8))
+    alpha = text.get("lora_alpha", 8)
+    ranks, alphas = {}, {}
+    for path in paths:
+        A = state.get(f"{path}.lora_A.weight", state.get(f"{path}.lora_embedding_A"))
+        if A is None:
+            raise InputError(f"the adapter's file has no lora_A for {path!r}: it is incomplete")
+        if A.shape[0] != r:
+            ranks[re.escape(path)] = int(A.shape[0])
+        for pattern, value in (text.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", names.there(path)):
+                alphas[re.escape(path)] = value
+                break
+    wanted = text.get("target_modules")
+    targets = paths
+    if isinstance(wanted, list) and wanted:  # keep the short names if they mean the same layers here
+        candidates = lora_candidates(model)
+        named = [path for path in candidates if any(is_named(path, name) for name in wanted)]
+        targets = sorted(wanted) if set(named) == set(paths) else paths
+    return LoRAConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=text.get("lora_dropout") or 0.0,
+        target_modules=targets,
+        use_rslora=bool(text.get("use_rslora")),
+        use_dora=bool(text.get("use_dora")),
+        bias=text.get("bias") or "none",
+        modules_to_save=tuple(text.get("modules_to_save") or ()),
+        init="gaussian" if text.get("init_lora_weights") == "gaussian" else "kaiming",
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+    )
+
+
+def _check_foreign_bases(model: nn.Module, foreign: Mapping[str, Tensor], folder: Path) -> None:
+    """PEFT saves the whole frozen layer of an adapted output head: it must be the one we have."""
+    candidates = lora_candidates(model)
+    for key, tensor in foreign.items():
+        path, _, name = key.rpartition(".")
+        own = getattr(candidates.get(path), name, None)
+        if (
+            not isinstance(own, Tensor)
+            or own.shape != tensor.shape
+            or not torch.equal(own.cpu(), tensor.to(own.dtype))
+        ):
+            raise InputError(
+                f"{folder} brings its own frozen {key}, which differs from the model's: "
+                "it was trained on another model (or a resized vocabulary)"
+            )
+
+
+def _check_shapes(
+    model: nn.Module,
+    config: LoRAConfig,
+    state: Mapping[str, Tensor],
+    known: Mapping[str, nn.Module],
+    folder: Path,
+) -> None:
+    """Fail before anything is touched when a matrix does not fit its layer."""
+    for key, tensor in state.items():
+        match = _LORA_KEY.match(key)
+        if match is None:
+            continue
+        layer = LoRALayer(known[match[1]], match[1])
+        width = {"A": layer.in_features, "B": layer.out_features}.get(
+            match[2].removeprefix("lora_embedding_")[:6][-1]
+        )
+        if match[2].startswith("lora_embedding"):
+            width = layer.in_features if match[2].endswith("A") else layer.out_features
+        axis = 1 if "_A" in match[2] else 0
+        if match[2] == "lora_magnitude_vector":
+            width = layer.out_features
+        if tensor.shape[axis] != width:
+            raise InputError(
+                f"{folder}: {key} has shape {tuple(tensor.shape)}, but {match[1]} is {layer.in_features} → "
+                f"{layer.out_features} wide"
+            )
+
+
+@torch.no_grad()
+def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, Tensor]) -> bool:
+    """Copy into the adapter that is there, if it has the same tensors; say whether it did."""
+    own = lora_state_dict(model, name)
+    wrappers = _wrappers(model)
+    merged = any(layer.merged for layer in wrappers.values())
+    if merged or own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+        return False
+    for key, tensor in own.items():
+        tensor.copy_(state[key])
+    for path, layer in wrappers.items():
+        if isinstance(layer, LoRALayer) and name in layer.adapters:
+            layer.adapters[name] = Adapter(
+                config.rank(path), config.scaling(path), config.lora_dropout, config.use_dora
+            )
+    _registry(model).configs[name] = config
+    if any(isinstance(layer, SavedModule) or layer.active != (name,) for layer in wrappers.values()):
+        set_adapter(model, name)
+    return True
+
+
+# ---- swapping files of one layout ----------------------------------------------------------------
+
+
+@dataclass
+class _Swap:
+    """Where the tensors of a file go: good for every file with the same config and the same header."""
+
+    config: bytes
+    header: bytes
+    n_bytes: int
+    pieces: list[tuple[Tensor, int, int, torch.dtype, tuple[int, ...], bool]]
+
+
+_SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
+    """Note how the file just loaded was laid out: the next like it is copied without being interpreted."""
+    swaps = _registry(model).swaps
+    swaps.pop(name, None)
+    read = _read_raw(folder)
+    if read is None:
+        return
+    config, header, data = read
+    own = lora_state_dict(model, name)
+    pieces = []
+    for key, entry in json.loads(header).items():
+        if key == "__metadata__":
+            continue
+        here = names.here(key.removeprefix(_PREFIX))
+        target = own.get(here.replace(".base_layer.bias", ".bias"))
+        if target is None or entry["dtype"] not in _SAFETENSORS:
+            return  # frozen weights come along: those are checked each time
+        flip = _LORA_KEY.match(here) is None and names.is_transposed(here)
+        pieces.append(
+            (target, *entry["data_offsets"], _SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), flip)
+        )
+    if len(header) % 8 == 0:  # as safetensors writes it, so that the tensors are aligned
+        swaps[name] = _Swap(config, header, data.numel(), pieces)
+
+
+@torch.no_grad()
+def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
+    """Copy a file laid out like the last one into the adapter; ``None`` if it is not."""
+    if name not in adapter_names(model):
+        return None
+    registry = _registry(model)
+    known: _Swap | None = registry.swaps.get(name)
+    read = _read_raw(folder) if known is not None else None
+    if known is None or read is None or read[:2] != (known.config, known.header):
+        return None
+    if read[2].numel() != known.n_bytes:  # cut off: let the careful way say so
+        return None
+    layers = _wrappers(model).values()
+    if any(layer.merged or layer.active not in ((name,), ()) for layer in layers):
+        return None
+    data = read[2]
+    sources = [
+        data[start:stop].view(dtype).view(shape).t() if flip else data[start:stop].view(dtype).view(shape)
+        for _, start, stop, dtype, shape, flip in known.pieces
+    ]
+    torch._foreach_copy_([target for target, *_ in known.pieces], sources)
+    return registry.configs[name]
+
+
+def _read_raw(folder: Path) -> tuple[bytes, bytes, Tensor] | None:
+    """(config, header, tensor bytes) of a folder, unparsed; ``None`` if it is not as it should be."""
+    try:
+        config = (folder / CONFIG_FILE).read_bytes()
+        raw = np.memmap(folder / WEIGHTS_FILE, dtype=np.uint8, mode="c")
+    except (OSError, ValueError):  # missing, or empty
+        return None
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    return config, raw[8:start].tobytes(), torch.from_numpy(raw[start:])

@@ -1,0 +1,182 @@
+"""QLoRA (Dettmers et al. 2023): the frozen linear layers in 4 bits, then LoRA on them."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import InputError
+from .config import ALL_LINEAR, LoRAConfig, find_targets
+from .layers import LoRALayer, weight_of
+from .lora import DEFAULT, _heads, _put, inject_lora, lora_candidates
+from .nf4_linear import NF4Linear
+
+
+def quantize_linears(
+    model: nn.Module,
+    target_modules: str | Sequence[str] = ALL_LINEAR,
+    *,
+    quant_type: str = "nf4",
+    compress_statistics: bool = True,
+    blocksize: int = 64,
+    compute_dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Replace linear layers by `NF4Linear`, in place.
+
+    Args:
+        model: any module.
+        target_modules: as in `LoRAConfig`; ``"all-linear"`` leaves output heads as they are.
+        quant_type: ``"nf4"``, ``"fp4"`` or ``"int4"``.
+        compress_statistics: double quantization.
+        blocksize: elements of a block.
+        compute_dtype: of the products; the input's dtype when ``None``.
+
+    Returns:
+        The paths of the layers that were replaced.
+
+    Raises:
+        InputError: a pattern that matches nothing, adapters that are on already, or a layer whose weight is
+            shared.
+    """
+    if any(isinstance(module, LoRALayer) for module in model.modules()):
+        raise InputError("the model has adapters already: quantize first, then inject_lora")
+    candidates = {
+        path: module
+        for path, module in lora_candidates(model).items()
+        if not isinstance(module, NF4Linear | nn.Embedding)
+    }
+    heads = _heads(model)
+    paths = find_targets(candidates, target_modules, heads)
+    for path in paths:
+        weight = weight_of(candidates[path])
+        if sum(weight is p for _, p in model.named_parameters(remove_duplicate=False)) > 1:
+            raise InputError(
+                f"{path} shares its weight with another layer, so it cannot be quantized; leave it out"
+            )
+    for path in paths:
+        layer = NF4Linear.from_linear(
+            candidates[path],
+            quant_type=quant_type,
+            compress_statistics=compress_statistics,
+            blocksize=blocksize,
+            compute_dtype=compute_dtype,
+        )
+        _put(model, path, layer)
+    return paths
+
+
+def prepare_qlora(
+    model: nn.Module,
+    config: LoRAConfig | None = None,
+    adapter_name: str = DEFAULT,
+    *,
+    quant_type: str = "nf4",
+    compress_statistics: bool = True,
+    blocksize: int = 64,
+    compute_dtype: torch.dtype | None = None,
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """Quantize every linear layer but the output head, then put LoRA on them, in place.
+
+    Args:
+        model: any module.
+        config: of the adapter; the paper puts it on all linear layers, which is the default.
+        adapter_name: its name.
+        quant_type: see `quantize_linears`.
+        compress_statistics: see `quantize_linears`.
+        blocksize: see `quantize_linears`.
+        compute_dtype: see `quantize_linears`; the paper computes in bf16.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+
+    Returns:
+        The same model. After training, ``eject_lora(model, merge=True)`` gives linear layers in fp32.
+
+    Raises:
+        InputError: see `quantize_linears` and `inject_lora`.
+    """
+    quantize_linears(
+        model,
+        quant_type=quant_type,
+        compress_statistics=compress_statistics,
+        blocksize=blocksize,
+        compute_dtype=compute_dtype,
+    )
+    inject_lora(model, config, adapter_name)
+    if gradient_checkpointing:
+        checkpoint_blocks(model)
+    return model
+
+
+def checkpoint_blocks(model: nn.Module) -> int:
+    """Recompute each block of every nn.ModuleList in the backward pass (Chen et al. 2016); only while
+    training.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        InputError: a model without an nn.ModuleList.
+    """
+    blocks: list[Any] = [
+        block for modules in model.modules() if isinstance(modules, nn.ModuleList) for block in modules
+    ]
+    if not blocks:
+        raise InputError(f"{type(model).__name__} has no nn.ModuleList of blocks to checkpoint")
+    for block in blocks:
+        if not hasattr(block, "_forward_without_checkpoint"):
+            block._forward_without_checkpoint = block.forward
+            block.forward = functools.partial(_checkpointed, block)
+    return len(blocks)
+
+
+def _checkpointed(block: Any, *args: Any, **kwargs: Any) -> Any:
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(block._forward_without_checkpoint, *args, use_reentrant=False, **kwargs)
+    return block._forward_without_checkpoint(*args, **kwargs)
+
+
+OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "torchao_adamw8bit")
+
+
+def make_optimizer(
+    parameters: Iterable[Any], name: str = "adamw", *, lr: float = 2e-4, **settings: Any
+) -> torch.optim.Optimizer:
+    """An optimizer by name; the 8-bit and paged ones keep their state small (QLoRA, section 3).
+
+    Args:
+        parameters: or parameter groups (`lora_plus_groups`); those that need no gradient are left out.
+        name: ``adamw`` (PyTorch), ``adamw8bit``, ``paged_adamw``, ``paged_adamw8bit`` (bitsandbytes; paging
+            needs a GPU) or ``torchao_adamw8bit``.
+        lr: learning rate.
+        settings: passed on.
+
+    Raises:
+        InputError: an unknown name, or the library it comes from is not installed.
+    """
+    chosen = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
+    if name == "adamw":
+        return torch.optim.AdamW(chosen, lr=lr, **settings)
+    if name not in OPTIMIZERS:
+        raise InputError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+    library = "torchao" if name.startswith("torchao") else "bitsandbytes"
+    try:
+        if library == "torchao":
+            from torchao.optim import AdamW8bit  # type: ignore[import-not-found]
+        else:
+            import bitsandbytes
+
+            kind = {
+                "adamw8bit": "AdamW8bit",
+                "paged_adamw": "PagedAdamW",
+                "paged_adamw8bit": "PagedAdamW8bit",
+            }
+            AdamW8bit = getattr(bitsandbytes.optim, kind[name])
+    except ImportError:
+        raise InputError(
+            f"optimizer {name!r} needs {library}: pip install {library}, or use 'adamw'"
+        ) from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(chosen, lr=lr, **settings)
+    return optimizer

@@ -1,0 +1,276 @@
+"""4-bit linear layers and QLoRA: state that never changes, merging, parity with PEFT on bitsandbytes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ai_learning.adapters import (
+    LoRAConfig,
+    NF4Linear,
+    dequantize_nf4,
+    eject_lora,
+    inject_lora,
+    load_peft,
+    make_optimizer,
+    merge_lora,
+    prepare_qlora,
+    quantize_linears,
+    quantize_nf4,
+    save_peft,
+    unmerge_lora,
+)
+from ai_learning.errors import InputError
+from ai_learning.loss import next_token_loss
+
+from .helpers import disturb, gpt, hf_pair, ids, same_state
+
+
+def clone_state(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def saved_elements(forward):
+    """How many elements autograd keeps for the backward pass."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        forward()
+    return sum(kept)
+
+
+def test_forward_and_backward_are_those_of_the_dequantised_weight():
+    linear = nn.Linear(70, 33)
+    layer = NF4Linear.from_linear(linear, compress_statistics=False)
+    W = dequantize_nf4(*quantize_nf4(linear.weight))
+    x = torch.randn(4, 5, 70, requires_grad=True)
+    y = layer(x)
+    assert torch.equal(layer.dequantize(), W) and torch.equal(y, F.linear(x, W, linear.bias))
+    grad = torch.randn_like(y)
+    got = torch.autograd.grad(y, [x, layer.bias], grad)
+    want = torch.autograd.grad(F.linear(x, W, linear.bias), [x, linear.bias], grad)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, want, strict=True))
+
+
+def test_every_odd_size():
+    for inputs in range(1, 131, 3):
+        outputs = 131 - inputs
+        linear = nn.Linear(inputs, outputs)
+        layer = NF4Linear.from_linear(linear)
+        x = torch.randn(2, inputs)
+        assert layer(x).shape == (2, outputs)
+        fresh = NF4Linear(inputs, outputs)
+        fresh.load_state_dict(layer.state_dict())
+        assert torch.equal(fresh(x), layer(x))
+
+
+def test_train_eval_train_leaves_state_and_gradients_bit_identical():
+    model = prepare_qlora(gpt(n_embd=64, n_head=2), LoRAConfig(r=4))
+    disturb(model)
+    state = clone_state(model)
+
+    def gradients():
+        model.train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return torch.autograd.grad(next_token_loss(model, ids(), ids()), parameters)
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        model(ids())
+    model(ids())
+    after = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_bytes_kept_between_calls():
+    layer = NF4Linear.from_linear(nn.Linear(1024, 1024, bias=False))
+    size = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
+    assert size * 8 / 1024**2 < 4.15
+    x = torch.randn(8, 1024, requires_grad=True)
+    assert saved_elements(lambda: layer(x)) < 1024**2 / 8, (
+        "the de-quantised weight must not be kept for the backward pass"
+    )
+
+
+def test_changing_dtype_leaves_the_codes_and_statistics():
+    layer = NF4Linear.from_linear(nn.Linear(96, 64))
+    want = layer.dequantize(torch.float32)
+    layer.to(torch.bfloat16)
+    assert layer.state.nested_absmax.dtype == torch.float32 and layer.bias.dtype == torch.bfloat16
+    assert torch.equal(layer.dequantize(torch.float32), want)
+    copied = copy.deepcopy(layer)
+    assert torch.equal(copied.dequantize(), layer.dequantize())
+
+
+def test_compute_dtype_and_autocast():
+    linear = nn.Linear(64, 32)
+    x = torch.randn(3, 64)
+    layer = NF4Linear.from_linear(linear, compute_dtype=torch.bfloat16)
+    y = layer(x)
+    assert y.dtype == torch.float32
+    want = F.linear(x.bfloat16(), layer.dequantize(torch.bfloat16), linear.bias.bfloat16()).float()
+    assert torch.equal(y, want)
+    plain = NF4Linear.from_linear(linear)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = plain(x.requires_grad_())
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("bias", ["none", "lora_only"])
+def test_merging_into_4_bit_is_right(use_dora, bias):
+    model = prepare_qlora(gpt(n_embd=64), LoRAConfig(r=4, use_dora=use_dora, bias=bias))
+    quantized = copy.deepcopy(model)
+    eject_lora(quantized)
+    disturb(model)
+    want, state = model(ids()), clone_state(model)
+    merge_lora(model)
+    assert isinstance(model.h[0].mlp.c_fc.base_layer, nn.Linear)
+    assert model.h[0].mlp.c_fc.base_layer.weight.dtype == torch.float32
+    assert torch.allclose(model(ids()), want, atol=1e-5)
+    unmerge_lora(model)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    eject_lora(model, merge=True)
+    assert not any(isinstance(module, NF4Linear) for module in model.modules())
+    assert torch.allclose(model(ids()), want, atol=1e-5)
+    plain = gpt(n_embd=64)
+    plain.load_state_dict(model.state_dict())
+    assert torch.allclose(plain(ids()), want, atol=1e-5)
+
+
+def test_training_changes_only_the_adapter():
+    model = prepare_qlora(gpt(n_embd=64), LoRAConfig(r=4))
+    frozen = {k: v.clone() for k, v in model.state_dict().items() if "lora_" not in k}
+    optimizer = make_optimizer(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = next_token_loss(model.train(), ids(), ids())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(frozen[k], model.state_dict()[k]) for k in frozen)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    config = LoRAConfig(r=4)
+    one = prepare_qlora(gpt(), config)
+    two = copy.deepcopy(one)
+    from ai_learning.adapters import checkpoint_blocks
+
+    assert checkpoint_blocks(two) == 2
+    disturb(one), disturb(two)
+    kept = {}
+    for name, model in (("plain", one), ("checkpointed", two)):
+        model.train()
+        kept[name] = saved_elements(lambda model=model: next_token_loss(model, ids(), ids()))
+        next_token_loss(model, ids(), ids()).backward()
+    assert kept["checkpointed"] < 0.5 * kept["plain"]
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
+    with pytest.raises(InputError, match="ModuleList"):
+        checkpoint_blocks(nn.Linear(2, 2))
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="shares its weight"):
+        quantize_linears(gpt(), ["lm_head"])
+    with pytest.raises(InputError, match="adapters already"):
+        prepare_qlora(inject_lora(gpt()))
+    with pytest.raises(InputError, match="Conv2d"):
+        NF4Linear.from_linear(nn.Conv2d(1, 1, 1))
+    with pytest.raises(InputError, match="sparse"):
+        make_optimizer([nn.Parameter(torch.zeros(1))], "sparse")
+    layer = NF4Linear(64, 64)
+    for key, value in [("weight", torch.zeros(3, 1, dtype=torch.uint8)), ("weight.absmax", torch.zeros(2))]:
+        state = layer.state_dict() | {key: value}
+        if key == "weight.absmax":
+            with pytest.raises(RuntimeError, match="absmax"):
+                NF4Linear(64, 64).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="shape"):
+        NF4Linear(64, 32).load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="quant_state"):
+        NF4Linear(64, 64).load_state_dict(nn.Linear(64, 64).state_dict())
+
+
+def peer_qlora(hf, folder):
+    """transformers' GPT-2 with bitsandbytes' 4-bit layers and PEFT's adapter from ``folder``."""
+    bnb = pytest.importorskip("bitsandbytes")
+    peft = pytest.importorskip("peft")
+    for block in hf.transformer.h:
+        for parent, name in (
+            (block.attn, "c_attn"),
+            (block.attn, "c_proj"),
+            (block.mlp, "c_fc"),
+            (block.mlp, "c_proj"),
+        ):
+            conv = getattr(parent, name)
+            inputs, outputs = conv.weight.shape
+            layer = bnb.nn.Linear4bit(
+                inputs, outputs, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
+            )
+            weight = conv.weight.data.t().contiguous()
+            layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
+            layer.bias = nn.Parameter(conv.bias.data.clone(), requires_grad=False)
+            setattr(parent, name, layer.to("cpu"))
+    return peft.PeftModel.from_pretrained(hf, folder, is_trainable=True)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_training_equals_peft_on_bitsandbytes(use_dora, tmp_path):
+    ours, hf = hf_pair(n_embd=64)
+    prepare_qlora(ours, LoRAConfig(r=4, use_dora=use_dora))
+    disturb(ours, scale=0.02)
+    save_peft(ours, tmp_path)
+    theirs = peer_qlora(hf, tmp_path).train()
+    ours.train()
+    optimizers = [
+        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=5e-3) for m in (ours, theirs)
+    ]
+    generator = torch.Generator().manual_seed(4)
+    first, last = None, None
+    for _ in range(20):
+        x = torch.randint(0, 97, (4, 16), generator=generator)
+        mine = next_token_loss(ours, x[:, :-1], x[:, 1:])
+        other = F.cross_entropy(theirs(x[:, :-1]).logits.flatten(0, 1), x[:, 1:].flatten())
+        assert mine.item() == pytest.approx(other.item(), abs=1e-4)
+        for optimizer, loss in zip(optimizers, (mine, other), strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        first, last = first or mine.item(), mine.item()
+    assert last != first
+
+
+def test_qlora_adapter_on_the_full_precision_model(tmp_path):
+    model = gpt(n_embd=64)
+    full = copy.deepcopy(model)
+    disturb(prepare_qlora(model, LoRAConfig(r=2)))
+    save_peft(model, tmp_path)
+    load_peft(full, tmp_path)
+    assert (full(ids()) - model(ids())).abs().max() < 1.0
+    again = eject_lora(copy.deepcopy(model))
+    load_peft(again, tmp_path)
+    assert torch.equal(again(ids()), model(ids()))
+    assert same_state(again, model)
+
+
+@pytest.mark.parametrize("name", ["adamw8bit"])
+def test_8_bit_optimizer_trains(name):
+    pytest.importorskip("bitsandbytes")
+    model = prepare_qlora(gpt(n_embd=64), LoRAConfig(r=4))
+    optimizer = make_optimizer(model.parameters(), name, lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = next_token_loss(model, ids(), ids())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

@@ -1,0 +1,133 @@
+"""Hugging Face's format both ways: the same logits, folders that transformers opens, faults by name."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ai_learning.errors import InputError
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.presets import preset
+from ai_learning.pretrained import config_to_hf, from_hf, load_pretrained, save_pretrained, to_hf
+
+CONFIG = GPTConfig(vocab_size=97, block_size=24, n_layer=2, n_head=2, n_embd=32)
+IDX = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": False}, {"bias": False}, {"activation": "relu"}])
+def test_there_and_back(norm_first: bool, changes: dict, tmp_path: Path) -> None:
+    ours = GPT(replace(CONFIG, norm_first=norm_first, **changes)).eval()
+    theirs = to_hf(ours)
+    torch.testing.assert_close(theirs(IDX).logits, ours(IDX), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(from_hf(theirs)(IDX), ours(IDX), atol=1e-6, rtol=1e-5)
+    save_pretrained(ours, tmp_path)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(opened(IDX).logits, ours(IDX), atol=1e-6, rtol=1e-5)
+    loaded = load_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(IDX), ours(IDX), atol=1e-6, rtol=1e-5)
+    assert not loaded.training and (loaded.lm_head.weight is loaded.wte.weight) == ours.config.tie_weights
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+
+
+def test_loaded_models_train_and_cache(tmp_path: Path) -> None:
+    """The mask is made anew after the weights came from a file: the future must not leak."""
+    save_pretrained(GPT(CONFIG), tmp_path)
+    model = load_pretrained(tmp_path)
+    changed = IDX.clone()
+    changed[:, 12:] = 5
+    assert torch.equal(model(IDX)[:, :12], model(changed)[:, :12])
+    model(IDX).sum().backward()
+    assert model.wte.weight.grad is not None
+
+
+def test_sharded_folders_of_transformers(tmp_path: Path) -> None:
+    theirs = transformers.GPT2LMHeadModel(config_to_hf(CONFIG)).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    torch.testing.assert_close(load_pretrained(tmp_path)(IDX), theirs(IDX).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_dtype(tmp_path: Path) -> None:
+    save_pretrained(GPT(CONFIG).bfloat16(), tmp_path)
+    assert load_pretrained(tmp_path).wte.weight.dtype == torch.bfloat16
+    assert load_pretrained(tmp_path, dtype=torch.float32).wte.weight.dtype == torch.float32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_pretrained(GPT(CONFIG), tmp_path)
+    return tmp_path
+
+
+def edit(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_faults_name_the_tensor(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.pop("transformer.h.1.mlp.c_fc.weight"))
+    with pytest.raises(InputError, match=r"lacks h\.1\.mlp\.c_fc\.weight"):
+        load_pretrained(folder)
+    edit(folder, lambda tensors: tensors.update({"transformer.h.1.mlp.c_fc.weight": torch.zeros(3, 4)}))
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc\.weight has shape \(4, 3\), expected \(128, 32\)"):
+        load_pretrained(folder)
+    edit(folder, lambda tensors: tensors.update({"transformer.h.2.ln_1.weight": torch.zeros(32)}))
+    with pytest.raises(InputError, match=r"has h\.2\.ln_1\.weight, which ours has no place for"):
+        load_pretrained(folder)
+
+
+def test_damaged_and_missing_files(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="damaged or no safetensors file"):
+        load_pretrained(folder)
+    weights.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"would be unpickled")
+    with pytest.raises(InputError, match=r"no \.safetensors in .*they can run code"):
+        load_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(InputError, match="model type 'bert' is not supported"):
+        load_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_pretrained(folder)
+    with pytest.raises(InputError, match="is no folder here, and not to be had from the hub") as caught:
+        load_pretrained("no-one/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_counterpart() -> None:
+    with pytest.raises(InputError, match="has no counterpart in transformers"):
+        config_to_hf(replace(CONFIG, norm_first=False, activation="gelu"))
+    assert config_to_hf(preset("gpt1")).model_type == "openai-gpt"
+    assert config_to_hf(preset("gpt2-xl")).n_embd == 1600
+
+
+def test_loading_holds_little_more_than_the_model(tmp_path: Path) -> None:
+    config = replace(CONFIG, n_embd=768, n_head=12, n_layer=6, vocab_size=20_000)
+    save_pretrained(GPT(config), tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    code = f"""
+import resource, torch, transformers, safetensors
+from ai_learning.pretrained import load_pretrained, _read_config
+from pathlib import Path
+_read_config(Path({str(tmp_path)!r}))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_pretrained({str(tmp_path)!r})
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / {size})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.5
