@@ -16,12 +16,13 @@ from ..files import write_text
 from ..token_file import TokenFileWriter, token_dtype
 from . import special
 from .special import SpecialSet
-from .streaming import safe_byte_chunks
+from .streaming import safe_byte_chunks, valid_utf8
 
 if TYPE_CHECKING:
     from .bpe_tokenizer import BPETokenizer
 
 _CHUNK = 2**19  # bytes encoded at once: small, because large blocks of changing size fragment memory
+_BATCH = 2**21  # bytes handed to a worker at once
 PROGRESS_FILE = "progress.json"
 SHARD_NAME = "shard-{:05d}.tokens"
 
@@ -107,6 +108,11 @@ def encode_files(
     return report
 
 
+_Chunk = tuple[
+    bytes, bool, int, tuple[int, int]
+]  # text, whether its file ends, bytes read, place of the next
+
+
 @dataclass
 class _Encoded:
     """Ids of a chunk, and where the next one begins."""
@@ -124,7 +130,11 @@ class _Job:
         self.tokenizer, self.allowed, self.append_eos = tokenizer, allowed, append_eos
         self.dtype = token_dtype(tokenizer.vocab_size)
 
+    def encode_all(self, batch: list[_Chunk]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [self.encode(data, end_of_file) for data, end_of_file, _, _ in batch]
+
     def encode(self, data: bytes, end_of_file: bool) -> tuple[np.ndarray, np.ndarray]:
+        data = valid_utf8(data)
         tokenizer, eos = self.tokenizer, self.tokenizer.eos_id
         parts: list[np.ndarray] = []
         raw = [token.encode() for token in self.allowed]
@@ -156,19 +166,16 @@ def _start_process(job: _Job) -> None:
     _job_of_process = job
 
 
-def _encode_in_process(data: bytes, end_of_file: bool) -> tuple[np.ndarray, np.ndarray]:
+def _encode_in_process(batch: "list[_Chunk]") -> list[tuple[np.ndarray, np.ndarray]]:
     assert _job_of_process is not None
-    return _job_of_process.encode(data, end_of_file)
+    return _job_of_process.encode_all(batch)
 
 
-def _chunks(
-    job: _Job, files: list[Path], start: tuple[int, int]
-) -> Iterator[tuple[bytes, bool, int, tuple[int, int]]]:
-    """(chunk, whether its file ends, bytes read for it, where the next begins)."""
+def _chunks(job: _Job, files: list[Path], start: tuple[int, int]) -> Iterator[_Chunk]:
     for number in range(start[0], len(files)):
         skipped = start[1] if number == start[0] else 0
         pattern, tokens = job.tokenizer.pattern, job.allowed
-        pieces = safe_byte_chunks(files[number], pattern, tokens, _CHUNK, skipped)
+        pieces = safe_byte_chunks(files[number], pattern, tokens, _CHUNK, skipped, validate=False)
         place = skipped
         held: tuple[bytes, int] | None = None
         for data, n_bytes in pieces:
@@ -189,26 +196,41 @@ def _encoded(job: _Job, files: list[Path], start: tuple[int, int], workers: int)
             yield _Encoded(ids, ends, n_bytes, following)
         return
     pool: Executor
+    encode: Callable[[list[_Chunk]], list[tuple[np.ndarray, np.ndarray]]]
     if compiled:
-        pool, encode = ThreadPoolExecutor(workers), job.encode
+        pool, encode = ThreadPoolExecutor(workers), job.encode_all
     else:
         from multiprocessing import get_context
 
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (job,))
         encode = _encode_in_process
-    waiting: deque[tuple[Future, int, tuple[int, int]]] = deque()
+    waiting: deque[tuple[Future, list[_Chunk]]] = deque()
     with pool:
-        for data, ends_file, n_bytes, following in _chunks(job, files, start):
-            waiting.append((pool.submit(encode, data, ends_file), n_bytes, following))
-            if len(waiting) > 2 * workers:
-                yield _result(*waiting.popleft())
+        for batch in _batches(_chunks(job, files, start)):
+            waiting.append((pool.submit(encode, batch), batch))
+            if len(waiting) > workers:
+                yield from _results(*waiting.popleft())
         while waiting:
-            yield _result(*waiting.popleft())
+            yield from _results(*waiting.popleft())
 
 
-def _result(future: Future, n_bytes: int, following: tuple[int, int]) -> _Encoded:
-    ids, ends = future.result()
-    return _Encoded(ids, ends, n_bytes, following)
+def _batches(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
+    """Several chunks a job: handing one over can wait longer for the interpreter lock than it takes."""
+    batch: list[_Chunk] = []
+    size = 0
+    for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk[0])
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _results(future: Future, batch: list[_Chunk]) -> Iterator[_Encoded]:
+    for (ids, ends), (_, _, n_bytes, following) in zip(future.result(), batch, strict=True):
+        yield _Encoded(ids, ends, n_bytes, following)
 
 
 def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> None:

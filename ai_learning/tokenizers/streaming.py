@@ -154,7 +154,13 @@ def safe_cut_bytes(data: bytes, special_tokens: Iterable[str] = ()) -> int:
 
 
 def safe_byte_chunks(
-    path: str | Path, pattern: SplitPattern, special_tokens: Iterable[str], size: int, start: int = 0
+    path: str | Path,
+    pattern: SplitPattern,
+    special_tokens: Iterable[str],
+    size: int,
+    start: int = 0,
+    *,
+    validate: bool = True,
 ) -> Iterator[tuple[bytes, int]]:
     """A file, from byte ``start`` on, in chunks of about ``size`` bytes that are safe to treat apart.
 
@@ -163,6 +169,7 @@ def safe_byte_chunks(
         U+FFFD.
     """
     tokens = frozenset(special_tokens)
+    clean = valid_utf8 if validate else bytes
     named = pattern.family in ("gpt2", "gpt4")
     held, wanted = b"", size
     with Path(path).open("rb") as file:
@@ -173,12 +180,12 @@ def safe_byte_chunks(
                 continue
             cut = safe_cut_bytes(held, tokens) if named else _last_special(held, tokens)
             if cut:
-                yield valid_utf8(held[:cut]), cut
+                yield clean(held[:cut]), cut
                 held, wanted = held[cut:], size
             else:
                 wanted = 2 * len(held)
     if held:
-        yield valid_utf8(held), len(held)
+        yield clean(held), len(held)
 
 
 def valid_utf8(data: bytes) -> bytes:

@@ -235,4 +235,4 @@ def learn_compiled(
             room_for_pairs(2 * int(state[t.MAX_PAIRS]))
         report(int(state[t.N_MERGES]), n_merges)
     found = int(state[t.N_MERGES])
-    return [(left, right) for left, right, _ in merges[:found].tolist()]
+    return list(zip(merges[:found, 0].tolist(), merges[:found, 1].tolist(), strict=True))
