@@ -5,10 +5,13 @@ needs (``optimizer``, ``step``, ``rng`` …). Writing is atomic and keeps the pr
 a file that turns out truncated or corrupt when read is replaced by that previous one.
 """
 
+import lzma
 import os
 import pickle
+import re
 import warnings
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -42,9 +45,13 @@ def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
     content = {"config": asdict(model_config(model)), "state_dict": model.state_dict(), **extra}
     try:
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-            if path.exists():
+            with temporary.open("wb") as file:  # as a file: a path would put its name into the archive
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists() and _is_intact(path):  # else the older one is the only good one: leave it
                 _keep(path)
+        _note_intact(path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
         reason = " ".join(str(error).split())
         raise CheckpointError(
@@ -156,6 +163,13 @@ class _CorruptError(CheckpointError):
     """Damage, as opposed to malice: the previous file may stand in."""
 
 
+# What reading a damaged archive can end in.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError, ValueError, KeyError,
+    NotImplementedError,
+)  # fmt: skip
+
+
 def _keep(path: Path) -> None:
     """Make the old file reachable as the previous one, leaving ``path`` in place until it is replaced."""
     previous = previous_path(path)
@@ -170,32 +184,55 @@ def _keep(path: Path) -> None:
         os.replace(spare, previous)
 
 
+# Files that this process wrote or read whole, with their size and time: they need no second look.
+_intact: dict[Path, tuple[int, int]] = {}
+
+
+def _note_intact(path: Path) -> None:
+    status = path.stat()
+    _intact[path.absolute()] = (status.st_size, status.st_mtime_ns)
+
+
+def _is_intact(path: Path) -> bool:
+    status = path.stat()
+    if _intact.get(path.absolute()) == (status.st_size, status.st_mtime_ns):
+        return True
+    try:
+        _check_records(path)
+    except _DAMAGE:
+        return False
+    return True
+
+
+def _check_records(path: Path) -> None:
+    """Compare the checksums, which ``torch.load`` does not: a flipped bit would be a wrong weight."""
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            # PyTorch's own reader would take such a record for a folder, or for packed, and read nothing.
+            if (
+                record.compress_type != zipfile.ZIP_STORED
+                or record.flag_bits & 1
+                or record.external_attr & 16
+            ):
+                raise _CorruptError(f"{path} is corrupt (entry of {record.filename})")
+        if damaged := archive.testzip():
+            raise _CorruptError(f"{path} is corrupt (checksum of {damaged})")
+
+
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
-        # torch.load does not compare the archive's checksums: a flipped bit would become a wrong weight.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise _CorruptError(f"{path} is corrupt (checksum of {damaged})")
+        _check_records(path)
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        first = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{path} was refused: it asks to run code, or holds unknown types ({first})"
-        ) from None
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-        OSError,
-        ValueError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
-        if isinstance(error, CheckpointError | PermissionError | IsADirectoryError):
-            raise
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else " ".join(str(error).split())[-160:]
+        raise CheckpointError(f"{path} was refused: it asks to run code ({what})") from None
+    except (CheckpointError, PermissionError, IsADirectoryError):
+        raise
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise _CorruptError(f"{path} is truncated, corrupt or no checkpoint ({reason})") from None
     if not isinstance(content, dict) or not {"config", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path} is no checkpoint of this library: it lacks config and state_dict")
+    _note_intact(path)
     return content

@@ -51,9 +51,12 @@ class TaskData:
         return sum(example.label == answer for example in self.held_out) / len(self.held_out)
 
 
-def package_task(seed: int = 0) -> TaskData:
-    """Which package of the standard library is this snippet from? Real text, offline, eight classes."""
-    train, held_out, names = package_snippets(seed=seed)
+def package_task() -> TaskData:
+    """Which package of the standard library is this snippet from? Real text, offline, eight classes.
+
+    The split is always the same, so that ``builtin:stdlib-train`` can leave the held-out blocks out.
+    """
+    train, held_out, names = package_snippets()
     return TaskData(
         "classification",
         [Example((x.text,), x.label) for x in train],
@@ -92,15 +95,33 @@ def read_task(path: Path | str, task: str, held_out: float = 0.1, seed: int = 0)
     return TaskData(task, examples[cut:], examples[:cut], classes)
 
 
+def read_examples(path: Path | str, task: str, classes: Sequence[str]) -> list[Example]:
+    """All examples of a JSONL file, numbered by the classes that a model was trained with.
+
+    Raises:
+        InputError: an unreadable row, or a label that is none of the classes.
+    """
+    examples = []
+    for parts, label, number in _read_rows(Path(path), task):
+        if task != "multiple_choice" and label not in classes:
+            raise InputError(f"{path}, line {number}: label {label!r} is none of {', '.join(classes)}")
+        examples.append(Example(parts, int(label) if task == "multiple_choice" else classes.index(label)))
+    if not examples:
+        raise InputError(f"{path} holds no examples")
+    return examples
+
+
 def _read_rows(path: Path, task: str) -> Iterator[tuple[tuple[str, ...], str, int]]:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="ignore").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="ignore").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             values = [row[field] for field in FIELDS[task]]
+            if task == "multiple_choice" and not isinstance(values[1], list):
+                raise TypeError("choices is not a list")
             parts = (values[0], *values[1]) if task == "multiple_choice" else tuple(values)
             label = str(row["label"])
             if not all(isinstance(part, str) for part in parts):
@@ -187,6 +208,7 @@ def task_loss(model: TaskModel, batch: TaskBatch, lm_coef: float = 0.5) -> Tenso
     return loss + lm_coef * lm_loss
 
 
+@torch.no_grad()
 def task_metrics(model: TaskModel, batches: TaskBatches) -> dict[str, float]:
     """Held-out cross-entropy (``val_loss``) and accuracy (``val_accuracy``)."""
     device = next(model.parameters()).device

@@ -19,12 +19,15 @@ from .tokenizers import Tokenizer
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """(B, V) → (B, V): divided by ``temperature``; below 1 sharper, above 1 flatter."""
-    return logits / temperature
+    """(B, V) → (B, V): divided by ``temperature``; below 1 sharper, above 1 flatter.
+
+    The largest logit is moved to 0 first, which changes no probability, so that no temperature overflows.
+    """
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
 
 
 def apply_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the ``k`` largest logits of each row, ``-inf`` for the others (Fan et al. 2018)."""
+    """Keep each row's ``k`` largest logits, and ties of the last; others ``-inf`` (Fan et al. 2018)."""
     kth = logits.topk(min(k, logits.size(-1)), dim=-1).values[..., -1:]  # (B, 1)
     return logits.masked_fill(logits < kth, -math.inf)
 
@@ -92,15 +95,16 @@ def stream(
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
     """Yield (B,) ids, one step at a time; the arguments are those of ``generate``."""
-    _check_sampling(temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens)
+    check_sampling(temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, seed)
+    if idx.dim() != 2:
+        raise ValueError(f"idx must have shape (B, T), got {tuple(idx.shape)}")
     block_size = model.config.block_size
     generator = None
     if seed is not None:
         generator = torch.Generator(device=idx.device).manual_seed(seed)
     B, T = idx.shape
     end = T + max_new_tokens
-    tokens = torch.empty(B, end, dtype=idx.dtype, device=idx.device)  # (B, T + new): filled as we go
-    tokens[:, :T] = idx
+    tokens = idx  # (B, ≥ length): grows by doubling, filled as we go
     cache = None
     if use_cache and T <= block_size:
         cache = KVCache(model.config, B, min(end, block_size), model.wte.weight.dtype, idx.device)
@@ -123,6 +127,8 @@ def stream(
                 repetition_penalty=repetition_penalty,
                 generator=generator,
             )
+            if length == tokens.size(1):
+                tokens = torch.cat([tokens, torch.empty_like(tokens)], dim=1)
             tokens[:, length] = chosen
             yield chosen
     finally:
@@ -220,11 +226,14 @@ def stream_text(
         should_stop: asked after every token; ``True`` ends the text.
         sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed, use_cache.
     """
+    if "" in stop:
+        raise ValueError("a stop string is empty: it would end every text at once")
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id or 0]
     idx = torch.tensor([ids], device=model.wte.weight.device)
     held = max((len(s) for s in stop), default=1) - 1  # what could be the beginning of a stop string
     # Waits for the rest of a character that ends in a later token.
-    decoder = codecs.getincrementaldecoder("utf-8")(getattr(tokenizer, "errors", "replace"))
+    errors = "ignore" if getattr(tokenizer, "errors", "replace") == "ignore" else "replace"
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
     text, shown = "", 0
     for chosen in stream(model, idx, max_new_tokens, **sampling):  # type: ignore[arg-type]
         token = int(chosen)
@@ -256,23 +265,27 @@ def _last_logits(model: GPT, idx: Tokens, cache: KVCache | None) -> Tensor:
     return model.lm_head(model.hidden(idx, cache=cache)[:, -1])
 
 
-def _check_sampling(
+def check_sampling(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
     repetition_penalty: float,
     max_new_tokens: int,
+    seed: int | None,
 ) -> None:
+    """Raise ``ValueError`` for a value out of its range."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed={seed} must not be negative")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1; leave it out to keep every token")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
     if min_p is not None and not 0 <= min_p <= 1:
         raise ValueError(f"min_p={min_p} must be from 0 to 1")
-    if repetition_penalty <= 0:
+    if not 0 < repetition_penalty < math.inf:
         raise ValueError(f"repetition_penalty={repetition_penalty} must be positive; 1 changes nothing")

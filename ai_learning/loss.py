@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .shapes import Hidden, Scalar, Tokens
 
@@ -62,6 +63,8 @@ def linear_cross_entropy(
         # A custom function runs outside autocast: give it what the matrix product would have been given.
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if not torch.is_grad_enabled():  # a custom function is not told, and would compute gradients for nobody
+        hidden, weight = hidden.detach(), weight.detach()
     flat = hidden.reshape(-1, hidden.size(-1))
     counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
@@ -89,7 +92,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype, shares = shares.dtype, shares.unsqueeze(1)  # float32 or wider; (N, 1)
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros_like(weight) if needs_weight else None
+        # Summed over many chunks: in bfloat16 each sum would lose a little more.
+        d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
         chunk = max(1, _CHUNK_BYTES // (V * total.element_size()))
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
@@ -102,12 +106,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits = log_p.exp_().mul_(share).scatter_add_(1, target, -share).to(hidden.dtype)
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[rows])
-                if d_weight is not None:
+                if d_weight is not None and d_weight.dtype == d_logits.dtype:
                     d_weight.addmm_(d_logits.T, hidden[rows])
-        ctx.save_for_backward(d_hidden, d_weight)
+                elif d_weight is not None:
+                    d_weight += d_logits.T @ hidden[rows]
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return total
 
     @staticmethod
+    @once_differentiable  # the gradients are constants by now: no second derivative
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads

@@ -10,7 +10,7 @@ from .model import GPTConfig
 
 PRESETS: dict[str, GPTConfig] = {
     "gpt1": GPTConfig(vocab_size=40478, block_size=512, dropout=0.1, norm_first=False),
-    # The same post-norm architecture, small enough for a laptop: ten million bytes a minute or so.
+    # The same post-norm architecture, small enough for a laptop.
     "gpt1-tiny": GPTConfig(vocab_size=258, block_size=128, n_layer=4, n_head=4, n_embd=128, norm_first=False),
     "gpt2-tiny": GPTConfig(vocab_size=258, block_size=128, n_layer=4, n_head=4, n_embd=128),
     "gpt2": GPTConfig(dropout=0.1),

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import InputError
-from .files import write_text
+from .files import remove_stale, write_text
 
 
 class RunFolder:
@@ -48,6 +48,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is in use by another run (process {owner}): wait for it, or choose another"
             ) from None
+        remove_stale(self.path)
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
@@ -69,23 +70,27 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_options(self, options: dict[str, Any]) -> None:
-        """Write ``run.json``."""
+        """Write ``run.json``; ``options["command"]`` names the command that can resume the run."""
         write_text(self.path / "run.json", json.dumps(options, indent=2) + "\n")
 
 
-def read_options(path: Path | str) -> dict[str, Any]:
-    """What ``save_options`` wrote into the folder ``path``.
+def read_options(path: Path | str, command: str) -> dict[str, Any]:
+    """What ``save_options`` wrote into the folder ``path`` for ``command``.
 
     Raises:
-        InputError: nothing there, or damaged.
+        InputError: nothing there, damaged, or another command's.
     """
     file = Path(path) / "run.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        options = json.loads(file.read_text(encoding="utf-8"))
+        found = options.pop("command", None)
     except FileNotFoundError:
         raise InputError(f"no run in {path}: it has no run.json") from None
-    except ValueError as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
+    if found != command:
+        raise InputError(f"the run in {path} was made by `{found}`, not `{command}`: resume it with that")
+    return dict(options)
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

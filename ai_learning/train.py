@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
 from .errors import InputError
+from .model import Block
 from .optim import SCHEDULES, adamw, lr_factor
 from .run_folder import RunFolder
 
@@ -79,6 +80,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value} must be a number, not negative")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
         for name, low, high in (("beta1", 0, 1), ("beta2", 0, 1), ("lr_floor", 0, 1.0000001)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
@@ -113,6 +116,9 @@ class TrainResult:
     best_val_loss: float | None
     seconds: float
     metrics: Metrics = field(default_factory=dict)
+    """held-out figures at the end"""
+    best_metrics: Metrics = field(default_factory=dict)
+    """held-out figures of the weights in ``best.pt``"""
 
 
 def train(
@@ -127,6 +133,7 @@ def train(
     listener: Callable[[Metrics], None] = lambda row: None,
     on_start: Callable[[], None] = lambda: None,
     resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -143,6 +150,8 @@ def train(
         listener: called with every row of metrics (progress bars, web pages).
         on_start: called once the folder is ours, before the first step (to put more files there).
         resume: go on from ``out/last.pt``; without one (killed before the first), start.
+        identity: what else decides the weights (a digest of the data, weights of losses): plain values; a
+            run is resumed only where they are the same.
         options: what to write into ``run.json``, so that a command can be resumed.
         extra: what to add to every checkpoint (a tokenizer's reference, class labels).
 
@@ -156,10 +165,11 @@ def train(
     """
     device = pick_device(config.device)
     # Dropout draws from the global generator: seeded for the run, given back as it was.
-    with RunFolder(out) as folder, torch.random.fork_rng(), _stop_requests() as stop_requested:
+    cards = [device] if device.type == "cuda" else []
+    with RunFolder(out) as folder, torch.random.fork_rng(cards), _stop_requests() as stop_requested:
         torch.manual_seed(config.seed)
         trainer = _Trainer(model.to(device), loss_fn, batches, config, folder, evaluate, sample, listener)
-        trainer.extra = dict(extra or {})
+        trainer.extra, trainer.identity = dict(extra or {}), dict(identity or {})
         if folder.last.exists() or previous_path(folder.last).exists():
             if not resume:
                 raise InputError(f"{folder.path} already holds a run: --resume it, or choose another folder")
@@ -169,7 +179,11 @@ def train(
         on_start()
         if options is not None:
             folder.save_options(dict(options))
-        return trainer.run(stop_requested)
+        try:
+            return trainer.run(stop_requested)
+        finally:
+            if trainer.board:
+                trainer.board.close()
 
 
 class _Trainer:
@@ -190,9 +204,13 @@ class _Trainer:
         self.optimizer = adamw(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
         self.autocast = _autocast(self.device, config.dtype)
         self.step = 0
+        self.loss = math.nan
         self.best: float | None = None
+        self.metrics: Metrics = {}
+        self.best_metrics: Metrics = {}
         self.elapsed = 0.0
         self.extra: dict[str, Any] = {}
+        self.identity: dict[str, Any] = {}
         self.flops_per_token = flops_per_token(model)
         self.peak_flops = peak_flops(self.device)
         self.board = _tensorboard(folder.path) if config.tensorboard else None
@@ -201,41 +219,44 @@ class _Trainer:
 
     def run(self, stop_requested: Callable[[], int | None]) -> TrainResult:
         config = self.config
-        started = last_logged = time.perf_counter()
-        before, tokens, loss, metrics = self.elapsed, 0, math.nan, {}
-        if self.step == 0 and self.evaluate:
-            metrics = self._evaluate()
+        before, started = self.elapsed, time.perf_counter()
+        if self.step == 0:
+            self._evaluate()
         self.model.train()
+        since, tokens = (
+            time.perf_counter(),
+            0,
+        )  # for the speed of training alone: saving and the like left out
         while self.step < config.steps:
-            loss_tensor, grad_norm, n_tokens, lr = self._train_step()
+            loss, grad_norm, n_tokens, lr = self._train_step()
             tokens += n_tokens
             done = self.step == config.steps
             signum = stop_requested()
             wants_save = done or signum is not None or self.step % config.save_every == 0
-            wants_eval = self.evaluate is not None and (done or self.step % config.eval_every == 0)
+            wants_eval = done or self.step % config.eval_every == 0
             wants_log = done or self.step % config.log_every == 0 or self.step == 1
             if wants_log or wants_save or wants_eval or self.device.type == "cpu":
-                loss = float(loss_tensor)  # on an accelerator this waits for it: not every step
-                self._check_finite(loss, float(grad_norm))
+                self.loss = float(loss)  # on an accelerator this waits for it: not every step
+                self._check_finite("loss", self.loss)
+                self._check_finite("gradient norm", float(grad_norm))
+            self.elapsed = before + time.perf_counter() - started
             if wants_log:
-                now = time.perf_counter()
-                self.elapsed = before + now - started
-                rate = tokens / (now - last_logged)
-                row = {"step": self.step, "loss": loss, "lr": lr, "grad_norm": float(grad_norm)}
+                rate = tokens / (time.perf_counter() - since)
+                row = {"step": self.step, "loss": self.loss, "lr": lr, "grad_norm": float(grad_norm)}
                 self._log({**row, **self._speed(rate), "elapsed_s": round(self.elapsed, 3)})
-                last_logged, tokens = now, 0
+                since, tokens = time.perf_counter(), 0
+            paused = time.perf_counter()
             if wants_eval:
-                metrics = self._evaluate()
+                self._evaluate()
             if config.sample_every and self.sample and self.step % config.sample_every == 0:
                 self.listener({"step": self.step, "sample": self._in_eval_mode(self.sample)})
             if wants_save:
                 self.elapsed = before + time.perf_counter() - started
                 self._save(self.folder.last, resumable=True)
+            since += time.perf_counter() - paused
             if signum is not None and not done:
                 raise Interrupted(signum, self.step, self.folder.last)
-        if self.board:
-            self.board.close()
-        return TrainResult(self.step, loss, self.best, self.elapsed, metrics)
+        return TrainResult(self.step, self.loss, self.best, self.elapsed, self.metrics, self.best_metrics)
 
     def _train_step(self) -> tuple[Tensor, Tensor, int, float]:
         config = self.config
@@ -257,14 +278,13 @@ class _Trainer:
         self.step += 1
         return total, grad_norm, n_tokens, lr
 
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(grad_norm):
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
             return
         last = self.folder.last
         where = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was saved yet"
         raise DivergedError(
-            f"the loss is {loss} (gradient norm {grad_norm}) at step {self.step}; {where}; "
-            f"try a lower lr than {self.config.lr}"
+            f"the {what} is {value} at step {self.step}; {where}; try a lower lr than {self.config.lr}"
         )
 
     def _in_eval_mode(self, function: Callable[[nn.Module], Any]) -> Any:
@@ -275,14 +295,15 @@ class _Trainer:
         finally:
             self.model.train()
 
-    def _evaluate(self) -> Metrics:
-        assert self.evaluate is not None
-        metrics: Metrics = self._in_eval_mode(self.evaluate)
-        self._log({"step": self.step, **metrics})
-        if self.best is None or metrics["val_loss"] < self.best:
-            self.best = metrics["val_loss"]
+    def _evaluate(self) -> None:
+        if self.evaluate is None:
+            return
+        self.metrics = self._in_eval_mode(self.evaluate)
+        self._check_finite("held-out loss", self.metrics["val_loss"])
+        self._log({"step": self.step, **self.metrics})
+        if self.best is None or self.metrics["val_loss"] < self.best:
+            self.best, self.best_metrics = self.metrics["val_loss"], self.metrics
             self._save(self.folder.best, resumable=False)
-        return metrics
 
     def _speed(self, tokens_per_s: float) -> Metrics:
         speed: Metrics = {"tokens_per_s": round(tokens_per_s, 1)}
@@ -303,17 +324,27 @@ class _Trainer:
             "step": self.step,
             "best_val_loss": self.best,
             "train_config": asdict(self.config),
+            "best_metrics": self.best_metrics,
+            "identity": self.identity,
             **self.extra,
         }
         if resumable:
+            self._check_weights()
+            state["loss"], state["metrics"] = self.loss, self.metrics
             state["optimizer"] = self.optimizer.state_dict()
             state["elapsed_s"] = self.elapsed
-            # Batches are a function of (seed, number): the number is the whole position in the data.
-            state["data"] = {"seed": self.config.seed, "next_batch": self.step * self.config.grad_accum}
+            # Batches are a function of (seed, number): this is the whole position in the data.
+            state["next_batch"] = self.step * self.config.grad_accum
             state["rng"] = {"cpu": torch.get_rng_state()}
             if self.device.type == "cuda":
                 state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
         save_checkpoint(self.model, path, **state)
+
+    def _check_weights(self) -> None:
+        """Weights that the last step ruined show only in the next loss: look before they are saved."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            batch = _to_device(self.batches(self.step * self.config.grad_accum), self.device)
+            self._check_finite("next loss", float(self._in_eval_mode(lambda m: self.loss_fn(m, batch))))
 
     def resume(self) -> None:
         checkpoint = load_checkpoint(self.folder.last, self.device)
@@ -323,7 +354,8 @@ class _Trainer:
             raise InputError(
                 f"{self.folder.last} is of a model with another config: resume with the run's own"
             )
-        old, new = checkpoint["train_config"], asdict(self.config)
+        old = {**checkpoint["train_config"], **checkpoint["identity"]}
+        new = {**asdict(self.config), **self.identity}
         changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
         if changed:
             name = changed[0]
@@ -334,7 +366,8 @@ class _Trainer:
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step, self.best = checkpoint["step"], checkpoint["best_val_loss"]
-        self.elapsed = checkpoint["elapsed_s"]
+        self.loss, self.metrics = checkpoint["loss"], checkpoint["metrics"]
+        self.best_metrics, self.elapsed = checkpoint["best_metrics"], checkpoint["elapsed_s"]
         torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
         if "cuda" in checkpoint["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu(), self.device)
@@ -353,11 +386,14 @@ def pick_device(name: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, there in available.items() if there))
-    kind = name.split(":")[0]
-    if not available.get(kind, False):
-        there = ", ".join(device for device, ok in available.items() if ok)
+    there = ", ".join(device for device, ok in available.items() if ok)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not available.get(device.type, False):
         raise InputError(f"device {name!r} is not available here; use {there} or auto")
-    return torch.device(name)
+    return device
 
 
 def _autocast(device: torch.device, dtype: str) -> Callable[[], AbstractContextManager]:
@@ -397,7 +433,7 @@ def flops_per_token(model: nn.Module) -> float:
 def compile_blocks(model: nn.Module) -> None:
     """``torch.compile`` every block in place: alike, they share one compilation."""
     for module in model.modules():
-        if type(module).__name__ == "Block":
+        if isinstance(module, Block):
             module.compile()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ai_learning.batches import TokenBatches, evaluation_batches, open_tokens, split, tokenize
+from ai_learning.batches import TokenBatches, digest, evaluation_batches, open_tokens, split, tokenize
 from ai_learning.errors import InputError
 from ai_learning.token_file import TokenFileWriter
 from ai_learning.tokenizers import ByteTokenizer
@@ -59,6 +59,13 @@ def test_evaluation_batches_cover_the_text_once() -> None:
     assert targets == list(range(1, 1 + 16 * (999 // 16)))
     few = evaluation_batches(TOKENS, 16, 4, max_batches=2)
     assert len(few) == 2 and int(few[-1][0].max()) > 950  # spread to the end
+
+
+def test_digest_tells_corpora_apart() -> None:
+    changed = TOKENS.copy()
+    changed[777] += 1
+    assert digest(TOKENS) == digest(TOKENS.copy())
+    assert len({digest(x) for x in (TOKENS, changed, TOKENS[:-1], TOKENS.astype(np.uint32))}) == 4
 
 
 def test_split() -> None:

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from ai_learning.errors import InputError
-from ai_learning.finetune import Example, TaskBatches, package_task, read_task, task_loss, task_metrics
+from ai_learning.finetune import (
+    Example,
+    TaskBatches,
+    package_task,
+    read_examples,
+    read_task,
+    task_loss,
+    task_metrics,
+)
 from ai_learning.model import GPTConfig
 from ai_learning.model.heads import TaskConfig, TaskModel, TaskTokens
 from ai_learning.tokenizers import ByteTokenizer
@@ -115,6 +123,7 @@ def test_jsonl_tasks(task: str, tmp_path: Path) -> None:
         ("classification", '{"text": 5, "label": "x"}', "line 3: a text is not a string"),
         ("entailment", '{"premise": "a", "label": "x"}', "line 3: field 'hypothesis' is missing"),
         ("multiple_choice", '{"context": "c", "choices": ["p", "q"], "label": 2}', "line 3: label 2 is not"),
+        ("multiple_choice", '{"context": "c", "choices": "pq", "label": 1}', "line 3: choices is not a list"),
         (
             "multiple_choice",
             '{"context": "c", "choices": ["p", "q", "r"], "label": 2}',
@@ -128,6 +137,23 @@ def test_bad_rows_name_file_and_line(task: str, line: str, message: str, tmp_pat
     with pytest.raises(InputError, match=message) as caught:
         read_task(path, task)
     assert str(path) in str(caught.value)
+
+
+def test_line_separators_inside_a_text_end_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_text(
+        '{"text": "a\u2028b", "label": "x"}\n{"text": "c\x85d", "label": "y"}\n', encoding="utf-8"
+    )
+    data = read_task(path, "classification")
+    assert {x.parts[0] for x in data.train + data.held_out} == {"a\u2028b", "c\x85d"}
+
+
+def test_examples_are_numbered_by_the_models_classes(tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_text('{"text": "a", "label": "y"}\n')
+    assert read_examples(path, "classification", ["x", "y"]) == [Example(("a",), 1)]
+    with pytest.raises(InputError, match="line 1: label 'y' is none of p, q"):
+        read_examples(path, "classification", ["p", "q"])
 
 
 def test_too_little_to_learn_from(tmp_path: Path) -> None:

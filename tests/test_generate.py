@@ -39,7 +39,8 @@ def test_filters_by_hand() -> None:
     assert len(kept(apply_top_p(torch.zeros(1, 4), 0.5))) == 2  # "reach": two quarters are enough
     assert kept(apply_top_p(LOGITS, 1e-9)) == [0]  # never nothing
     assert kept(apply_min_p(LOGITS, 0.2)) == [0, 1, 2]
-    assert torch.allclose(apply_temperature(LOGITS, 0.5), LOGITS * 2)
+    assert torch.allclose(apply_temperature(LOGITS, 0.5).softmax(-1), (LOGITS * 2).softmax(-1))
+    assert apply_temperature(LOGITS, 1e-42).softmax(-1).tolist() == [[1.0, 0.0, 0.0, 0.0]]  # no overflow
 
 
 def test_top_p_finds_them_in_any_order() -> None:
@@ -230,11 +231,25 @@ def test_text_ends_at_the_end_of_document(model: GPT) -> None:
         (dict(top_p=0.0), "top_p=0.0 must be above 0 and at most 1"),
         (dict(min_p=1.5), "min_p=1.5 must be from 0 to 1"),
         (dict(repetition_penalty=0.0), "repetition_penalty=0.0 must be positive"),
+        (dict(temperature=math.nan), "temperature=nan must be"),
+        (dict(temperature=math.inf), "temperature=inf must be"),
+        (dict(seed=-1), "seed=-1 must not be negative"),
     ],
 )
 def test_bad_sampling_values(model: GPT, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(model, torch.zeros(1, 2, dtype=torch.long), 2, **options)
+
+
+def test_strings_and_shapes_that_cannot_be_used(model: GPT) -> None:
+    with pytest.raises(ValueError, match="a stop string is empty"):
+        pieces(b"abc", stop=("",))
+    with pytest.raises(ValueError, match=r"idx must have shape \(B, T\), got \(3,\)"):
+        generate(model, torch.zeros(3, dtype=torch.long), 2)
+    ids = generate(model, torch.zeros(1, 2, dtype=torch.long), 10**9, temperature=0, stop=list(range(258)))
+    assert ids.shape == (1, 3)  # room is made as it is needed, not at once
+    strict = stream_text(Scripted(b"ab\xff"), ByteTokenizer(errors="strict"), "x", 9, temperature=0)
+    assert "".join(strict) == "ab\ufffd"
 
 
 def test_empty_prompt_raises(model: GPT) -> None:

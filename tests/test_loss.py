@@ -133,3 +133,26 @@ def test_perplexity_and_bits_per_byte() -> None:
     assert bits_per_byte(10 * math.log(2), 5) == pytest.approx(2.0)
     with pytest.raises(ValueError, match="0 bytes"):
         bits_per_byte(1.0, 0)
+
+
+def test_bfloat16_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Summed in bfloat16, the head's gradient loses more with every chunk."""
+    hidden, weight = torch.randn(2048, 32), torch.randn(64, 32, requires_grad=True)
+    targets = torch.randint(0, 64, (2048,))
+    (exact,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), weight)
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 64 * 4 * 8)  # 256 chunks
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (mixed,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), weight)
+    assert ((mixed - exact).norm() / exact.norm()).item() < 0.005
+
+
+def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = inputs()
+    calls = []
+    plain = torch.Tensor.addmm_
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda self, *a: calls.append(1) or plain(self, *a))
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets)
+    assert not calls
+    linear_cross_entropy(hidden, weight, targets)
+    assert calls

@@ -31,8 +31,10 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
+    leftover = tmp_path / f".last.pt.{process.pid}.tmp"  # as a kill in the middle of a save leaves it
+    leftover.write_text("half a checkpoint")
     with RunFolder(tmp_path):
-        pass
+        assert not leftover.exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -43,7 +45,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run in"):
-        read_options(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
-        read_options(tmp_path)
+        read_options(tmp_path, "pretrain")
+    for damage in ("{", "[1]"):
+        (tmp_path / "run.json").write_text(damage)
+        with pytest.raises(InputError, match="is damaged"):
+            read_options(tmp_path, "pretrain")
+    (tmp_path / "run.json").write_text('{"command": "finetune", "steps": 3}')
+    with pytest.raises(InputError, match="was made by `finetune`, not `pretrain`"):
+        read_options(tmp_path, "pretrain")
+    assert read_options(tmp_path, "finetune") == {"steps": 3}

@@ -93,8 +93,8 @@ def test_resume_is_exact_after_a_signal(tmp_path: Path, stop_after: int) -> None
 
     def loss(model, batch):  # type: ignore[no-untyped-def]
         nonlocal steps
-        steps += 1
-        if steps == 2 * stop_after:  # grad_accum = 2
+        steps += model.training  # the look before a save is no step
+        if model.training and steps == 2 * stop_after:  # grad_accum = 2
             os.kill(os.getpid(), signal.SIGTERM)
         return next_token_loss(model, *batch)
 
@@ -117,8 +117,8 @@ def test_resume_is_exact_after_a_crash_between_checkpoints(tmp_path: Path, crash
 
     def loss(model, batch):  # type: ignore[no-untyped-def]
         nonlocal calls
-        calls += 1
-        if calls == 2 * crash_at:
+        calls += model.training
+        if model.training and calls == 2 * crash_at:
             raise RuntimeError("power cut")
         return next_token_loss(model, *batch)
 
@@ -130,58 +130,57 @@ def test_resume_is_exact_after_a_crash_between_checkpoints(tmp_path: Path, crash
 
 
 KILLED = """
-import sys, torch, numpy as np
+import sys
 sys.path.insert(0, {tests!r})
 from test_train import run, HOW
 from dataclasses import replace
 from pathlib import Path
-run(Path({out!r}), replace(HOW, steps=150), resume=True)
+run(Path({out!r}), replace(HOW, steps={steps}), resume=True)
 print("finished")
 """
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out))
+def start(out: Path, steps: int) -> subprocess.Popen[str]:
+    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out), steps=steps)
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def kill_until_done(out: Path, kills: int, seed: int) -> int:
-    """SIGKILL the run at random moments after its first output, ``kills`` times, then let it finish."""
-    generator = random.Random(seed)
-    done = 0
+def last_step(out: Path) -> int:
+    return max((row["step"] for row in read_metrics(out / "metrics.jsonl")), default=0)
+
+
+def kill_until_done(out: Path, steps: int, kills: int) -> None:
+    """SIGKILL the run ``kills`` times, each a random moment after it began to go on, then let it finish."""
+    generator = random.Random(kills)
     for _ in range(kills):
-        process = start(out)
-        before = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else 0
-        while process.poll() is None:  # importing torch takes seconds: wait until it trains
-            now = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else 0
-            if now != before:
-                break
-            time.sleep(0.002)
-        time.sleep(generator.random() * 0.25)
+        process = start(out, steps)
+        before = last_step(out)
+        while process.poll() is None and last_step(out) <= before:  # importing torch takes seconds
+            time.sleep(0.001)
+        time.sleep(generator.random() * 0.1)
         process.kill()
-        done += process.wait() == -signal.SIGKILL
-    process = start(out)
-    output, errors = process.communicate(timeout=120)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
+        assert last_step(out) < steps
+    output, errors = start(out, steps).communicate(timeout=300)
     assert output == "finished\n", errors
-    return done
 
 
-def compare_with_uninterrupted(tmp_path: Path, kills: int) -> None:
-    run(tmp_path / "whole", replace(HOW, steps=150))
-    assert kill_until_done(tmp_path / "killed", kills, seed=kills) >= 1
+def compare_with_uninterrupted(tmp_path: Path, steps: int, kills: int) -> None:
+    run(tmp_path / "whole", replace(HOW, steps=steps))
+    kill_until_done(tmp_path / "killed", steps, kills)
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
 
 
 def test_sigkill_and_resume_give_the_same_weights(tmp_path: Path) -> None:
-    compare_with_uninterrupted(tmp_path, kills=3)
+    compare_with_uninterrupted(tmp_path, steps=400, kills=3)
 
 
 @pytest.mark.slow
 def test_sigkill_at_20_random_moments(tmp_path: Path) -> None:
-    compare_with_uninterrupted(tmp_path, kills=20)
+    compare_with_uninterrupted(tmp_path, steps=2000, kills=20)
 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -189,15 +188,47 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Pa
 
     def loss(model, batch):  # type: ignore[no-untyped-def]
         nonlocal calls
-        calls += 1
+        calls += model.training  # the look before a save is no step
         return next_token_loss(model, *batch) * (math.nan if calls == 15 else 1.0)
 
-    with pytest.raises(
-        DivergedError, match=r"loss is nan .* at step 8; the last good checkpoint is .*last\.pt"
-    ):
+    with pytest.raises(DivergedError, match=r"loss is nan at step 8; the last good checkpoint is .*last\.pt"):
         run(tmp_path, loss=loss)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_ruined_weights_are_not_saved(tmp_path: Path) -> None:
+    """A last step that leaves huge but finite weights shows only in the next loss."""
+
+    def loss(model, batch):  # type: ignore[no-untyped-def]
+        if next(model.parameters()).abs().max() > 1e3:
+            return torch.tensor(math.inf)
+        return next_token_loss(model, *batch)
+
+    wild = replace(HOW, steps=3, lr=1e20, warmup=0, save_every=1, eval_every=3)
+    with pytest.raises(DivergedError, match="the next loss is inf at step 1; no checkpoint was saved yet"):
+        run(tmp_path, wild, loss=loss)
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_held_out_loss_that_is_nan_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="held-out loss is nan at step 0"):
+        train(
+            GPT(MODEL),
+            lambda model, batch: next_token_loss(model, *batch),
+            TokenBatches(TOKENS, 16, 4),
+            HOW,
+            tmp_path,
+            evaluate=lambda model: {"val_loss": math.nan},
+        )
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_finished_run_resumes_to_its_own_result(tmp_path: Path) -> None:
+    _, first = run(tmp_path)
+    _, again = run(tmp_path, resume=True)
+    assert (again.step, again.loss, again.metrics) == (first.step, first.loss, first.metrics)
+    assert again.best_metrics == first.best_metrics and again.best_val_loss == first.best_val_loss
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -216,6 +247,12 @@ def test_resume_refuses_another_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"was started with lr=0\.001, not 0\.1"):
         run(tmp_path, replace(HOW, lr=0.1), resume=True)
     run(tmp_path, replace(HOW, log_every=1), resume=True)  # changes no weight
+
+
+def test_resume_refuses_other_data(tmp_path: Path) -> None:
+    run(tmp_path, identity={"data_digest": "one"})
+    with pytest.raises(InputError, match="was started with data_digest=one, not two"):
+        run(tmp_path, resume=True, identity={"data_digest": "two"})
 
 
 def test_gradient_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
@@ -314,7 +351,7 @@ def test_bad_recipes(values: dict, message: str) -> None:
         TrainConfig(**values)
 
 
-def test_bfloat16_and_compile_flags_train(tmp_path: Path) -> None:
+def test_bfloat16_trains(tmp_path: Path) -> None:
     _, full = run(tmp_path / "full")
     _, mixed = run(tmp_path / "mixed", replace(HOW, dtype="bfloat16"))
     assert mixed.loss == pytest.approx(full.loss, rel=0.02)

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {guess[0]!r}?" if guess else "see `ai-learning --help`"
         print(f"ai-learning: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows "?"
+            stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_, **__: print(
         f"ai-learning: warning: {message}", file=sys.stderr
     )
@@ -85,5 +89,6 @@ def _help() -> str:
             *lines,
             "",
             "`ai-learning COMMAND --help` shows every option with its default.",
+            "With AI_LEARNING_DEBUG=1 an error shows where it arose.",
         ]
     )

@@ -2,8 +2,6 @@
 
 import io
 from contextlib import redirect_stderr
-from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -103,7 +101,7 @@ def fit_vocabulary(config: GPTConfig, tokenizer: Tokenizer) -> GPTConfig:
         raise ValueError(
             f"vocab_size={config.vocab_size} is too small: the tokenizer has {tokenizer.vocab_size} ids"
         )
-    return replace(config)
+    return config
 
 
 class TrainingProgress:
@@ -172,10 +170,3 @@ class TrainingProgress:
         return ", ".join(
             text.format(self.figures[name]) for name, text in names.items() if name in self.figures
         )
-
-
-def existing_file(path: Path) -> Path:
-    """``path``, or one line that says it is missing."""
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
-    return path

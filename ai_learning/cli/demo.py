@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..batches import tokenize
 from ..checkpoint import load_gpt
+from ..errors import InputError
 from ..evaluate import score_tokens
 from ..files import atomic_path, write_text
 from ..finetune import TaskData
@@ -21,7 +22,7 @@ from ..run_folder import RunFolder, read_metrics
 from ..text import read_texts
 from ..tokenizers import ByteTokenizer
 from ..trace import record
-from ..train import TrainConfig, TrainResult
+from ..train import Interrupted, TrainConfig, TrainResult
 from ..viz import plot_attention, plot_loss
 from .common import console, parse
 from .finetune import Finetune, finetune
@@ -36,13 +37,19 @@ class Demo:
     """Pre-train a small GPT-1 on the standard library's source, sample, fine-tune, and write a report."""
 
     out: Path = Path("runs/demo")
-    """folder for everything that the demo makes; what an earlier demo left there is replaced"""
+    """folder for everything that the demo makes: an empty one, or an earlier demo's, which is replaced"""
     steps: int = 1100
     """pre-training steps"""
     finetune_steps: int = 200
     """fine-tuning steps, for the pre-trained model and again from random weights"""
     seed: int = 1337
     """of weights, batches and samples"""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.finetune_steps < 1:
+            raise ValueError(
+                f"steps={self.steps} and finetune_steps={self.finetune_steps} must be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,18 @@ class _Results:
 def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Demo, args, "demo")
+    marker = options.out / ".demo"
+    if options.out.is_dir() and any(options.out.iterdir()) and not marker.exists():
+        raise InputError(f"{options.out} holds something other than a demo: give an empty folder")
     with RunFolder(options.out):
+        write_text(marker, "made by `ai-learning demo`, which may replace all that is here\n")
         for stage in ("pretrain", "finetune", "from_scratch"):
             shutil.rmtree(options.out / stage, ignore_errors=True)
-        results = _run(options)
+        try:
+            results = _run(options)
+        except Interrupted as stop:
+            stop.args = (f"stopped; what was trained so far is in {options.out}; a new demo starts over",)
+            raise
     _say_goodbye(options.out, results)
 
 
@@ -72,7 +87,7 @@ def _run(options: Demo) -> _Results:
     started = time.perf_counter()
     pretraining = pretrain(
         Pretrain(
-            data="builtin:stdlib",
+            data="builtin:stdlib-train",
             preset="gpt1-tiny",
             out=out / "pretrain",
             model=preset("gpt1-tiny"),
@@ -161,7 +176,10 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
     tokenizer = ByteTokenizer()
     prose = tokenize(read_texts("builtin:reference"), tokenizer)[:100_000]
     score = score_tokens(model, prose, int((prose < 256).sum()))
-    tuned, scratch = results.finetune.metrics["val_accuracy"], results.scratch.metrics["val_accuracy"]
+    tuned, scratch = (
+        results.finetune.best_metrics["val_accuracy"],
+        results.scratch.best_metrics["val_accuracy"],
+    )
     majority = results.data.majority_accuracy()
 
     report = Report("From text to a fine-tuned GPT-1")
@@ -190,7 +208,7 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
     report.heading("4 · Fine-tuning: which package is this snippet from?")
     report.text(
         f"{len(results.data.train):,} labelled snippets of 120 characters, {len(results.data.held_out):,} "
-        f"held out; classes: {', '.join(results.data.classes)}."
+        f"held out, which pre-training did not see either; classes: {', '.join(results.data.classes)}."
     )
     report.table(
         ["model", "held-out accuracy"],
@@ -217,7 +235,10 @@ def next_commands(out: Path) -> list[str]:
 
 
 def _say_goodbye(out: Path, results: _Results) -> None:
-    tuned, scratch = results.finetune.metrics["val_accuracy"], results.scratch.metrics["val_accuracy"]
+    tuned, scratch = (
+        results.finetune.best_metrics["val_accuracy"],
+        results.scratch.best_metrics["val_accuracy"],
+    )
     table = Table("result", "value", title="done")
     table.add_row("held-out loss", f"{results.pretrain.best_val_loss:.3f} nats a byte")
     table.add_row("accuracy, pre-trained and fine-tuned", f"{tuned:.1%}")

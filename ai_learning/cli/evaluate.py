@@ -3,15 +3,18 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from ..checkpoint import build_model, load_checkpoint, open_tokenizer
+from ..errors import InputError
 from ..evaluate import score_tokens
 from ..files import write_text
-from ..finetune import TaskBatches, task_metrics
+from ..finetune import TaskBatches, read_examples, task_metrics
 from ..model import GPT
 from ..model.heads import TaskModel, TaskTokens
+from ..tokenizers import Tokenizer
 from ..train import pick_device
 from .common import console, parse, read_tokens, tokenizer_by_name
 from .finetune import load_task
@@ -24,23 +27,28 @@ class Evaluate:
     checkpoint: Path = Path("runs/demo/gpt1_tiny_pretrain.pt")
     """a .pt file of pretrain, finetune or demo"""
     data: str | None = None
-    """text to score (builtin:reference when left out), or the task's data (builtin:packages)"""
+    """text to score (builtin:reference when left out); of a task model a JSONL file, all of it, or when left
+    out what was held out in its training"""
     stride: int | None = None
     """tokens that each window advances; smaller gives every token more context; block_size when left out"""
     max_tokens: int = 200_000
     """score at most this many tokens; 0 scores all"""
     batch_size: int = 16
     """windows, or examples, at once"""
-    held_out: float = 0.1
-    """share of a JSONL task file that was held out in training"""
-    seed: int = 1337
-    """the one that the task was split with"""
+    seed: int | None = None
+    """of the split into training and held-out examples; the checkpoint's own when left out"""
     tokenizer: str | None = None
     """bytes or a folder, where the checkpoint names none"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     out: Path | None = None
     """also write the figures to this JSON file"""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0 or self.batch_size < 1:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} must not be negative, batch_size={self.batch_size} at least 1"
+            )
 
 
 def main(args: list[str]) -> None:
@@ -55,17 +63,7 @@ def main(args: list[str]) -> None:
         tokenizer = tokenizer_by_name(options.tokenizer)
     figures: dict[str, float]
     if isinstance(model, TaskModel):
-        task = model.config.task
-        data = load_task(options.data or "builtin:packages", task, options.held_out, options.seed)
-        block_size, tokens = model.config.gpt.block_size, TaskTokens.after(model.config.gpt.vocab_size - 3)
-        batches = TaskBatches(data.held_out, task, tokenizer, tokens, block_size, options.batch_size)
-        metrics = task_metrics(model, batches)
-        figures = {
-            "accuracy": metrics["val_accuracy"],
-            "loss": metrics["val_loss"],
-            "majority_accuracy": data.majority_accuracy(),
-            "examples": len(data.held_out),
-        }
+        figures = _score_task(model, checkpoint, tokenizer, options)
     else:
         assert isinstance(model, GPT)
         ids = read_tokens(options.data or "builtin:reference", tokenizer)
@@ -80,3 +78,26 @@ def main(args: list[str]) -> None:
     console.print(table)
     if options.out:
         write_text(options.out, json.dumps(figures, indent=2) + "\n")
+
+
+def _score_task(
+    model: TaskModel, checkpoint: dict[str, Any], tokenizer: Tokenizer, options: Evaluate
+) -> dict[str, float]:
+    task, source = model.config.task, checkpoint.get("task_source")
+    if options.data is not None and (source is None or options.data != source["data"]):
+        examples, majority = read_examples(options.data, task, checkpoint.get("classes", [])), {}
+    elif source is None:
+        raise InputError(f"{options.checkpoint} does not say what it was trained on: give --data")
+    else:
+        seed = source["seed"] if options.seed is None else options.seed
+        data = load_task(source["data"], task, source["held_out"], seed)
+        examples, majority = data.held_out, {"majority_accuracy": data.majority_accuracy()}
+    block_size, tokens = model.config.gpt.block_size, TaskTokens.after(model.config.gpt.vocab_size - 3)
+    batches = TaskBatches(examples, task, tokenizer, tokens, block_size, options.batch_size)
+    metrics = task_metrics(model, batches)
+    return {
+        "accuracy": metrics["val_accuracy"],
+        "loss": metrics["val_loss"],
+        **majority,
+        "examples": len(examples),
+    }

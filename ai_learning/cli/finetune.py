@@ -1,5 +1,6 @@
 """``ai-learning finetune``: GPT-1's second half, a pre-trained model and a labelled task."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,10 @@ from ..errors import InputError
 from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss, task_metrics
 from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
-from ..run_folder import read_metrics, read_options
+from ..run_folder import read_options
 from ..train import TrainConfig, TrainResult, train
-from ..viz import plot_loss
 from .common import TrainingProgress, console, flag, parse
+from .pretrain import loss_plot
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Finetune:
         )
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out} must be between 0 and 1")
+        if self.lm_coef < 0:
+            raise ValueError(f"lm_coef={self.lm_coef} must not be negative")
+
 
 def main(args: list[str]) -> None:
     """Entry point."""
@@ -59,15 +66,13 @@ def _defaults(args: list[str]) -> Finetune:
     if "--resume" not in args:
         return Finetune()
     out = flag(args, "--out", str(Finetune.out))
-    saved = read_options(out)
+    saved = read_options(out, "finetune")
     how = TrainConfig(**saved.pop("train"))
     return Finetune(**{**saved, "out": Path(out), "checkpoint": Path(saved["checkpoint"]), "train": how})
 
 
 def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, TrainResult]:
     """Run it; see ``Finetune`` for what can be asked."""
-    if options.lm_coef < 0:
-        raise InputError(f"lm_coef={options.lm_coef} must not be negative")
     gpt, checkpoint = load_gpt(options.checkpoint)
     tokenizer = open_tokenizer(checkpoint, options.checkpoint)
     data = load_task(options.data, options.task, options.held_out, options.train.seed)
@@ -83,9 +88,13 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
 
     held_out = batches(data.held_out)
     record: dict[str, Any] = {
-        **asdict(options), "out": str(options.out), "checkpoint": str(options.checkpoint), "resume": False
-    }  # fmt: skip
-    with TrainingProgress(how.steps, title) as progress:
+        **asdict(options),
+        "command": "finetune",
+        "out": str(options.out),
+        "checkpoint": str(options.checkpoint),
+        "resume": False,
+    }
+    with TrainingProgress(how.steps, title) as progress, loss_plot(options.out, title, options.data):
         result = train(
             model,
             lambda model, batch: task_loss(model, batch, options.lm_coef),  # type: ignore[arg-type]
@@ -97,18 +106,29 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
             on_start=lambda: tokenizer.save(options.out / "tokenizer"),
             resume=options.resume,
             options=record,
-            extra={"tokenizer": tokenizer_reference(tokenizer), "classes": list(data.classes)},
+            identity={
+                "task_data": _digest(data),
+                "lm_coef": options.lm_coef,
+                "from_scratch": options.from_scratch,
+            },
+            extra={
+                "tokenizer": tokenizer_reference(tokenizer),
+                "classes": list(data.classes),
+                "task_source": {"data": options.data, "held_out": options.held_out, "seed": how.seed},
+            },
         )
-    plot_loss(
-        read_metrics(options.out / "metrics.jsonl"), options.out / "loss.png", f"{title}: {options.data}"
-    )
     return data, result
+
+
+def _digest(data: TaskData) -> str:
+    """A short hash of all examples and of their split."""
+    return hashlib.sha256(repr((data.train, data.held_out)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def load_task(source: str, task: str, held_out: float, seed: int) -> TaskData:
     """A task by its source: ``builtin:packages`` or a JSONL file."""
     if source == "builtin:packages":
-        return package_task(seed)
+        return package_task()
     if source.startswith("builtin:"):
         raise InputError(f"no built-in task {source!r}: use builtin:packages or a JSONL file")
     return read_task(source, task, held_out, seed)

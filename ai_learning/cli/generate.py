@@ -10,6 +10,7 @@ import tyro
 from ..checkpoint import load_gpt, open_tokenizer
 from ..files import write_text
 from ..generate import stream_text
+from ..text import read_texts
 from ..train import pick_device
 from .common import parse, tokenizer_by_name
 
@@ -49,6 +50,10 @@ class Generate:
     out: Path | None = None
     """also write the samples to this file"""
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} must be at least 1")
+
 
 def main(args: list[str]) -> None:
     """Entry point."""
@@ -58,7 +63,7 @@ def main(args: list[str]) -> None:
         tokenizer = open_tokenizer(checkpoint, options.checkpoint)
     else:
         tokenizer = tokenizer_by_name(options.tokenizer)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = "\n\n".join(read_texts("-")) if options.prompt == "-" else options.prompt
     texts = []
     for number in range(options.samples):
         sys.stdout.write(prompt)

@@ -1,14 +1,15 @@
 """``ai-learning pretrain``: text → tokens → batches → a trained GPT."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..batches import TokenBatches, evaluation_batches, split
+from ..batches import TokenBatches, digest, evaluation_batches, split
 from ..checkpoint import tokenizer_reference
-from ..errors import InputError
 from ..generate import generate_text
 from ..loss import next_token_loss
 from ..model import GPT, GPTConfig
@@ -41,6 +42,12 @@ class Pretrain:
     model: GPTConfig = field(default_factory=lambda: preset("gpt2-tiny"))
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out} must be between 0 and 1")
+        if self.eval_batches < 1:
+            raise ValueError(f"eval_batches={self.eval_batches} must be at least 1")
+
 
 def main(args: list[str]) -> None:
     """Entry point."""
@@ -59,8 +66,7 @@ def _defaults(args: list[str]) -> Pretrain:
     """The defaults that ``--help`` shows: of the preset and tokenizer, or of the run to be resumed."""
     if "--resume" in args:
         out = flag(args, "--out", str(Pretrain.out))
-        saved = read_options(out)
-        saved.pop("n_tokens", None)
+        saved = read_options(out, "pretrain")
         model, how = GPTConfig(**saved.pop("model")), TrainConfig(**saved.pop("train"))
         return Pretrain(**{**saved, "out": Path(out), "model": model, "train": how})
     name = flag(args, "--preset", Pretrain.preset)
@@ -83,11 +89,12 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     torch.manual_seed(options.train.seed)
     model = GPT(config)
     console.print(f"{options.data}: {len(tokens):,} tokens; model: {model.n_params():,} parameters")
-    record = {**asdict(options), "out": str(options.out), "resume": False, "n_tokens": len(tokens)}
-    if options.resume:
-        _check_same_data(options, len(tokens))
-    with TrainingProgress(options.train.steps, title) as progress:
-        result = train(
+    record = {**asdict(options), "command": "pretrain", "out": str(options.out), "resume": False}
+    with (
+        TrainingProgress(options.train.steps, title) as progress,
+        loss_plot(options.out, title, options.data),
+    ):
+        return train(
             model,
             lambda model, batch: next_token_loss(model, *batch),
             batches,
@@ -98,31 +105,30 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
             listener=progress,
             on_start=lambda: tokenizer.save(options.out / "tokenizer"),
             resume=options.resume,
+            identity={"data_digest": digest(tokens), "held_out": options.held_out},
             options=record,
             extra={"tokenizer": tokenizer_reference(tokenizer)},
         )
-    plot_loss(
-        read_metrics(options.out / "metrics.jsonl"), options.out / "loss.png", f"{title}: {options.data}"
-    )
-    return result
+
+
+@contextmanager
+def loss_plot(out: Path, title: str, data: str) -> Iterator[None]:
+    """Draw what was logged, however the run ends."""
+    try:
+        yield
+    finally:
+        rows = read_metrics(out / "metrics.jsonl")
+        if rows:
+            plot_loss(rows, out / "loss.png", f"{title}: {data}")
 
 
 def mean_loss(model: Any, batches: list) -> float:
-    """Mean next-token loss over batches of the same size."""
+    """Mean next-token loss over batches, the last of which may be smaller."""
     device = next(model.parameters()).device
-    losses = [float(next_token_loss(model, x.to(device), y.to(device))) for x, y in batches]
-    return sum(losses) / len(losses)
+    total = sum(float(next_token_loss(model, x.to(device), y.to(device))) * y.numel() for x, y in batches)
+    return total / sum(y.numel() for _, y in batches)
 
 
 def sample(model: Any, tokenizer: Tokenizer, prompt: str = "", n: int = 200) -> str:
     """A short continuation, the same for the same weights."""
     return prompt + generate_text(model, tokenizer, prompt, n, temperature=0.8, top_p=0.95, seed=0)
-
-
-def _check_same_data(options: Pretrain, n_tokens: int) -> None:
-    before = read_options(options.out).get("n_tokens")
-    if before != n_tokens:
-        raise InputError(
-            f"{options.data} now gives {n_tokens:,} tokens, but the run in {options.out} was started "
-            f"on {before:,}: bring the data back or start another run"
-        )

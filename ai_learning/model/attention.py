@@ -1,8 +1,7 @@
 """Scaled dot-product attention, written out and fast, and the causal multi-head module around it.
 
 Attention is a plain function: queries, keys, values and a mask in, ``(output, weights)`` out. The module
-below makes q, k and v, calls whichever function it was given, and knows nothing of how it works. The
-signature is that of ``torch.nn.functional.scaled_dot_product_attention``.
+below makes q, k and v, calls whichever function it was given, and knows nothing of how it works.
 """
 
 import math
@@ -37,8 +36,10 @@ def reference_attention(
         q: (B, H, T, D) queries.
         k: (B, H, S, D) keys.
         v: (B, H, S, D) values.
-        mask: broadcasts to (B, H, T, S); zero hides a key from a query, ``None`` hides nothing.
-        is_causal: a promise that ``mask`` is the plain triangle, for functions that can use it.
+        mask: broadcasts to (B, H, T, S); zero hides a key from a query, ``None`` hides nothing. A query that
+            may see no key at all gets NaN here and zeros from the fused kernel: leave it one.
+        is_causal: a promise that ``mask`` is the plain triangle, for functions that can use it; the mask
+            itself must be given all the same.
         dropout_p: share of the weights set to zero, the others scaled up.
 
     Returns:
@@ -47,7 +48,7 @@ def reference_attention(
     Raises:
         ValueError: shapes that do not belong together.
     """
-    check_heads(q, k, v)
+    check_heads(q, k, v, mask, is_causal)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
     if mask is not None:
         scores = scores.masked_fill(mask == 0, float("-inf"))
@@ -71,10 +72,8 @@ def fast_attention(
     top-left, which is wrong for T ≠ S (one new token would see only the first key), so it is passed on
     only where T = S.
     """
-    check_heads(q, k, v)
-    if mask is None:
-        is_causal = False
-    else:
+    check_heads(q, k, v, mask, is_causal)
+    if mask is not None:
         is_causal = is_causal and q.size(-2) == k.size(-2)
         mask = None if is_causal else mask.bool()
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal), None
@@ -83,8 +82,10 @@ def fast_attention(
 ATTENTION: dict[str, AttentionFunction] = {"reference": reference_attention, "fast": fast_attention}
 
 
-def check_heads(q: Heads, k: Heads, v: Heads) -> None:
-    """Raise ``ValueError`` unless q is (B, H, T, D) and k and v are (B, H, S, D)."""
+def check_heads(q: Heads, k: Heads, v: Heads, mask: Mask | None, is_causal: bool) -> None:
+    """Raise unless q is (B, H, T, D), k and v are (B, H, S, D), and a promised mask is there."""
+    if is_causal and mask is None:
+        raise ValueError("is_causal=True promises what the mask is: give the mask too, or the future leaks")
     if not (q.dim() == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2] and q.size(-1) == k.size(-1)):
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"attention needs q (B, H, T, D), k and v (B, H, S, D); got {shapes}")
@@ -145,12 +146,12 @@ class CausalSelfAttention(nn.Module):
         q = self._split_heads(q)  # (B, H, T, D)
         k = self._split_heads(k)
         v = self._split_heads(v)
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, H, S, D)
-        S = k.size(2)
+        S = T if cache is None else cache.length + T
         block_size = self.mask.size(0)
         if S > block_size:
             raise ValueError(f"{S} positions exceed block_size={block_size}: shorten the input")
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, S, D)
         is_causal = mask is None and T > 1
         if T > 1:  # a single new token may see all that is there
             causal = self.mask[S - T : S, :S]  # (T, S): the last query sees every key

@@ -40,6 +40,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version")[1].startswith("ai-learning ")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, command, "--help")
+    assert code == 0 and "usage: ai-learning" in out and not err
+
+
 @pytest.mark.parametrize("command", ["demo", "pretrain", "finetune", "generate", "evaluate"])
 def test_help_shows_defaults_and_seed_and_out(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, command, "--help")
@@ -66,6 +72,14 @@ def test_preset_decides_the_defaults_in_the_help(capsys: pytest.CaptureFixture[s
         (["generate", "--checkpoint", "no.pt"], "no checkpoint at no.pt"),
         (["finetune", "--checkpoint", "no.pt"], "no checkpoint at no.pt"),
         (["evaluate", "--checkpoint", "no.pt"], "no checkpoint at no.pt"),
+        (["pretrain", "--held-out", "1.5"], "held_out=1.5 must be between 0 and 1"),
+        (["pretrain", "--eval-batches", "0"], "eval_batches=0 must be at least 1"),
+        (["pretrain", "--seed", "-3"], "seed=-3 must not be negative"),
+        (["pretrain", "--data", "builtin:reference", "--device", "cpu:x"], "device 'cpu:x' is not available"),
+        (["generate", "--samples", "0"], "samples=0 must be at least 1"),
+        (["evaluate", "--max-tokens", "-5"], "max_tokens=-5 must not be negative"),
+        (["finetune", "--lm-coef", "-1"], "lm_coef=-1.0 must not be negative"),
+        (["demo", "--steps", "0"], "steps=0"),
         (["lessons", "start", "day99"], "no lesson 'day99'; there are day1"),
     ],
 )
@@ -146,12 +160,23 @@ def test_the_road_in_small(corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
     )  # fmt: skip
     assert code == 0, err
     assert "held-out accuracy 100.0%" in text
-    code, text, err = call(
-        capsys, "evaluate", "--checkpoint", tuned / "best.pt", "--data", rows, "--seed", 1337,
-        "--out", tmp_path / "accuracy.json",
-    )  # fmt: skip
+    ask = ("evaluate", "--checkpoint", tuned / "best.pt", "--out", tmp_path / "accuracy.json")
+    code, text, err = call(capsys, *ask)  # the checkpoint knows what was held out
     assert code == 0, err
-    assert json.loads((tmp_path / "accuracy.json").read_text())["accuracy"] == 1.0
+    scored = json.loads((tmp_path / "accuracy.json").read_text())
+    assert scored["accuracy"] == 1.0 and scored["examples"] == 2
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "fox", "label": "fox"}\n' * 3)  # one class only: numbered as in training
+    code, text, err = call(capsys, *ask, "--data", other)
+    assert code == 0, err
+    scored = json.loads((tmp_path / "accuracy.json").read_text())
+    assert scored["accuracy"] == 1.0 and scored["examples"] == 3
+    code, _, err = call(capsys, "finetune", "--resume", "--out", tuned)  # finished: says so, breaks nothing
+    assert code == 0, err
+    code, _, err = call(capsys, "pretrain", "--resume", "--out", tuned)
+    assert code == 2 and "was made by `finetune`" in err
+    code, _, err = call(capsys, "finetune", "--resume", "--out", tuned, "--lm-coef", 0)
+    assert code == 2 and "was started with lm_coef=0.5, not 0.0" in err
     assert call(capsys, "generate", "--checkpoint", tuned / "best.pt", "--max-new-tokens", 5)[0] == 0
 
 
@@ -190,7 +215,7 @@ def test_resume_uses_the_runs_own_options(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     corpus.write_text("other text " * 500)
     code, _, err = call(capsys, "pretrain", "--out", parts, "--resume")
-    assert code == 2 and "now gives" in err
+    assert code == 2 and "was started with data_digest=" in err
 
 
 def test_prompt_from_stdin_and_closed_pipe(
@@ -221,12 +246,21 @@ def test_lessons_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 2 and "is already there" in err
 
 
+def test_demo_spares_what_it_did_not_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "pretrain" / "last.pt"
+    kept.parent.mkdir()
+    kept.write_text("weeks of work")
+    code, _, err = call(capsys, "demo", "--out", tmp_path)
+    assert code == 2 and "holds something other than a demo" in err
+    assert kept.read_text() == "weeks of work"
+
+
 def test_demo_in_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All stages on a few examples; the whole demo is what `make demo` runs."""
     train, held_out, names = package_snippets()
-    monkeypatch.setattr(finetune, "package_snippets", lambda seed: (train[:64], held_out[:64], names))
+    monkeypatch.setattr(finetune, "package_snippets", lambda: (train[:64], held_out[:64], names))
     out = tmp_path / "demo"
     code, text, err = call(capsys, "demo", "--out", out, "--steps", 6, "--finetune-steps", 2)
     assert code == 0, err

@@ -69,12 +69,22 @@ def test_integer_masks_mean_the_same() -> None:
         assert torch.equal(function(q, k, v, mask)[0], function(q, k, v, mask.long())[0])
 
 
-def test_the_promise_alone_hides_nothing() -> None:
-    """``is_causal`` without a mask must not change the result: the mask decides, the promise only helps."""
-    q, k, v = qkv(1, 1, 4, 4, 8)
-    torch.testing.assert_close(
-        fast_attention(q, k, v, None, is_causal=True)[0], reference_attention(q, k, v)[0]
+@pytest.mark.parametrize("function", [reference_attention, fast_attention])
+def test_a_promise_without_its_mask_is_refused(function: object) -> None:
+    """PyTorch's own function makes the triangle itself: who expects that here would leak the future."""
+    with pytest.raises(ValueError, match="is_causal=True promises what the mask is"):
+        function(*qkv(1, 1, 4, 4, 8), None, is_causal=True)  # type: ignore[operator]
+
+
+def test_a_refused_input_leaves_the_cache_alone() -> None:
+    layer, cache = (
+        CausalSelfAttention(config(block_size=4)),
+        KVCache(config(n_layer=1), 1, max_length=8).layers[0],
     )
+    layer(torch.randn(1, 4, 24), cache)
+    with pytest.raises(ValueError, match="5 positions exceed block_size=4"):
+        layer(torch.randn(1, 1, 24), cache)
+    assert cache.length == 4
 
 
 @pytest.mark.parametrize("function", [reference_attention, fast_attention])
