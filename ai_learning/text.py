@@ -2,31 +2,37 @@
 
 Every source is named by one string, so that a command line, a config and a notebook say it the same way:
 
-====================================  =========================================================
+====================================  =================================================================
 ``builtin:reference``                 the language reference, about 0.5 MB of English prose
 ``builtin:stdlib``                    source of the standard library, about 10 MB
-``builtin:docstrings``                its docstrings, about 2 MB
+``builtin:stdlib-train``              the same without the blocks that package_snippets() holds out (seed 0)
+``builtin:docstrings``                the standard library's docstrings, about 2 MB
 ``PATH``                              a text file, or a folder: every text file in it, sorted
 ``-``                                 standard input
 ``hf:NAME?split=train&column=text``   a Hugging Face dataset (or a local dataset folder), streamed
-====================================  =========================================================
+====================================  =================================================================
 
-Bytes that are not UTF-8 are ignored; line ends are kept as they are.
+Bytes that are not UTF-8 are ignored; line ends are kept as they are. A folder is read without hidden files,
+binary files and the folders of training runs: a run must not learn from its own output.
 """
 
 import ast
+import logging
 import random
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from .errors import InputError
 
 _SNIFF_BYTES = 8192
+_RUN_FILES = ("run.json", ".lock")  # a folder that holds one of them is a run's (see run_folder.py)
 
 
 def read_texts(source: str | Path) -> Iterator[str]:
@@ -41,6 +47,8 @@ def read_texts(source: str | Path) -> Iterator[str]:
         True
     """
     source = str(source)
+    if not source.strip():
+        raise InputError("the text source has no name: give a file, a folder, builtin:NAME or hf:NAME")
     if source.startswith("builtin:"):
         name = source.removeprefix("builtin:")
         if name not in BUILTIN:
@@ -86,12 +94,22 @@ def _path_texts(path: Path) -> Iterator[str]:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Text files below ``folder``, sorted; hidden and binary files are left out."""
+    """Text files below ``folder``, sorted; hidden and binary files and folders of runs are left out.
+
+    Raises:
+        InputError: ``folder`` itself is a run's.
+    """
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    runs = {file.parent for file in files if file.name in _RUN_FILES}
+    if folder in runs:
+        raise InputError(
+            f"{folder} is the folder of a training run, not of text: keep text and runs in separate folders"
+        )
     return [
         file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and runs.isdisjoint(file.parents)
         and not _is_binary(file)
     ]
 
@@ -119,23 +137,72 @@ def _dataset_texts(spec: str) -> Iterator[str]:
     config = options.pop("config", None)
     if options:
         raise InputError(f"unknown option {', '.join(options)} in 'hf:{spec}': use config, split, column")
+    if not name:
+        raise InputError(f"no name in 'hf:{spec}': give hf:NAME, a dataset's name or a local dataset folder")
     try:
-        rows = load_dataset(name, config, split=split, streaming=True)
-        first = next(iter(rows), None)
+        with _quiet_datasets():
+            rows = iter(load_dataset(name, config, split=split, streaming=True))
+            first = next(rows, None)
     except Exception as error:  # the library's errors share no base class
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot open the dataset {name!r}, split {split!r}: {reason}") from None
-    if first is not None and column not in first:
+        raise InputError(f"cannot open the dataset {name!r}, split {split!r}: {_one_line(error)}") from None
+    if first is None:
+        return iter(())
+    if column not in first:
         raise InputError(f"no column {column!r} in {name!r}: it has {', '.join(first)}")
-    return (str(row[column]) for row in rows)
+    return _column(chain([first], rows), column, name)
+
+
+def _column(rows: Iterable[dict], column: str, name: str) -> Iterator[str]:
+    """The rows' texts; a row without one is skipped."""
+    count = 0
+    remaining = iter(rows)
+    while True:
+        try:
+            row = next(remaining, None)
+            text = None if row is None else row[column]
+        except Exception as error:  # as above: a lost connection, a damaged file, a row of another shape
+            raise InputError(f"cannot read row {count} of the dataset {name!r}: {_one_line(error)}") from None
+        if row is None:
+            return
+        count += 1
+        if text is not None:
+            yield str(text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """No retry messages and progress bars: what went wrong is in the one line of the error."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
 
 
 # --- what every Python installation carries ---------------------------------------------------------------
 
 
 def _language_reference() -> Iterator[str]:
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions package it apart, or leave it out
+        raise InputError(
+            "this Python came without pydoc_data, the text of builtin:reference: use builtin:docstrings"
+        ) from None
     yield from (topics[name] for name in sorted(topics))
 
 
@@ -166,13 +233,6 @@ def _stdlib_docstrings() -> Iterator[str]:
                     yield docstring
 
 
-BUILTIN: dict[str, Callable[[], Iterator[str]]] = {
-    "reference": _language_reference,
-    "stdlib": _stdlib_source,
-    "docstrings": _stdlib_docstrings,
-}
-
-
 # --- a supervised task from the same text: which package is this snippet from? ---------------------------
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
@@ -193,7 +253,13 @@ def package_snippets(
 
     A snippet is ``n_chars`` consecutive characters. Every package gives the same number of snippets, and
     the held-out ones come from **other blocks of the files** than the training ones (blocks of twenty
-    snippets), so that no held-out character was seen with its label.
+    snippets). What stands more than once in the library, such as a licence at the head of many files, can
+    still be in both: a few held-out snippets in a hundred also stand in the training blocks.
+
+    Args:
+        n_chars: length of a snippet.
+        held_out: share of each package's blocks.
+        seed: decides which blocks, and the order of the examples.
 
     Returns:
         Training examples, held-out examples, and the class names in the order of the labels.
@@ -201,21 +267,66 @@ def package_snippets(
     generator = random.Random(seed)
     train: list[list[str]] = []
     test: list[list[str]] = []
-    root = Path(sysconfig.get_paths()["stdlib"])
-    all_files = _stdlib_files()
-    for package in PACKAGES:
-        files = [file for file in all_files if file.relative_to(root).parts[0] == package]
-        text = "\n".join(read_file(file) for file in files)
-        size = 20 * n_chars
-        blocks = [text[start : start + size] for start in range(0, len(text), size)]
-        generator.shuffle(blocks)
-        n_held_out = round(held_out * len(blocks))
-        parts = _snippets(blocks[n_held_out:], n_chars), _snippets(blocks[:n_held_out], n_chars)
-        for snippets in parts:
+    for text, kept in _package_blocks(n_chars, held_out, seed).values():
+        size = _BLOCK_SNIPPETS * n_chars
+        blocks = [text[i * size : (i + 1) * size] for i in range(len(kept))]
+        for group, wanted in ((train, True), (test, False)):
+            snippets = _snippets([b for b, k in zip(blocks, kept, strict=True) if k is wanted], n_chars)
             generator.shuffle(snippets)
-        train.append(parts[0])
-        test.append(parts[1])
+            group.append(snippets)
     return _balanced(train, generator), _balanced(test, generator), PACKAGES
+
+
+def package_training_text(held_out: float = 0.1, seed: int = 0, n_chars: int = 120) -> Iterator[str]:
+    """The standard library's source without what ``package_snippets`` of the same arguments holds out.
+
+    For pre-training before fine-tuning on the snippets: the held-out ones are then new to the model.
+
+    Args:
+        held_out: as for ``package_snippets``.
+        seed: as for ``package_snippets``.
+        n_chars: as for ``package_snippets``.
+
+    Yields:
+        Files in order: those of the labelled packages without their held-out blocks, as one text for each
+        stretch between two such blocks; all others whole.
+    """
+    size = _BLOCK_SNIPPETS * n_chars
+    split = _package_blocks(n_chars, held_out, seed)
+    position = dict.fromkeys(PACKAGES, 0)  # where the next file starts in its package's text
+    for file in _stdlib_files():
+        package, text = _package(file), read_file(file)
+        if package not in split:
+            yield text
+            continue
+        start = position[package]
+        position[package] = end = start + len(text) + len(_BETWEEN_FILES)
+        blocks = range(start // size, (end - len(_BETWEEN_FILES) - 1) // size + 1)
+        for kept, stretch in groupby(blocks, key=split[package][1].__getitem__):
+            if kept:
+                numbers = list(stretch)
+                yield text[max(0, numbers[0] * size - start) : (numbers[-1] + 1) * size - start]
+
+
+_BLOCK_SNIPPETS = 20  # snippets a block
+_BETWEEN_FILES = "\n"
+
+
+def _package(file: Path) -> str:
+    return file.relative_to(sysconfig.get_paths()["stdlib"]).parts[0]
+
+
+def _package_blocks(n_chars: int, held_out: float, seed: int) -> dict[str, tuple[str, list[bool]]]:
+    """The text of each package, and for each of its blocks whether it is for training."""
+    generator = random.Random(seed)
+    all_files = _stdlib_files()
+    result = {}
+    for package in PACKAGES:
+        text = _BETWEEN_FILES.join(read_file(file) for file in all_files if _package(file) == package)
+        n_blocks = -(-len(text) // (_BLOCK_SNIPPETS * n_chars))
+        out = set(generator.sample(range(n_blocks), round(held_out * n_blocks)))
+        result[package] = (text, [number not in out for number in range(n_blocks)])
+    return result
 
 
 def _snippets(blocks: list[str], n_chars: int) -> list[str]:
@@ -228,3 +339,11 @@ def _balanced(groups: list[list[str]], generator: random.Random) -> list[Labelle
     examples = [Labelled(text, label) for label, group in enumerate(groups) for text in group[:count]]
     generator.shuffle(examples)
     return examples
+
+
+BUILTIN: dict[str, Callable[[], Iterator[str]]] = {
+    "reference": _language_reference,
+    "stdlib": _stdlib_source,
+    "stdlib-train": package_training_text,
+    "docstrings": _stdlib_docstrings,
+}

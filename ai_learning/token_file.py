@@ -2,12 +2,16 @@
 
 A token file is a safetensors file, so other tools can open it too. It holds ``tokens`` (uint16 or uint32,
 one id after the other) and ``document_ends`` (uint64, the position after each document's last token); its
-metadata names the vocabulary and the tokenizer's fingerprint, so that a model can refuse the wrong one.
+metadata names the vocabulary and the tokenizer's fingerprint, so that a model can refuse the wrong one, and
+holds a checksum of the header, so that a damaged header is not read as other tokens. The tokens themselves
+are not checked: that would read the whole file.
 """
 
 import json
 import struct
+import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +21,9 @@ from .errors import InputError
 from .files import atomic_path
 
 _HEADER_BYTES = 4096  # reserved at the front: the counts are known only at the end
+_DTYPES = {
+    name: np.dtype(code) for name, code in {"U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}.items()
+}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -46,9 +53,13 @@ class TokenFileWriter:
         self._ends: list[int] = []
 
     def __enter__(self) -> "TokenFileWriter":
-        self._atomic = atomic_path(self.path)
-        self._file = self._atomic.__enter__().open("wb")
-        self._file.write(b" " * _HEADER_BYTES)
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self.path))
+            self._file = stack.enter_context(temporary.open("wb"))
+            self._file.write(b" " * _HEADER_BYTES)
+            # Left in the reverse order: finish, close, commit. What fails at one step undoes the next ones.
+            stack.push(self._finish_unless_failed)
+            self._stack = stack.pop_all()
         return self
 
     def add(self, ids: Iterable[int] | np.ndarray) -> None:
@@ -78,12 +89,13 @@ class TokenFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._atomic.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish_unless_failed(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
 
     def _finish(self) -> None:
         if not self._ends or self._ends[-1] != self.n_tokens:
@@ -107,15 +119,25 @@ class TokenFileWriter:
         header["document_ends"] = _entry(
             np.dtype("<u8"), len(self._ends), size + padding, size + padding + len(ends)
         )
+        header["__metadata__"]["crc32"] = _checksum(header)
         text = json.dumps(header).encode()
+        if 8 + len(text) > _HEADER_BYTES:
+            raise InputError(
+                f"the header of {self.path} needs {8 + len(text)} bytes and has {_HEADER_BYTES}: "
+                f"the fingerprint of {len(self.fingerprint)} characters is too long"
+            )
         self._file.seek(0)
         self._file.write(struct.pack("<Q", _HEADER_BYTES - 8) + text)
-        if self._file.tell() > _HEADER_BYTES:
-            raise InputError(f"the header of {self.path} outgrew {_HEADER_BYTES} bytes: {len(text)} needed")
+
+
+def _checksum(header: dict) -> str:
+    """CRC-32 of everything in the header but the checksum itself, as eight hexadecimal digits."""
+    meta = {name: value for name, value in header["__metadata__"].items() if name != "crc32"}
+    return f"{zlib.crc32(json.dumps({**header, '__metadata__': meta}).encode()):08x}"
 
 
 def _entry(dtype: np.dtype, count: int, start: int, end: int) -> dict:
-    name = {"u1": "U8", "u2": "U16", "u4": "U32", "u8": "U64"}[dtype.str[1:]]
+    name = next(name for name, known in _DTYPES.items() if known == dtype)
     return {"dtype": name, "shape": [count], "data_offsets": [start, end]}
 
 
@@ -145,17 +167,22 @@ class TokenFile:
             meta = header["__metadata__"]
             if meta["format"] != "ai_learning.tokens/1":
                 raise ValueError(f"format {meta['format']!r}")
+            if meta.get("crc32", _checksum(header)) != _checksum(header):  # older files have none
+                raise ValueError("the checksum of its header does not match")
             self.vocab_size = int(meta["vocab_size"])
             self.fingerprint = str(meta["fingerprint"])
-            self.tokens = self._map(header["tokens"], 8 + length)
-            self.document_ends = self._map(header["document_ends"], 8 + length)
-        except (KeyError, TypeError, ValueError, struct.error) as error:
+            _check_layout(header, self.path.stat().st_size - 8 - length)
+            self.tokens = self._map(header["tokens"], ("U16", "U32"), 8 + length)
+            self.document_ends = self._map(header["document_ends"], ("U64",), 8 + length)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, struct.error) as error:
             raise InputError(
                 f"{self.path} is not a token file, or is damaged ({error}): prepare it again"
             ) from None
 
-    def _map(self, entry: dict, data_start: int) -> np.ndarray:
-        dtype = np.dtype({"U16": "<u2", "U32": "<u4", "U64": "<u8"}[entry["dtype"]])
+    def _map(self, entry: dict, dtypes: tuple[str, ...], data_start: int) -> np.ndarray:
+        if entry["dtype"] not in dtypes:
+            raise ValueError(f"dtype {entry['dtype']!r}, expected {' or '.join(dtypes)}")
+        dtype = _DTYPES[entry["dtype"]]
         start, _ = entry["data_offsets"]
         (count,) = entry["shape"]
         if count == 0:
@@ -164,3 +191,16 @@ class TokenFile:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def _check_layout(header: dict, n_bytes: int) -> None:
+    """Tensors stand one after the other and fill the ``n_bytes`` after the header, as safetensors asks."""
+    position = 0
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
+        (start, end), (count,) = entry["data_offsets"], entry["shape"]
+        if start != position or end - start != count * _DTYPES[entry["dtype"]].itemsize or count < 0:
+            raise ValueError(f"{count} × {entry['dtype']} at bytes {start} to {end}, expected at {position}")
+        position = end
+    if position != n_bytes:
+        raise ValueError(f"{n_bytes} bytes of data, expected {position}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .model import CausalSelfAttention, reference_attention
+from .model import Block, CausalSelfAttention, reference_attention
 from .shapes import Heads, Hidden, Mask, Weights
 
 
@@ -27,12 +27,13 @@ class Trace:
     residual: list[Hidden] = field(default_factory=list)
     """(B, T, C) residual stream: before the first block, then after each"""
     logits: Tensor | None = None
-    """(B, T, V), where the model's own ``forward`` was called"""
+    """what the model's own ``forward`` returned, or the first of what it returned: (B, T, V) next-token
+    logits of a ``GPT``, scores of a ``TaskModel``; ``None`` where another method was called"""
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Trace]:
-    """Record every ``CausalSelfAttention`` and block of ``model`` in the body of the ``with``.
+    """Record every ``CausalSelfAttention`` and ``Block`` of ``model`` in the body of the ``with``.
 
     Each forward pass overwrites what the one before left. The model is put back as it was, also after an
     exception.
@@ -48,8 +49,8 @@ def record(model: nn.Module) -> Iterator[Trace]:
         for number, layer in enumerate(layers):
             stack.callback(setattr, layer, "attention", layer.attention)
             layer.attention = _recorder(trace, number)
-        blocks: nn.ModuleList = getattr(model, "h", nn.ModuleList())
-        trace.residual = [None] * (len(blocks) + 1) if len(blocks) else []  # type: ignore[list-item]
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        trace.residual = [None] * (len(blocks) + 1) if blocks else []  # type: ignore[list-item]
         for number, block in enumerate(blocks):
             handle = block.register_forward_hook(_keep_residual(trace, number))
             stack.callback(handle.remove)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+_PLAIN: dict[str, Any] = {"parse_math": False}  # a $ in a text is a dollar, not the start of a formula
+
 
 def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path | str, title: str = "loss") -> None:
     """Training and held-out loss by step, from the rows of ``metrics.jsonl``."""
@@ -21,7 +23,9 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path | str, title: str = 
         if points:
             x, y = zip(*points, strict=True)
             ax.plot(x, y, style, label=label, linewidth=1.0 if name == "loss" else 1.8, markersize=4)
-    ax.set(xlabel="step", ylabel="nats a token", title=title)
+    ax.set_xlabel("step", **_PLAIN)
+    ax.set_ylabel("nats a token", **_PLAIN)
+    ax.set_title(title, **_PLAIN)
     ax.grid(alpha=0.3)
     ax.legend()
     _save(figure, path)
@@ -48,10 +52,11 @@ def plot_attention(weights: "Tensor", labels: Sequence[str], path: Path | str, t
             continue
         # The square root lifts small weights into sight: a row over 30 keys has few above 0.1.
         ax.imshow(weights[head].detach().cpu().float().sqrt().numpy(), cmap="magma", vmin=0.0, vmax=1.0)
-        ax.set_title(f"head {head}", fontsize=9)
-        ax.set_xticks(range(len(shown)), shown, fontsize=6, rotation=90 if max(map(len, shown)) > 1 else 0)
-        ax.set_yticks(range(len(shown)), shown, fontsize=6)
-    figure.suptitle(title)
+        ax.set_title(f"head {head}", fontsize=9, **_PLAIN)
+        rotation = 90 if max(map(len, shown)) > 1 else 0
+        ax.set_xticks(range(len(shown)), shown, fontsize=6, rotation=rotation, **_PLAIN)
+        ax.set_yticks(range(len(shown)), shown, fontsize=6, **_PLAIN)
+    figure.suptitle(title, **_PLAIN)
     _save(figure, path)
 
 

@@ -1,7 +1,9 @@
 """Token files: what is written is read, by other tools too; what is damaged is refused."""
 
+import io
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,3 +57,111 @@ def test_damaged_files_are_refused(tmp_path):
             TokenFile(path)
     with pytest.raises(InputError, match="no token file"):
         TokenFile(tmp_path / "none")
+
+
+def test_a_failure_at_the_end_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.tokens"
+    with TokenFileWriter(path, 258, "f") as writer:
+        writer.add_document([1, 2])
+    good = path.read_bytes()
+
+    long = pytest.raises(InputError, match="fingerprint of 5000 characters is too long")
+    with long, TokenFileWriter(path, 258, "f" * 5000) as writer:
+        writer.add_document([3])
+    assert path.read_bytes() == good and list(tmp_path.iterdir()) == [path]
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenFileWriter, "_finish", interrupted)
+        with pytest.raises(KeyboardInterrupt), TokenFileWriter(path, 258, "f") as writer:
+            writer.add_document([3])
+    assert path.read_bytes() == good and list(tmp_path.iterdir()) == [path]
+
+
+class FullDisk(io.FileIO):
+    """Fails on closing, as a file does whose buffer no longer fits."""
+
+    def close(self):
+        if not self.closed:
+            super().close()
+            raise OSError("disk full")
+
+
+@pytest.mark.parametrize("body_fails", [False, True])
+def test_a_failure_to_close_leaves_the_old_file(tmp_path, monkeypatch, body_fails):
+    path = tmp_path / "a.tokens"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode))
+    with pytest.raises(OSError, match="disk full"), TokenFileWriter(path, 258, "f") as writer:
+        writer.add_document([3])
+        if body_fails:
+            raise RuntimeError
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("n_tokens", [3, 4])  # with padding before the ends, and without
+def test_no_flipped_bit_of_the_header_is_read_as_something_else(tmp_path, n_tokens):
+    path = tmp_path / "a.tokens"
+    with TokenFileWriter(path, 258, "print9") as writer:
+        writer.add_document(list(range(n_tokens)))
+    good = path.read_bytes()
+    same = 0
+    for bit in range(8 * 4096):
+        data = bytearray(good)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = TokenFile(path)
+        except InputError:
+            continue
+        same += 1
+        assert found.tokens.tolist() == list(range(n_tokens)), bit
+        assert found.document_ends.tolist() == [n_tokens], bit
+        assert (found.vocab_size, found.fingerprint) == (258, "print9"), bit
+    assert same < 200  # the name of the checksum may be lost, little else
+
+
+def _with_header(good, change):
+    header = json.loads(good[8:4096])
+    del header["__metadata__"]["crc32"]  # older files have none
+    change(header)
+    return struct.pack("<Q", 4088) + json.dumps(header).encode().ljust(4088) + good[4096:]
+
+
+def _set(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(header):
+        for key in keys:
+            header = header[key]
+        header[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("tokens", "data_offsets", [0, 10]),  # not its shape
+        _set("tokens", "shape", [3]),
+        _set("tokens", "dtype", "U32"),
+        _set("tokens", {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}),  # no ids
+        _set("tokens", {"dtype": "U16", "shape": [-4], "data_offsets": [0, -8]}),
+        _set("document_ends", "data_offsets", [0, 8]),  # on top of the tokens
+        _set("document_ends", {"dtype": "U64", "shape": [2], "data_offsets": [8, 24]}),  # past the end
+        _set("document_ends", {"dtype": "U64", "shape": [0], "data_offsets": [8, 8]}),  # before the end
+        _set("tokens", [1]),
+    ],
+)
+def test_tensors_must_fill_the_file(tmp_path, change):
+    path = tmp_path / "a.tokens"
+    with TokenFileWriter(path, 258, "f") as writer:
+        writer.add_document([1, 2, 3, 4])
+    good = path.read_bytes()
+    path.write_bytes(_with_header(good, lambda header: None))
+    assert TokenFile(path).tokens.tolist() == [1, 2, 3, 4]
+    path.write_bytes(_with_header(good, change))
+    with pytest.raises(InputError, match="damaged"):
+        TokenFile(path)

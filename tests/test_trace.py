@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ai_learning.model import GPT, TinyTransformer, fast_attention
+from ai_learning.model.heads import TaskConfig, TaskModel
 from ai_learning.trace import record
 
 
@@ -42,6 +43,16 @@ def test_equals_transformers(tiny_gpt: GPT) -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     for one, other in zip(trace.residual[:-1], reference.hidden_states[:-1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_a_task_models_blocks_are_found(tiny_gpt: GPT) -> None:
+    model = TaskModel(TaskConfig(gpt=tiny_gpt.config, n_classes=3), tiny_gpt).eval()
+    idx = torch.randint(0, 64, (2, 1, 9))
+    with record(model) as trace:
+        scores, hidden = model(idx, torch.full((2, 1), 8))
+    assert [r.shape for r in trace.residual] == [(2, 9, 32)] * 3
+    torch.testing.assert_close(tiny_gpt.ln_f(trace.residual[-1]), hidden)
+    assert torch.equal(trace.logits, scores) and scores.shape == (2, 3)
 
 
 def test_the_model_is_put_back_also_after_an_error(tiny_gpt: GPT) -> None:

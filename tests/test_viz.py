@@ -26,3 +26,17 @@ def test_attention_plot(tmp_path: Path, n_head: int) -> None:
 
 def test_white_space_can_be_seen() -> None:
     assert visible("a b\n\t") == "a␣b⏎⇥"
+
+
+def test_dollars_and_braces_are_only_text(tmp_path: Path) -> None:
+    plot_loss([{"step": 1, "loss": 2.0}], tmp_path / "loss.png", "100$ and {$")
+    labels = ["$", "{$", "$}_$", "a"]
+    plot_attention(torch.rand(1, 4, 4), labels, tmp_path / "attention.png", "100$ and {$")
+    assert {p.name for p in tmp_path.iterdir()} == {"loss.png", "attention.png"}
+
+
+@pytest.mark.parametrize("place", ["title", "labels"])
+def test_each_text_of_an_attention_plot_is_plain(tmp_path: Path, place: str) -> None:
+    labels = ["$_{$"] * 2 if place == "labels" else ["a", "b"]
+    plot_attention(torch.rand(1, 2, 2), labels, tmp_path / "a.png", "$_{$" if place == "title" else "")
+    assert (tmp_path / "a.png").stat().st_size > 1000

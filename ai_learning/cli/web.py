@@ -37,8 +37,9 @@ def main(args: list[str]) -> None:
 
     import uvicorn
 
-    from ..web.app import create_app
+    from ..web.app import allowed_hosts, create_app
 
-    app = create_app(model, tokenizer, str(options.checkpoint), ("127.0.0.1", "localhost", options.host))
-    console.print(f"open http://{options.host}:{options.port} (Ctrl-C ends it)")
+    app = create_app(model, tokenizer, str(options.checkpoint), allowed_hosts(options.host))
+    shown = f"[{options.host}]" if ":" in options.host else options.host  # IPv6
+    console.print(f"open http://{shown}:{options.port} (Ctrl-C ends it)", markup=False)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")

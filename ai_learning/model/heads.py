@@ -155,9 +155,12 @@ def _join(parts: Sequence[Sequence[int]], tokens: TaskTokens, block_size: int) -
 
 @torch.no_grad()
 def with_extra_tokens(model: GPT, n: int = 3) -> GPT:
-    """A copy of ``model`` with ``n`` more ids, newly initialised; all others give the same logits."""
+    """A copy of ``model`` with ``n`` more ids, newly initialised; all others give the same logits.
+
+    The copy has the model's dtype, device and mode (training or evaluation).
+    """
     config = replace(model.config, vocab_size=model.config.vocab_size + n)
-    larger = GPT(config).to(model.wte.weight.device)
+    larger = GPT(config).to(model.wte.weight).train(model.training)  # its device and dtype
     state = larger.state_dict()
     for name, tensor in model.state_dict().items():
         if name in ("wte.weight", "lm_head.weight"):

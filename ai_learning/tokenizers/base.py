@@ -54,6 +54,8 @@ def load(folder: Path | str) -> Tokenizer:
             config = json.loads(config_path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{config_path} is not valid JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise InputError(f"{config_path} must hold a JSON object, not {json.dumps(config)[:50]}")
     if config.get("tokenizer_class") == "ByteTokenizer":
         from .bytes import ByteTokenizer
 

@@ -97,6 +97,18 @@ def test_extra_tokens_leave_the_others_alone() -> None:
     assert larger(torch.tensor([[50, 51, 52]])).shape == (1, 3, 53)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_extra_tokens_keep_dtype_and_mode(dtype: torch.dtype, training: bool) -> None:
+    config = GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16)
+    gpt = GPT(config).to(dtype).train(training)
+    larger = with_extra_tokens(gpt)
+    assert {p.dtype for p in larger.parameters()} == {dtype}
+    assert all(module.training is training for module in larger.modules())
+    assert larger.lm_head.weight is larger.wte.weight
+    assert torch.equal(larger.wte.weight[:50], gpt.wte.weight)
+
+
 def test_bad_shapes_and_configs() -> None:
     with pytest.raises(ValueError, match=r"expected idx \(B, K, T\)"):
         model_for("classification")(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, dtype=torch.long))

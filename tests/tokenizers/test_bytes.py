@@ -73,3 +73,6 @@ def test_load_names_the_problem(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{broken")
     with pytest.raises(InputError, match="not valid JSON"):
         load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"must hold a JSON object, not \[1\]"):
+        load(tmp_path)
