@@ -93,11 +93,12 @@ class FullDisk(io.FileIO):
 def test_a_failure_to_close_leaves_the_old_file(tmp_path, monkeypatch, body_fails):
     path = tmp_path / "a.tokens"
     path.write_bytes(b"old")
-    monkeypatch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode))
-    with pytest.raises(OSError, match="disk full"), TokenFileWriter(path, 258, "f") as writer:
-        writer.add_document([3])
-        if body_fails:
-            raise RuntimeError
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode))
+        with pytest.raises(OSError, match="disk full"), TokenFileWriter(path, 258, "f") as writer:
+            writer.add_document([3])
+            if body_fails:
+                raise RuntimeError
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
