@@ -151,6 +151,7 @@ def _set(*keys_and_value):
         _set("tokens", {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}),  # no ids
         _set("tokens", {"dtype": "U16", "shape": [-4], "data_offsets": [0, -8]}),
         _set("document_ends", "data_offsets", [0, 8]),  # on top of the tokens
+        _set("document_ends", {"dtype": "U64", "shape": [2], "data_offsets": [0, 16]}),  # and to the end
         _set("document_ends", {"dtype": "U64", "shape": [2], "data_offsets": [8, 24]}),  # past the end
         _set("document_ends", {"dtype": "U64", "shape": [0], "data_offsets": [8, 8]}),  # before the end
         _set("tokens", [1]),

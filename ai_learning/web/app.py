@@ -59,10 +59,10 @@ class Sampling(Prompt):
     """How to go on from it."""
 
     max_new_tokens: int = Field(200, ge=1, le=2000)
-    temperature: Annotated[float, AfterValidator(_not_tiny)] = Field(0.8, ge=0, le=5, allow_inf_nan=False)
+    temperature: Annotated[float, AfterValidator(_not_tiny)] = Field(0.8, ge=0, le=5)
     top_k: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**64)
 
 

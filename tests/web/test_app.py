@@ -1,10 +1,11 @@
 """The playground's server: what it answers, and what it does not."""
 
+import asyncio
 import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -206,6 +207,23 @@ def test_a_text_dropped_before_its_first_piece_is_sent_frees_its_place() -> None
         del response  # the client left: nothing of it is ever read
     with TestClient(app, base_url="http://localhost") as client:
         assert client.post("/api/generate", json={"text": "x"}).status_code == 200
+
+
+def test_a_response_closes_its_text_when_the_client_leaves() -> None:
+    def endless() -> Generator[str, None, None]:
+        while True:
+            yield "."
+
+    async def receive() -> dict:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        await asyncio.sleep(0.001)
+
+    pieces = endless()  # held here, so that it is not closed by being forgotten
+    next(pieces)
+    asyncio.run(web._ClosingResponse(pieces)({"type": "http"}, receive, send))
+    assert pieces.gi_frame is None
 
 
 def test_static_folder_holds_one_page() -> None:
