@@ -38,9 +38,9 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """folder for everything that the demo makes: an empty one, or an earlier demo's, which is replaced"""
-    steps: int = 1100
+    steps: int = 1200
     """pre-training steps"""
-    finetune_steps: int = 200
+    finetune_steps: int = 160
     """fine-tuning steps, for the pre-trained model and again from random weights"""
     seed: int = 1337
     """of weights, batches and samples"""
@@ -93,8 +93,10 @@ def _run(options: Demo) -> _Results:
             model=preset("gpt1-tiny"),
             train=TrainConfig(
                 steps=options.steps,
-                batch_size=16,
+                batch_size=12,
                 lr=3e-3,
+                schedule="linear",
+                lr_floor=0.0,
                 warmup=max(1, options.steps // 15),
                 eval_every=max(1, options.steps // 6),
                 save_every=max(1, options.steps // 3),
