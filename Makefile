@@ -27,6 +27,8 @@ format: $(READY)          ## let ruff write what lint asks for
 bench: $(READY)           ## side by side with the peers; fill the cores with nothing else meanwhile
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/tokenizer.py
+	$(BIN)/python -m benchmarks.adapters
 
 lessons: $(READY)         ## run every lesson and check what it asserts
 	$(BIN)/python -m pytest tests/test_lessons.py

@@ -156,7 +156,8 @@ def write_samples(model: GPT, path: Path, seed: int) -> list[str]:
     """A sample for each prompt, to a file and back."""
     tokenizer = ByteTokenizer()
     samples = [
-        prompt + generate_text(model, tokenizer, prompt, 300, temperature=0.8, top_p=0.95, seed=seed)
+        prompt
+        + generate_text(model, tokenizer, prompt, 300, temperature=0.8, repetition_penalty=1.1, seed=seed)
         for prompt in PROMPTS
     ]
     write_text(path, ("\n" + "-" * 60 + "\n").join(samples) + "\n")

@@ -29,7 +29,7 @@ class Generate:
     """0 takes the likeliest token each time"""
     top_k: int | None = None
     """keep that many of the likeliest tokens"""
-    top_p: float | None = 0.95
+    top_p: float | None = None
     """keep the likeliest tokens that together reach this probability"""
     min_p: float | None = None
     """keep tokens at least this share as likely as the likeliest"""

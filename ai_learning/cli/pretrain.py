@@ -131,4 +131,4 @@ def mean_loss(model: Any, batches: list) -> float:
 
 def sample(model: Any, tokenizer: Tokenizer, prompt: str = "", n: int = 200) -> str:
     """A short continuation, the same for the same weights."""
-    return prompt + generate_text(model, tokenizer, prompt, n, temperature=0.8, top_p=0.95, seed=0)
+    return prompt + generate_text(model, tokenizer, prompt, n, temperature=0.8, seed=0)
