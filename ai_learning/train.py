@@ -223,10 +223,7 @@ class _Trainer:
         if self.step == 0:
             self._evaluate()
         self.model.train()
-        since, tokens = (
-            time.perf_counter(),
-            0,
-        )  # for the speed of training alone: saving and the like left out
+        since, tokens = time.perf_counter(), 0  # of training alone: saving and the like are left out
         while self.step < config.steps:
             loss, grad_norm, n_tokens, lr = self._train_step()
             tokens += n_tokens

@@ -155,10 +155,10 @@ def _run(options: Demo) -> _Results:
 def write_samples(model: GPT, path: Path, seed: int) -> list[str]:
     """A sample for each prompt, to a file and back."""
     tokenizer = ByteTokenizer()
+    how = {"temperature": 0.8, "repetition_penalty": 1.1}
     samples = [
-        prompt
-        + generate_text(model, tokenizer, prompt, 300, temperature=0.8, repetition_penalty=1.1, seed=seed)
-        for prompt in PROMPTS
+        prompt + generate_text(model, tokenizer, prompt, 300, seed=seed + number, **how)
+        for number, prompt in enumerate(PROMPTS)
     ]
     write_text(path, ("\n" + "-" * 60 + "\n").join(samples) + "\n")
     return samples
@@ -211,7 +211,7 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
     report.heading("4 · Fine-tuning: which package is this snippet from?")
     report.text(
         f"{len(results.data.train):,} labelled snippets of 120 characters, {len(results.data.held_out):,} "
-        f"held out, which pre-training did not see either; classes: {', '.join(results.data.classes)}."
+        f"held out (and left out of pre-training); classes: {', '.join(results.data.classes)}."
     )
     report.table(
         ["model", "held-out accuracy"],

@@ -26,7 +26,7 @@ class Pretrain:
     """Train a GPT on text from nothing; resumable, bit for bit."""
 
     data: str = "builtin:stdlib"
-    """builtin:reference, :stdlib or :docstrings; a file or folder; -; hf:NAME; or a .tokens file"""
+    """builtin:reference, :stdlib, :docstrings; a file or folder; -; hf:NAME; or a .tokens file"""
     tokenizer: str = "bytes"
     """bytes, or the folder of a saved tokenizer"""
     preset: str = "gpt2-tiny"
