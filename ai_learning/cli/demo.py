@@ -1,7 +1,9 @@
 """``ai-learning demo``: the road from text to a fine-tuned GPT-1, here and now, with a report at its end."""
 
+import os
 import platform
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,11 +231,15 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
 
 
 def next_commands(out: Path) -> list[str]:
-    """Three commands that go on from here."""
+    """Three commands that go on from here, as they can be typed in this shell."""
+    called = Path(sys.argv[0])
+    program = "ai-learning"
+    if not shutil.which(program) and called.name == program:  # `make demo` without the environment activated
+        program = os.path.relpath(called)
     return [
-        f"ai-learning generate --checkpoint {out}/gpt1_tiny_pretrain.pt --prompt 'class Parser'",
-        f"ai-learning evaluate --checkpoint {out}/gpt1_tiny_finetune.pt",
-        "ai-learning pretrain --data FOLDER_OF_YOUR_OWN --steps 3000 --out runs/mine",
+        f"{program} generate --checkpoint {out}/gpt1_tiny_pretrain.pt --prompt 'class Parser'",
+        f"{program} evaluate --checkpoint {out}/gpt1_tiny_finetune.pt",
+        f"{program} pretrain --data FOLDER_OF_YOUR_OWN --steps 3000 --out runs/mine",
     ]
 
 

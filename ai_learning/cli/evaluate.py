@@ -72,10 +72,10 @@ def main(args: list[str]) -> None:
         figures = asdict(
             score_tokens(model, ids, n_bytes, stride=options.stride, batch_size=options.batch_size)
         )
-    table = Table("figure", "value", title=str(options.checkpoint))
+    table = Table("figure", "value")
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
-    console.print(table)
+    console.print(options.checkpoint, table)
     if options.out:
         write_text(options.out, json.dumps(figures, indent=2) + "\n")
 
