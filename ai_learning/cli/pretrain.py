@@ -16,7 +16,7 @@ from ..model import GPT, GPTConfig
 from ..presets import preset
 from ..run_folder import read_metrics, read_options
 from ..tokenizers import Tokenizer
-from ..train import TrainConfig, TrainResult, train
+from ..train import DivergedError, Interrupted, TrainConfig, TrainResult, train
 from ..viz import plot_loss
 from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read_tokens, tokenizer_by_name
 
@@ -113,13 +113,19 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
 
 @contextmanager
 def loss_plot(out: Path, title: str, data: str) -> Iterator[None]:
-    """Draw what was logged, however the run ends."""
-    try:
-        yield
-    finally:
+    """Draw what was logged when the run ends or breaks off; one that was refused leaves the folder alone."""
+
+    def draw() -> None:
         rows = read_metrics(out / "metrics.jsonl")
         if rows:
             plot_loss(rows, out / "loss.png", f"{title}: {data}")
+
+    try:
+        yield
+    except (Interrupted, DivergedError):
+        draw()
+        raise
+    draw()
 
 
 def mean_loss(model: Any, batches: list) -> float:
