@@ -118,6 +118,10 @@ def test_the_road_in_small(corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
         p.name for p in out.iterdir()
     }
     losses = [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
+    picture = (out / "loss.png").stat().st_mtime_ns
+    code, _, err = call(capsys, "pretrain", "--data", corpus, "--out", out, "--steps", 1, *SMALL)
+    assert code == 2 and "already holds a run" in err
+    assert (out / "loss.png").stat().st_mtime_ns == picture  # a refused run leaves the folder alone
     assert losses[-1] < losses[0] - 1
 
     ask = (
