@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ai_learning.tokenizers import BPETokenizer, fast
-from ai_learning.tokenizers.fast import FastEncoder
+from ai_learning.tokenizers.fast_encoder import FastEncoder
 from ai_learning.tokenizers.pretokenize import PATTERNS
 
 Job = Callable[[], object]

@@ -298,7 +298,7 @@ def _bench(options: Bench) -> None:
     from rich.table import Table
 
     from ..text import read_text
-    from ..tokenizers.fast import FastEncoder
+    from ..tokenizers.fast_encoder import FastEncoder
 
     tokenizer = open_bpe(options.tokenizer)
     text = read_text(options.data).encode("utf-8", "replace")[: options.max_bytes].decode("utf-8", "ignore")

@@ -74,8 +74,8 @@ class BPETokenizer:
         whole_words: bool = False,
     ) -> None:
         self.pattern = split_pattern(pattern)
-        self.merges = [(bytes(left), bytes(right)) for left, right in merges]
-        self.vocab = {int(i): bytes(token) for i, token in vocab.items()}
+        self.merges: list[tuple[bytes, bytes]] = list(map(tuple, merges))  # type: ignore[arg-type]
+        self.vocab = dict(vocab)
         self.special_tokens = _number_special_tokens(self.vocab, special_tokens)
         self.vocab |= {i: text.encode() for text, i in self.special_tokens.items()}
         self.whole_words = whole_words
@@ -83,12 +83,12 @@ class BPETokenizer:
             raise InputError("token ids must be 0 or more, and there must be some")
         self.vocab_size = max(self.vocab) + 1
         self._special_ids = {i: text for text, i in self.special_tokens.items()}
-        self._ids: dict[bytes, int] = {}  # ordinary tokens only: special ones are never merged into
-        for i, token in self.vocab.items():
-            if i not in self._special_ids and self._ids.setdefault(token, i) != i:
-                raise InputError(
-                    f"ids {self._ids[token]} and {i} are both {token!r}: every token needs one id"
-                )
+        # ordinary tokens only: special ones are never merged into
+        ordinary = {i: token for i, token in self.vocab.items() if i not in self._special_ids}
+        self._ids = {token: i for i, token in ordinary.items()}
+        if len(self._ids) < len(ordinary):
+            i, token = next((i, token) for i, token in ordinary.items() if self._ids[token] != i)
+            raise InputError(f"ids {i} and {self._ids[token]} are both {token!r}: every token needs one id")
         self._table = self._merge_table()
         self._words = WordEncoder(self._table, splitter(self.pattern))
         self._fast: FastEncoder | None = None
@@ -104,21 +104,30 @@ class BPETokenizer:
                 f"the vocabulary lacks {len(missing)} of the 256 single bytes, the first 0x{missing[0]:02x}: "
                 "text with them could not be encoded"
             )
-        merges, seen = [], set()
-        for rank, (left, right) in enumerate(self.merges):
-            try:
-                triple = self._ids[left], self._ids[right], self._ids[left + right]
-            except KeyError as error:
-                raise InputError(
-                    f"merge {rank} ({left!r}, {right!r}) needs the token {error.args[0]!r}, "
-                    "which the vocabulary does not have"
-                ) from None
-            if triple[:2] in seen:
-                raise InputError(f"merge {rank} ({left!r}, {right!r}) is there twice")
-            seen.add(triple[:2])
-            merges.append(triple)
-        whole = {token: i for token, i in self._ids.items() if token} if self.whole_words else None
-        return MergeTable([self._ids[bytes([byte])] for byte in range(256)], merges, whole)
+        ids = self._ids
+        try:
+            table = MergeTable(
+                [ids[bytes([byte])] for byte in range(256)],
+                [ids[left] for left, _ in self.merges],
+                [ids[right] for _, right in self.merges],
+                [ids[left + right] for left, right in self.merges],
+                {token: i for token, i in ids.items() if token} if self.whole_words else None,
+            )
+        except KeyError as error:
+            rank, (left, right) = next(
+                (rank, pair)
+                for rank, pair in enumerate(self.merges)
+                if error.args[0] in (*pair, pair[0] + pair[1])
+            )
+            raise InputError(
+                f"merge {rank} ({left!r}, {right!r}) needs the token {error.args[0]!r}, "
+                "which the vocabulary does not have"
+            ) from None
+        if len(set(self.merges)) < len(self.merges):
+            last = {pair: rank for rank, pair in enumerate(self.merges)}
+            rank, (left, right) = next((i, pair) for i, pair in enumerate(self.merges) if last[pair] != i)
+            raise InputError(f"merge {rank} ({left!r}, {right!r}) is there twice")
+        return table
 
     def __repr__(self) -> str:
         return (
@@ -144,7 +153,8 @@ class BPETokenizer:
             digest.update(json.dumps([sorted(self.special_tokens.items()), self.whole_words]).encode())
             for i, token in sorted(self.vocab.items()):
                 digest.update(b"%d %s\n" % (i, token.hex().encode()))
-            for left, right, new in self._table.merges:
+            table = self._table
+            for left, right, new in zip(table.left, table.right, table.new, strict=True):
                 digest.update(b"%d %d %d\n" % (left, right, new))
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint

@@ -323,7 +323,7 @@ def merges_from_ranks(vocab: Mapping[int, bytes], where: str) -> tuple[list[tupl
         raise InputError(
             f"{where}: {len(missing)} of the 256 single bytes are missing, the first 0x{missing[0]:02x}"
         )
-    table = MergeTable([ids[bytes([byte])] for byte in range(256)], [])
+    table = MergeTable([ids[bytes([byte])] for byte in range(256)], [], [], [])
     merges, unreachable = [], False
     for rank, token in sorted(vocab.items()):
         if len(token) == 1:
@@ -332,8 +332,8 @@ def merges_from_ranks(vocab: Mapping[int, bytes], where: str) -> tuple[list[tupl
         if len(parts) != 2:
             unreachable = True
             continue
-        table.rank[parts[0], parts[1]] = len(table.new_id)
-        table.new_id.append(rank)
+        table.rank[parts[0], parts[1]] = len(table.new)
+        table.new.append(rank)
         merges.append((vocab[parts[0]], vocab[parts[1]]))
     return merges, unreachable
 

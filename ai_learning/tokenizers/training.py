@@ -5,7 +5,7 @@ word is kept with its count. Merging works on those: pair counts and the places 
 date merge by merge, and a heap gives the best pair without a rescan. ``bpe.train`` is the same without any of
 this.
 
-Both steps exist twice, in plain Python here and compiled (``train_kernels``), with the same result. Small
+Both steps exist twice, in plain Python here and compiled (``fast_trainer``), with the same result. Small
 inputs run in plain Python, which needs nothing to load.
 """
 
@@ -218,15 +218,12 @@ def _train(
             f"times",
             stacklevel=4,
         )
-    vocab = {i: bytes([byte]) for i, byte in enumerate(settings.tie_break.byte_order)}
+    tokens = [bytes([byte]) for byte in settings.tie_break.byte_order]
     for left, right in merges:
-        vocab[len(vocab)] = vocab[left] + vocab[right]
-    pairs = [(vocab[left], vocab[right]) for left, right in merges]
-    return BPETokenizer(vocab, pairs, _last_ids(settings.special_tokens, len(vocab)), settings.pattern)
-
-
-def _last_ids(special_tokens: Sequence[str], first: int) -> dict[str, int]:
-    return {text: first + i for i, text in enumerate(special_tokens)}
+        tokens.append(tokens[left] + tokens[right])
+    pairs = [(tokens[left], tokens[right]) for left, right in merges]
+    special = {text: len(tokens) + i for i, text in enumerate(settings.special_tokens)}
+    return BPETokenizer(dict(enumerate(tokens)), pairs, special, settings.pattern)
 
 
 # --- progress -----------------------------------------------------------------------------------------------
@@ -340,9 +337,9 @@ def _count_piece(job: tuple[SplitPattern, str]) -> Counter[str]:
 def _count_compiled(
     settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None]
 ) -> WordCounts:
-    from .word_counts import FastCounter
-
     with fast.announced("the fast trainer"):
+        from .fast_trainer import FastCounter
+
         FastCounter(settings.pattern).add(b"warm up")
     tokens = frozenset(settings.special_tokens)
 
@@ -428,9 +425,9 @@ def learn_merges(
     if tie_break.name == "cs336" and longest > 4096:
         compiled = False  # room for the bytes of all tokens could not be foreseen
     if compiled and fast.has_numba() and len(counts.data) < 2**31:
-        from .word_counts import learn_compiled
-
         with fast.announced("the fast trainer"):
+            from .fast_trainer import learn_compiled
+
             return learn_compiled(counts, n_merges, tie_break.code, tie_break.byte_order, min_count, report)
     return _learn_plain(counts, n_merges, tie_break, min_count, report)
 

@@ -7,6 +7,7 @@ repeats its words, so nearly every word is one dictionary lookup.
 import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain, pairwise
 
 from .bpe import Pair
@@ -20,21 +21,28 @@ class MergeTable:
 
     Args:
         byte_ids: id of each of the 256 bytes.
-        merges: (left id, right id, new id), the earliest learned first.
+        left: id of the left part of each merge, the earliest learned first.
+        right: id of its right part.
+        new: id of what they become.
         whole_words: words that get one id before any merge is tried (tokens that merges cannot reach).
     """
 
     def __init__(
         self,
         byte_ids: Sequence[int],
-        merges: Sequence[tuple[int, int, int]],
+        left: Sequence[int],
+        right: Sequence[int],
+        new: Sequence[int],
         whole_words: Mapping[bytes, int] | None = None,
     ) -> None:
         self.byte_ids = list(byte_ids)
-        self.merges = list(merges)
-        self.rank: dict[Pair, int] = {(left, right): i for i, (left, right, _) in enumerate(self.merges)}
-        self.new_id = [new for _, _, new in self.merges]
+        self.left, self.right, self.new = list(left), list(right), list(new)
         self.whole_words = dict(whole_words or {})
+
+    @cached_property
+    def rank(self) -> dict[Pair, int]:
+        """Rank of each pair of ids; made on first use, since the compiled path has its own."""
+        return {pair: i for i, pair in enumerate(zip(self.left, self.right, strict=True))}
 
     def encode_word(self, word: bytes) -> list[int]:
         """Ids of one word, as ``bpe.encode`` would give them."""
@@ -44,15 +52,15 @@ class MergeTable:
         return self._merge_long(ids) if len(ids) > _LONG else self._merge_short(ids)
 
     def _merge_short(self, ids: list[int]) -> list[int]:
-        rank, new_id = self.rank, self.new_id
-        nowhere = len(new_id)
+        rank, new = self.rank, self.new
+        nowhere = len(new)
         ranks = [rank.get(pair, nowhere) for pair in pairwise(ids)]
         while ranks:
             best = min(ranks)
             if best == nowhere:
                 break
             i = ranks.index(best)
-            ids[i : i + 2] = [new_id[best]]
+            ids[i : i + 2] = [new[best]]
             del ranks[i]
             if i:
                 ranks[i - 1] = rank.get((ids[i - 1], ids[i]), nowhere)
@@ -62,7 +70,7 @@ class MergeTable:
 
     def _merge_long(self, ids: list[int]) -> list[int]:
         """The same in O(n log n): a heap of (rank, place), and links instead of a shrinking list."""
-        rank, new_id = self.rank, self.new_id
+        rank, new = self.rank, self.new
         end = len(ids)
         following = list(range(1, end + 1))
         preceding = list(range(-1, end - 1))
@@ -73,7 +81,7 @@ class MergeTable:
             j = following[i]
             if j >= end or rank.get((ids[i], ids[j])) != best:
                 continue  # stale: one of the two has been merged since
-            ids[i], ids[j] = new_id[best], -1
+            ids[i], ids[j] = new[best], -1
             following[i] = following[j]
             if following[i] < end:
                 preceding[following[i]] = i
@@ -102,7 +110,7 @@ class MergeTable:
             if not candidates:
                 return ids
             best, i = min(candidates)
-            ids[i : i + 2] = [self.new_id[best]]
+            ids[i : i + 2] = [self.new[best]]
 
 
 class _Cache(dict[str, list[int]]):

@@ -10,7 +10,8 @@ from random_texts import random_text
 
 from ai_learning.errors import InputError
 from ai_learning.tokenizers import BPETokenizer, Tokenizer, UnknownTokenError, bpe, fast
-from ai_learning.tokenizers.fast import FastEncoder
+from ai_learning.tokenizers.fast_encoder import FastEncoder
+from ai_learning.tokenizers.kernels import state
 from ai_learning.tokenizers.pretokenize import splitter
 from ai_learning.tokenizers.streaming import safe_byte_chunks, safe_chunks, safe_cut, safe_cut_bytes
 
@@ -143,7 +144,7 @@ def test_bounded_cache_forgets_and_stays_exact(gpt2):
     text = " ".join(words)
     assert encoder.encode(text).tolist() == plain(gpt2).encode_ordinary(text)
     worker = encoder._workers[0]
-    assert worker.state[fast.kernels().CACHE_USED] <= 256 * 5 // 8
+    assert worker.state[state.CACHE_USED] <= 256 * 5 // 8
 
 
 def test_plain_cache_is_bounded(gpt2):

@@ -177,7 +177,7 @@ def test_files_in_chunks_give_the_merges_of_the_whole(tmp_path, compiled, worker
 @pytest.mark.skipif(not fast.has_numba(), reason="no numba")
 def test_counters_grow_and_add_up():
     """Far more unique words than a counter starts with room for, some of them long, from two counters."""
-    from ai_learning.tokenizers.word_counts import FastCounter
+    from ai_learning.tokenizers.fast_trainer import FastCounter
 
     words = [f" w{i}" + "x" * (i % 40) for i in range(120_000)]
     counters = [FastCounter(PATTERNS["none"]) for _ in range(2)]

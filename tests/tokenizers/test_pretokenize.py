@@ -8,7 +8,7 @@ import pytest
 from random_texts import random_text
 
 from ai_learning.errors import InputError
-from ai_learning.tokenizers import fast, make_unicode_table, unicode_table
+from ai_learning.tokenizers import fast, fast_encoder, make_unicode_table, unicode_table
 from ai_learning.tokenizers.pretokenize import PATTERNS, parse_ranges, split_pattern, splitter
 
 NAMED = ["gpt2", "gpt4", "gpt4-original", "nanochat"]
@@ -18,7 +18,7 @@ needs_numba = pytest.mark.skipif(not fast.has_numba(), reason="no numba")
 
 def compiled_split(text, name):
     data = text.encode()
-    starts = [*fast.word_starts(text, PATTERNS[name]).tolist(), len(data)]
+    starts = [*fast_encoder.word_starts(text, PATTERNS[name]).tolist(), len(data)]
     return [data[a:b].decode() for a, b in itertools.pairwise(starts)]
 
 

@@ -9,11 +9,14 @@ int64; ``shr`` shifts in zeros, and addition, multiplication and the bit operati
 Whoever calls a kernel keeps the memory alive and 64 readable bytes behind every text (``PADDING``).
 """
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 PADDING = 64
@@ -51,6 +54,28 @@ def _store(width: ir.IntType) -> Any:
     return typing
 
 
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCES = _digest_of_sources()
+
+
+def kernel(function: Callable) -> Any:
+    """Compile ``function`` on its first call, without the interpreter lock, and keep the result on disk.
+
+    numba takes what it finds on disk for fresh as long as the function's own file is unchanged, though
+    functions of other files are compiled into it. Here it is fresh while no file of this folder has changed.
+    """
+    compiled = njit(nogil=True, cache=True)(function)
+    if index := getattr(compiled._cache, "_cache_file", None):  # none where no folder can be written to
+        index._source_stamp = _SOURCES
+    return compiled
+
+
 @intrinsic
 def load8(context, place):  # type: ignore[no-untyped-def]
     """The byte at ``place``."""
@@ -85,6 +110,21 @@ def store32(context, place, value):  # type: ignore[no-untyped-def]
 def store64(context, place, value):  # type: ignore[no-untyped-def]
     """Write ``value``."""
     return _store(_INT64)(context, place, value)
+
+
+@intrinsic
+def prefetch(context, place):  # type: ignore[no-untyped-def]
+    """Start to fetch what is at ``place``; it may be no valid address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _INT8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        for_writing, keep, data = (ir.Constant(_INT32, value) for value in (1, 3, 1))
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), for_writing, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic

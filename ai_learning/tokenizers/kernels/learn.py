@@ -1,178 +1,25 @@
 # mypy: ignore-errors
 # (numba gives the types: every value is an int64)
-"""The compiled trainer: counting words, learning merges. Memory by address, as in ``kernels``."""
+"""Learning merges from unique words and their counts.
 
-from numba import njit
+Symbols are linked within their word: a record of five uint32, id, previous, next, word, and the index of the
+pair it makes with the next. A merge keeps the left record and marks the right one gone. Each pair has a
+record of four int64, key (left id << 32 | right id), count, and where the places it occurs at are listed.
+Places are never removed from a list, only found stale; a list is in ascending order, so that overlaps merge
+from the left. A heap holds (count, tie, key) of each pair; counts only fall after the step that makes a pair,
+so an entry found stale is put back lower.
+"""
 
-from .kernels import (
-    _HASH_1,
-    _HASH_2,
-    _LONG_KEY,
-    ARENA,
-    ARENA_SIZE,
-    ARENA_USED,
-    BASE,
-    CACHE,
-    CACHE_BITS,
-    CACHE_LIMIT,
-    CACHE_USED,
-    CARRY,
-    MASKS,
-    N_FIELDS,
-    POOL,
-    POSITION,
-    SLOT,
-    STARTS,
-    WORD,
-    copy_bytes,
-    hash_long,
-    next_block,
-    same_bytes,
-)
-from .machine import load8, load32, load64, lowest_bit, shr, store32, store64
-
-COUNTED, NEED_ROOM = 0, 1
-
-# --- counting words -----------------------------------------------------------------------------------------
-# The table is that of the encoder (same state, same keys), but the third number of a slot is the index of
-# the word in order of first appearance, and the fourth its count. The bytes of all words are in the arena;
-# POOL holds the int64 offset of each.
-
-
-@njit(nogil=True, cache=True)
-def count_words(text, end, times, state):
-    """Count each word of ``end`` bytes at ``text`` ``times`` times.
-
-    Returns:
-        COUNTED, or NEED_ROOM: double the memory and call again, to go on where it stopped.
-    """
-    table = load64(state + 8 * CACHE)
-    bits = load64(state + 8 * CACHE_BITS)
-    masks = load64(state + 8 * MASKS)
-    arena = load64(state + 8 * ARENA)
-    offsets = load64(state + 8 * POOL)
-    wrap = (1 << bits) - 1
-    position = load64(state + 8 * POSITION)
-    base = load64(state + 8 * BASE)
-    starts = load64(state + 8 * STARTS)
-    carry = load64(state + 8 * CARRY)
-    word = load64(state + 8 * WORD)
-    while True:
-        if starts:
-            stop = base + lowest_bit(starts)
-            if stop == word:
-                starts &= starts - 1
-                continue
-        elif position < end:
-            base = position
-            starts, length, carry = next_block(text, position, end, state, carry)
-            position += length
-            continue
-        elif word < end:
-            stop = end
-        else:
-            break
-        place = text + word
-        n = stop - word
-        if n < 16:
-            first = load64(place) & load64(masks + 16 * n)
-            second = load64(place + 8) & load64(masks + 16 * n + 8) | n << 56
-            slot = shr((first + second * _HASH_2) * _HASH_1, 64 - bits)
-            where = table + SLOT * slot
-            while load64(where + 8) != second or load64(where) != first:
-                if load64(where + 8) == 0:
-                    break
-                slot = slot + 1 & wrap
-                where = table + SLOT * slot
-        else:
-            first = hash_long(place, n)
-            second = _LONG_KEY | n
-            slot = shr(first, 64 - bits)
-            where = table + SLOT * slot
-            while load64(where + 8) != 0:
-                same = load64(where + 8) == second and load64(where) == first
-                if same and same_bytes(place, arena + load64(offsets + 8 * load64(where + 16)), n):
-                    break
-                slot = slot + 1 & wrap
-                where = table + SLOT * slot
-        if load64(where + 8) == 0:
-            used, arena_used = load64(state + 8 * CACHE_USED), load64(state + 8 * ARENA_USED)
-            if used >= load64(state + 8 * CACHE_LIMIT) or arena_used + n + 8 > load64(state + 8 * ARENA_SIZE):
-                store64(state + 8 * POSITION, position)
-                store64(state + 8 * BASE, base)
-                store64(state + 8 * STARTS, starts)
-                store64(state + 8 * CARRY, carry)
-                store64(state + 8 * WORD, word)
-                return NEED_ROOM
-            store64(where, first)
-            store64(where + 8, second)
-            store64(where + 16, used)
-            copy_bytes(place, arena + arena_used, n)
-            store64(offsets + 8 * used, arena_used)
-            store64(offsets + 8 * used + 8, arena_used + n)
-            store64(state + 8 * CACHE_USED, used + 1)
-            store64(state + 8 * ARENA_USED, arena_used + n)
-        store64(where + 24, load64(where + 24) + times)
-        word = stop
-    for field in range(POSITION, N_FIELDS):
-        store64(state + 8 * field, 0)
-    return COUNTED
-
-
-@njit(nogil=True, cache=True)
-def add_counts(words, offsets, counts, start, n, state):
-    """Add the words ``start`` to ``n`` of another counter; the state has no split pattern.
-
-    Returns:
-        The word to go on with once there is more room; ``n`` when done.
-    """
-    for i in range(start, n):
-        begin = load64(offsets + 8 * i)
-        size = load64(offsets + 8 * i + 8) - begin
-        if count_words(words + begin, size, load64(counts + 8 * i), state) == NEED_ROOM:
-            return i
-    return n
-
-
-@njit(nogil=True, cache=True)
-def rehash(old, old_bits, new, new_bits):
-    """Move all slots of one table into a larger one."""
-    for i in range(1 << old_bits):
-        source = old + SLOT * i
-        first, second = load64(source), load64(source + 8)
-        if second == 0:
-            continue
-        slot = first if second < 0 else (first + second * _HASH_2) * _HASH_1
-        slot = shr(slot, 64 - new_bits)
-        while load64(new + SLOT * slot + 8) != 0:
-            slot = slot + 1 & (1 << new_bits) - 1
-        for field in range(4):
-            store64(new + SLOT * slot + 8 * field, load64(source + 8 * field))
-
-
-@njit(nogil=True, cache=True)
-def counts_in_order(table, bits, out):
-    """Write the count of each word (int64), in order of first appearance."""
-    for i in range(1 << bits):
-        slot = table + SLOT * i
-        if load64(slot + 8) != 0:
-            store64(out + 8 * load64(slot + 16), load64(slot + 24))
-
-
-# --- learning merges ----------------------------------------------------------------------------------------
-# Symbols are linked within their word: a record of five uint32, id, previous, next, word, and the index of
-# the pair it makes with the next. A merge keeps the left record and marks the right one gone. Each pair has
-# a record of four int64, key (left id << 32 | right id), count, and where the places it occurs at are
-# listed. Places are never removed from a list, only found stale; a list is in ascending order, so that
-# overlaps merge from the left. A heap holds (count, tie, key) of each pair; counts
-# only fall after the step that makes a pair, so an entry found stale is put back lower.
+from .encode import copy_bytes
+from .machine import kernel, load8, load32, load64, prefetch, shr, store32, store64
+from .state import HASH_1
 
 (
     SYMBOLS, N_SYMBOLS, WORD_COUNTS,
     PAIR_TABLE, TABLE_BITS, PAIR_RECORDS, N_PAIRS, MAX_PAIRS,
     PLACES, N_PLACES,
     HEAP, HEAP_SIZE,
-    STEP,  # room for the places found in one step: pair index and place, 16 bytes each
+    STEP,  # room for the places found in one step: pair index and place, uint32 each
     MERGES, N_MERGES,  # three int64 each: left, right, count
     FIRST_ID, MIN_COUNT, TIE,
     TOKENS, TOKEN_ENDS,  # bytes of each token, to break ties by them
@@ -182,10 +29,11 @@ def counts_in_order(table, bits, out):
 SMALLER_IDS, FIRST_SEEN, GREATER_BYTES = 0, 1, 2
 _GONE = 0xFFFFFFFF
 _SYMBOL = 20  # bytes
+_AHEAD = 12  # places: symbols are all over memory, and fetching one takes as long as merging a few
 LEARNED, NO_PAIR_LEFT, NEED_PAIRS = 0, 1, 2
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def place_symbols(words, offsets, n_words, byte_ids, symbols):
     """Write the symbol records of all words."""
     for w in range(n_words):
@@ -199,10 +47,10 @@ def place_symbols(words, offsets, n_words, byte_ids, symbols):
             store32(record + 16, _GONE)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pair_index(table, bits, records, key):
     """Index of the record of the pair ``key``, or -1 - slot of the table where it could go."""
-    slot = shr(key * _HASH_1, 64 - bits)
+    slot = shr(key * HASH_1, 64 - bits)
     while True:
         index = load32(table + 4 * slot)
         if index == _GONE:
@@ -212,14 +60,14 @@ def pair_index(table, bits, records, key):
         slot = slot + 1 & (1 << bits) - 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def index_pairs(table, bits, records, n):
     """Fill an empty table with the ``n`` records."""
     for i in range(n):
         store32(table + 4 * (-1 - pair_index(table, bits, records, load64(records + 32 * i))), i)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def compare_tokens(state, a, b):
     """Below, at or above 0 as the bytes of token ``a`` sort before, with or after those of ``b``."""
     tokens, ends = load64(state + 8 * TOKENS), load64(state + 8 * TOKEN_ENDS)
@@ -234,7 +82,7 @@ def compare_tokens(state, a, b):
     return (a_end - i) - (b_end - j)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def goes_first(state, count, tie, key, entry):
     """Whether (count, tie, key) is merged before the heap's ``entry``."""
     other = load64(entry)
@@ -249,7 +97,7 @@ def goes_first(state, count, tie, key, entry):
     return difference > 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def set_entry(entry, count, tie, key):
     """Write one heap entry."""
     store64(entry, count)
@@ -257,13 +105,13 @@ def set_entry(entry, count, tie, key):
     store64(entry + 16, key)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_entry(source, target):
     """Copy one heap entry."""
     set_entry(target, load64(source), load64(source + 8), load64(source + 16))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def push(state, count, tie, key):
     """Add an entry to the heap."""
     heap, hole = load64(state + 8 * HEAP), load64(state + 8 * HEAP_SIZE)
@@ -277,7 +125,7 @@ def push(state, count, tie, key):
     set_entry(heap + 24 * hole, count, tie, key)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def replace_top(state, count, tie, key):
     """Put an entry in place of the first one."""
     heap, size = load64(state + 8 * HEAP), load64(state + 8 * HEAP_SIZE)
@@ -298,7 +146,7 @@ def replace_top(state, count, tie, key):
     set_entry(heap + 24 * hole, count, tie, key)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pop(state):
     """Drop the first entry."""
     heap, size = load64(state + 8 * HEAP), load64(state + 8 * HEAP_SIZE) - 1
@@ -308,7 +156,7 @@ def pop(state):
         replace_top(state, load64(last), load64(last + 8), load64(last + 16))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def add_to_pair(state, key, count):
     """Add ``count`` to the pair ``key``, which is made if need be.
 
@@ -331,7 +179,7 @@ def add_to_pair(state, key, count):
     return index
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def file_places(state, first_pair, n_found):
     """Write the ``n_found`` places of STEP into lists, one a pair from ``first_pair`` on, and push them."""
     records, step = load64(state + 8 * PAIR_RECORDS), load64(state + 8 * STEP)
@@ -344,9 +192,9 @@ def file_places(state, first_pair, n_found):
         store64(record + 24, 0)
     store64(state + 8 * N_PLACES, used)
     for i in range(n_found):
-        record = records + 32 * load64(step + 16 * i)
+        record = records + 32 * load32(step + 8 * i)
         size = load64(record + 24)
-        store32(places + 4 * (load64(record + 16) + size), load64(step + 16 * i + 8))
+        store32(places + 4 * (load64(record + 16) + size), load32(step + 8 * i + 4))
         store64(record + 24, size + 1)
     lowest = load64(state + 8 * MIN_COUNT)
     first_seen = load64(state + 8 * TIE) == FIRST_SEEN
@@ -358,19 +206,19 @@ def file_places(state, first_pair, n_found):
             push(state, count, tie, key)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def found(state, key, count, place, n_found):
     """Note that a new pair occurs at ``place``."""
     index = add_to_pair(state, key, count)
     record = load64(state + 8 * PAIR_RECORDS) + 32 * index
     store64(record + 24, load64(record + 24) + 1)
     step = load64(state + 8 * STEP)
-    store64(step + 16 * n_found, index)
-    store64(step + 16 * n_found + 8, place)
+    store32(step + 8 * n_found, index)
+    store32(step + 8 * n_found + 4, place)
     store32(load64(state + 8 * SYMBOLS) + _SYMBOL * place + 16, index)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def count_first_pairs(state):
     """Count the pairs of neighbours in all words as they stand."""
     symbols, counts = load64(state + 8 * SYMBOLS), load64(state + 8 * WORD_COUNTS)
@@ -384,7 +232,7 @@ def count_first_pairs(state):
     file_places(state, 0, n_found)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def first_place(state, index):
     """First place where the pair ``index`` still occurs (it does); its list is shortened up to there."""
     symbols, places = load64(state + 8 * SYMBOLS), load64(state + 8 * PLACES)
@@ -398,7 +246,7 @@ def first_place(state, index):
     return load32(places + 4 * start)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def learn(state, until):
     """Learn merges until there are ``until``.
 
@@ -449,6 +297,7 @@ def learn(state, until):
             store64(ends + 8 * merged + 8, end)
         first_pair, n_found = load64(state + 8 * N_PAIRS), 0
         for i in range(start, start + size):
+            prefetch(symbols + _SYMBOL * load32(places + 4 * (i + _AHEAD)))
             place = load32(places + 4 * i)
             symbol = symbols + _SYMBOL * place
             if load32(symbol + 16) != index:
