@@ -434,7 +434,7 @@ class BPETokenizer:
         Raises:
             UnknownTokenError: an id that is not in the vocabulary.
         """
-        return self.decode_bytes(ids).decode("utf-8", errors)
+        return str(self._decoded(ids), "utf-8", errors)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Bytes of ``ids``, special tokens included as their text.
@@ -442,6 +442,9 @@ class BPETokenizer:
         Raises:
             UnknownTokenError: an id that is not in the vocabulary.
         """
+        return bytes(self._decoded(ids))
+
+    def _decoded(self, ids: Iterable[int]) -> bytes | memoryview:
         if not isinstance(ids, (list, tuple, np.ndarray)):
             ids = list(ids)
         if len(ids) >= _SHORT_TEXT:

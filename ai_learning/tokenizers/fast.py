@@ -4,6 +4,7 @@ numba compiles a kernel on its first use (seconds, told on stderr) and keeps the
 loads in a fraction of a second. Without numba everything here is off and plain Python does the work.
 """
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -91,6 +92,28 @@ def byte_masks() -> np.ndarray:
     """(16, 2) uint64: the bits of two words that hold the first n bytes; seven at most in the second."""
     rows = [((1 << 8 * min(n, 8)) - 1, (1 << 8 * max(n - 8, 0)) - 1) for n in range(16)]
     return np.array(rows, np.uint64)
+
+
+@cache
+def list_layout() -> tuple[int, int] | None:
+    """How CPython writes the number of digits of a small positive integer and of 0.
+
+    ``None`` where lists and integers are not laid out as ``kernels.decode.decoded_size_of_list`` reads them.
+    """
+
+    def at(place: int) -> int:
+        return ctypes.c_int64.from_address(place).value
+
+    probe = [12345, 0, 2**20 - 1]
+    if list.__basicsize__ != 40 or at(id(probe) + 16) != 3:
+        return None
+    items = at(id(probe) + 24)
+    if [at(items + 8 * i) for i in range(3)] != [id(number) for number in probe]:
+        return None
+    types, digits = ([at(id(number) + offset) for number in probe] for offset in (8, 16))
+    values = [at(id(number) + 24) & 0xFFFFFFFF for number in probe]
+    known = types == [id(int)] * 3 and digits[0] == digits[2] != digits[1] and values[::2] == probe[::2]
+    return (digits[0], digits[1]) if known else None
 
 
 def address(array: np.ndarray) -> int:

@@ -1,12 +1,12 @@
 """Encoding and decoding with compiled kernels: their memory, one set a thread."""
 
 from array import array as Array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .fast import ASCII_HEADER, BYTES_HEADER, PAD, address, padded, pattern_fields, utf8
+from .fast import ASCII_HEADER, BYTES_HEADER, PAD, address, list_layout, padded, pattern_fields, utf8
 from .kernels import decode, encode, merge, split
 from .kernels import state as fields
 from .pretokenize import SplitPattern
@@ -45,8 +45,20 @@ class _Tables:
         merge.add_pairs(address(self.pairs), self.pair_bits, address(triples), len(triples))
         self.new_ids = np.ascontiguousarray(triples[:, 2], np.uint32)
         self.byte_ids = np.array(table.byte_ids, np.uint32)
+        self.joints = _joints(tokenizer._ids)
         self.vocab_size = tokenizer.vocab_size
         self.records, self.long_tokens = _decode_records(tokenizer.vocab, tokenizer.vocab_size)
+
+
+def _joints(tokens: Collection[bytes]) -> np.ndarray:
+    """See ``kernels.merge.first_seam``: one bit for each two bytes that are neighbours in a token."""
+    tokens = [token for token in tokens if token]
+    data = np.frombuffer(b"".join(tokens), np.uint8).astype(np.uint16)
+    pairs = data[:-1] << 8 | data[1:]
+    ends = np.cumsum([len(token) for token in tokens])
+    bits = np.zeros(2**16, np.uint8)
+    bits[np.delete(pairs, ends[:-1] - 1)] = 1  # the end of one token is no neighbour of the next one's start
+    return np.packbits(bits, bitorder="little")
 
 
 def _decode_records(vocab: dict[int, bytes], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +102,7 @@ class _Worker:
         self.state[fields.PAIR_BITS] = tables.pair_bits
         self.state[fields.NEW_IDS] = address(tables.new_ids)
         self.state[fields.BYTE_IDS] = address(tables.byte_ids)
+        self.state[fields.JOINTS] = address(tables.joints)
         self.state[fields.MAX_CACHED] = _MAX_CACHED_WORD
         self.scratch_for(4096)
         self.room_for(4096)
@@ -203,26 +216,36 @@ class FastEncoder:
         self._workers.append(worker)
         return ids
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> bytes | None:
-        """Bytes of ``ids``, or ``None`` if one of them is not in the vocabulary."""
-        if isinstance(ids, np.ndarray):
-            if ids.dtype == np.uint32 and ids.flags.c_contiguous:
-                array = ids
-            elif ids.dtype.kind not in "iu" or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**32):
-                return None
-            else:
-                array = np.ascontiguousarray(ids, np.uint32)
-        else:
-            try:
-                array = np.frombuffer(Array("I", ids), np.uint32) if len(ids) else np.empty(0, np.uint32)
-            except (OverflowError, TypeError, ValueError):
-                return None
-        tables = self._tables
-        place, n = address(array), len(array)
+    def decode(self, ids: Sequence[int] | np.ndarray) -> memoryview | None:
+        """Bytes of ``ids``, or ``None`` if one of them is not in the vocabulary (or they are no integers)."""
+        tables, n = self._tables, len(ids)
         records = address(tables.records)
-        size = decode.decoded_size(place, n, records, tables.vocab_size)
+        if type(ids) is list and (layout := list_layout()):
+            array = np.empty(n, np.uint32)
+            place = address(array)
+            size = decode.decoded_size_of_list(
+                id(ids), n, id(int), *layout, records, tables.vocab_size, place
+            )
+        else:
+            converted = _as_uint32(ids)
+            if converted is None:
+                return None
+            array = converted
+            place = address(array)
+            size = decode.decoded_size(place, n, records, tables.vocab_size)
         if size < 0:
             return None
         out = np.empty(size + 32, np.uint8)
         decode.decode_ids(place, n, records, address(tables.long_tokens), address(out))
-        return out[:size].tobytes()
+        return memoryview(out)[:size]
+
+
+def _as_uint32(ids: Sequence[int] | np.ndarray) -> np.ndarray | None:
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "iu" or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**32):
+            return None
+        return np.ascontiguousarray(ids, np.uint32)
+    try:
+        return np.frombuffer(Array("I", ids), np.uint32) if len(ids) else np.empty(0, np.uint32)
+    except (OverflowError, TypeError, ValueError):
+        return None

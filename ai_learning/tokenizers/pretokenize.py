@@ -135,16 +135,19 @@ def splitter(pattern: SplitPattern) -> Callable[[str], list[str]]:
         return lambda text: [text] if text else []
     if not pattern.template:
         return _keep_gaps(_compile_own(pattern.regex))
-    ascii_findall, findall = _compile_template(pattern.template)
+    of_ascii, of_bmp, of_all = _compile_template(pattern.template)
+
+    def split_piece(piece: str) -> list[str]:
+        if piece.isascii():
+            return of_ascii(piece)
+        return of_all(piece) if _BEYOND_BMP.search(piece) else of_bmp(piece)
 
     def split(text: str) -> list[str]:
-        if text.isascii():
-            return ascii_findall(text)
-        if len(text) <= _PIECE:
-            return findall(text)
+        if len(text) <= _PIECE or text.isascii():
+            return split_piece(text)
         words: list[str] = []
-        for piece in _pieces(text):  # most pieces of most texts are ASCII, which is twice as fast to split
-            words += ascii_findall(piece) if piece.isascii() else findall(piece)
+        for piece in _pieces(text):
+            words += split_piece(piece)
         return words
 
     return split
@@ -169,18 +172,28 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
 
 
+_BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
+
+
 @lru_cache
-def _compile_template(template: str) -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
+def _compile_template(template: str) -> tuple[Callable[[str], list[str]], ...]:
+    """``findall`` for ASCII, for text up to U+FFFF and for any text: the fewer ranges, the faster."""
+
     def fill(letters: str, numbers: str, spaces: str) -> Callable[[str], list[str]]:
         filled = template.replace("%L", letters).replace("%N", numbers).replace("%S", spaces)
         return re.compile(filled).findall
 
     classes = (unicode_table.LETTER, unicode_table.NUMBER, unicode_table.SPACE)
-    return fill("A-Za-z", "0-9", r"\t-\r "), fill(*(_character_class(ranges) for ranges in classes))
+    return (
+        fill("A-Za-z", "0-9", r"\t-\r "),
+        fill(*(_character_class(ranges, 0xFFFF) for ranges in classes)),
+        fill(*(_character_class(ranges) for ranges in classes)),
+    )
 
 
-def _character_class(ranges: str) -> str:
-    return "".join(rf"\U{first:08x}-\U{last:08x}" for first, last in parse_ranges(ranges))
+def _character_class(ranges: str, up_to: int = 0x10FFFF) -> str:
+    """``ranges`` as ``re`` writes them; each lies on one side of U+FFFF."""
+    return "".join(rf"\U{first:08x}-\U{last:08x}" for first, last in parse_ranges(ranges) if last <= up_to)
 
 
 @lru_cache

@@ -9,7 +9,7 @@ in the fourth.
 """
 
 from .machine import kernel, load8, load32, load64, lowest_bit, shr, store8, store32, store64
-from .merge import merge_long, merge_short
+from .merge import first_seam, merge_long, merge_short
 from .split import next_block
 from .state import (
     ARENA,
@@ -23,6 +23,7 @@ from .state import (
     CARRY,
     HASH_1,
     HASH_2,
+    JOINTS,
     LONG_KEY,
     MASKS,
     MAX_CACHED,
@@ -40,6 +41,7 @@ from .state import (
 )
 
 NEED_SCRATCH = -1
+_UNCUT = 32  # bytes; longer words (text without spaces, mostly new) are cut at seams into ones seen before
 _BYTES_TO_SCAN = 128  # up to here rescanning for the best pair beats a heap
 
 
@@ -125,6 +127,7 @@ def encode_text(text, end, out, state):
     masks = load64(state + 8 * MASKS)
     arena = load64(state + 8 * ARENA)
     pool = load64(state + 8 * POOL)
+    joints = load64(state + 8 * JOINTS)
     wrap = (1 << bits) - 1
     position = load64(state + 8 * POSITION)
     base = load64(state + 8 * BASE)
@@ -149,6 +152,9 @@ def encode_text(text, end, out, state):
             break
         place = text + word
         n = stop - word
+        if n > _UNCUT:
+            n = first_seam(joints, place, n)
+            stop = word + n
         if n < 16:
             first = load64(place) & load64(masks + 16 * n)
             second = load64(place + 8) & load64(masks + 16 * n + 8) | n << 56

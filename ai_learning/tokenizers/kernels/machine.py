@@ -64,16 +64,21 @@ def _digest_of_sources() -> str:
 _SOURCES = _digest_of_sources()
 
 
-def kernel(function: Callable) -> Any:
-    """Compile ``function`` on its first call, without the interpreter lock, and keep the result on disk.
+def kernel(function: Callable, *, nogil: bool = True) -> Any:
+    """Compile ``function`` on its first call and keep the result on disk; it runs without the interpreter lock.
 
     numba takes what it finds on disk for fresh as long as the function's own file is unchanged, though
     functions of other files are compiled into it. Here it is fresh while no file of this folder has changed.
     """
-    compiled = njit(nogil=True, cache=True)(function)
+    compiled = njit(nogil=nogil, cache=True)(function)
     if index := getattr(compiled._cache, "_cache_file", None):  # none where no folder can be written to
         index._source_stamp = _SOURCES
     return compiled
+
+
+def locked_kernel(function: Callable) -> Any:
+    """A kernel that holds the interpreter lock: for what reads Python's own objects."""
+    return kernel(function, nogil=False)
 
 
 @intrinsic

@@ -32,6 +32,22 @@ def add_pairs(pairs, bits, triples, n):
 
 
 @kernel
+def first_seam(joints, place, n):
+    """How many of ``n`` bytes at ``place`` stand before two that follow each other in no token; ``n`` if none.
+
+    No merge reaches across such a seam, so what stands on both sides can be encoded apart.
+    """
+    following = load8(place)
+    for i in range(1, n):
+        pair = following << 8
+        following = load8(place + i)
+        pair |= following
+        if shr(load8(joints + (pair >> 3)), pair & 7) & 1 == 0:
+            return i
+    return n
+
+
+@kernel
 def merge_short(state, place, n, out):
     """Merge the word of ``n`` bytes at ``place``; writes uint32 ids to ``out``, returns how many."""
     pairs, bits = load64(state + 8 * PAIRS), load64(state + 8 * PAIR_BITS)

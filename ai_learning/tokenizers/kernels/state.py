@@ -12,12 +12,13 @@ Addresses and sizes first, then the place to go on from when a kernel came back 
     PAIRS, PAIR_BITS,  # left id (20 bits), right id (20), rank (24), open addressing
     NEW_IDS,  # uint32: rank → id
     BYTE_IDS,  # uint32: byte → id
+    JOINTS,  # 65536 bits: which two bytes follow each other in some token
     SCRATCH, SCRATCH_WORD,  # room to merge a word of SCRATCH_WORD bytes, 32 bytes a byte
     MAX_CACHED,  # longer words are merged anew each time
     FAMILY, MAX_DIGITS, WHOLE_TAIL,  # of the split pattern
     POSITION, BASE, STARTS, CARRY, WORD, OUT, NEEDED,
     N_FIELDS,
-) = range(30)  # fmt: skip
+) = range(31)  # fmt: skip
 
 NONE, GPT2, GPT4 = 0, 1, 2  # families of split patterns
 SLOT = 32  # bytes of a slot of the word cache
