@@ -8,6 +8,7 @@ are not checked: that would read the whole file.
 """
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterable
@@ -75,6 +76,11 @@ class TokenFileWriter:
     def end_document(self) -> None:
         """Mark the end of the document under way."""
         self._ends.append(self.n_tokens)
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written so far, so that there is less to wait for at the end."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def add_documents(self, ids: np.ndarray, ends: np.ndarray) -> None:
         """Append ids in which documents end at the positions ``ends`` (the last one may go on)."""

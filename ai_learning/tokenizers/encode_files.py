@@ -16,13 +16,14 @@ from ..files import write_text
 from ..token_file import TokenFileWriter, token_dtype
 from . import special
 from .special import SpecialSet
-from .streaming import safe_byte_chunks, valid_utf8
+from .streaming import read_range, safe_ranges, valid_utf8
 
 if TYPE_CHECKING:
     from .bpe_tokenizer import BPETokenizer
 
 _CHUNK = 2**19  # bytes encoded at once: small, because large blocks of changing size fragment memory
 _BATCH = 2**21  # bytes handed to a worker at once
+_SYNC = 2**25  # bytes of text between two times that the disk is waited for
 PROGRESS_FILE = "progress.json"
 SHARD_NAME = "shard-{:05d}.tokens"
 
@@ -95,22 +96,31 @@ def encode_files(
         raise InputError(f"shard_tokens={shard_tokens} must be 1 or more")
     use, _ = special.resolve(allowed_special, (), tokenizer.special_tokens)
     allowed = use & tokenizer.special_tokens.keys()
-    job = _Job(tokenizer, allowed, append_eos)
+    job = _Job(tokenizer, files, allowed, append_eos)
     if shard_tokens is None:
         report = EncodeReport(files=len(files), shards=1)
         with TokenFileWriter(out, tokenizer.vocab_size, tokenizer.fingerprint) as writer:
-            for chunk in _encoded(job, files, (0, 0), num_workers or 1):
+            for chunk in _encoded(job, (0, 0), num_workers or 1):
                 _write(writer, chunk, report)
                 on_bytes(chunk.n_bytes)
     else:
-        report = _encode_shards(job, files, Path(out), shard_tokens, num_workers or 1, on_bytes)
+        report = _encode_shards(job, Path(out), shard_tokens, num_workers or 1, on_bytes)
     report.seconds = time.perf_counter() - started
     return report
 
 
-_Chunk = tuple[
-    bytes, bool, int, tuple[int, int]
-]  # text, whether its file ends, bytes read, place of the next
+@dataclass(frozen=True)
+class _Chunk:
+    """A stretch of a file that can be encoded apart."""
+
+    file: int
+    start: int
+    stop: int
+    ends_file: bool
+
+    @property
+    def next_place(self) -> tuple[int, int]:
+        return (self.file + 1, 0) if self.ends_file else (self.file, self.stop)
 
 
 @dataclass
@@ -126,15 +136,17 @@ class _Encoded:
 class _Job:
     """What a worker needs; it can be sent to another process."""
 
-    def __init__(self, tokenizer: "BPETokenizer", allowed: frozenset[str], append_eos: bool) -> None:
-        self.tokenizer, self.allowed, self.append_eos = tokenizer, allowed, append_eos
+    def __init__(
+        self, tokenizer: "BPETokenizer", files: list[Path], allowed: frozenset[str], append_eos: bool
+    ) -> None:
+        self.tokenizer, self.files, self.allowed, self.append_eos = tokenizer, files, allowed, append_eos
         self.dtype = token_dtype(tokenizer.vocab_size)
 
-    def encode_all(self, batch: list[_Chunk]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [self.encode(data, end_of_file) for data, end_of_file, _, _ in batch]
+    def encode_all(self, batch: list[_Chunk]) -> list[_Encoded]:
+        return [self.encode(chunk) for chunk in batch]
 
-    def encode(self, data: bytes, end_of_file: bool) -> tuple[np.ndarray, np.ndarray]:
-        data = valid_utf8(data)
+    def encode(self, chunk: _Chunk) -> _Encoded:
+        data = valid_utf8(read_range(self.files[chunk.file], chunk.start, chunk.stop))
         tokenizer, eos = self.tokenizer, self.tokenizer.eos_id
         parts: list[np.ndarray] = []
         raw = [token.encode() for token in self.allowed]
@@ -149,13 +161,13 @@ class _Job:
                 parts.append(np.array([tokenizer.special_tokens[piece.decode()]], self.dtype))
             else:
                 parts.append(tokenizer.encode_utf8(piece, self.dtype))
-        if end_of_file and self.append_eos and eos is not None and not (parts and parts[-1][-1:] == eos):
+        if chunk.ends_file and self.append_eos and eos is not None and not (parts and parts[-1][-1:] == eos):
             parts.append(np.array([eos], self.dtype))
         ids = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, self.dtype)
         ends = np.flatnonzero(ids == eos) + 1 if eos is not None else np.empty(0, np.int64)
-        if end_of_file and (not len(ends) or ends[-1] != len(ids)):
+        if chunk.ends_file and (not len(ends) or ends[-1] != len(ids)):
             ends = np.append(ends, len(ids))
-        return ids, ends
+        return _Encoded(ids, ends, chunk.stop - chunk.start, chunk.next_place)
 
 
 _job_of_process: _Job | None = None
@@ -166,37 +178,30 @@ def _start_process(job: _Job) -> None:
     _job_of_process = job
 
 
-def _encode_in_process(batch: "list[_Chunk]") -> list[tuple[np.ndarray, np.ndarray]]:
+def _encode_in_process(batch: list[_Chunk]) -> list[_Encoded]:
     assert _job_of_process is not None
     return _job_of_process.encode_all(batch)
 
 
-def _chunks(job: _Job, files: list[Path], start: tuple[int, int]) -> Iterator[_Chunk]:
-    for number in range(start[0], len(files)):
+def _chunks(job: _Job, start: tuple[int, int]) -> Iterator[_Chunk]:
+    for number in range(start[0], len(job.files)):
         skipped = start[1] if number == start[0] else 0
-        pattern, tokens = job.tokenizer.pattern, job.allowed
-        pieces = safe_byte_chunks(files[number], pattern, tokens, _CHUNK, skipped, validate=False)
-        place = skipped
-        held: tuple[bytes, int] | None = None
-        for data, n_bytes in pieces:
-            if held is not None:
-                place += held[1]
-                yield held[0], False, held[1], (number, place)
-            held = data, n_bytes
-        data, n_bytes = held or (b"", 0)
-        yield data, True, n_bytes, (number + 1, 0)
+        ranges = safe_ranges(job.files[number], job.tokenizer.pattern, job.allowed, _CHUNK, skipped)
+        begin, end = next(ranges)
+        for following in ranges:
+            yield _Chunk(number, begin, end, ends_file=False)
+            begin, end = following
+        yield _Chunk(number, begin, end, ends_file=True)
 
 
-def _encoded(job: _Job, files: list[Path], start: tuple[int, int], workers: int) -> Iterator[_Encoded]:
+def _encoded(job: _Job, start: tuple[int, int], workers: int) -> Iterator[_Encoded]:
     """Encode chunks side by side; results in order, only a few in memory."""
     compiled = job.tokenizer.prepare()
     if workers == 1:
-        for data, ends_file, n_bytes, following in _chunks(job, files, start):
-            ids, ends = job.encode(data, ends_file)
-            yield _Encoded(ids, ends, n_bytes, following)
+        yield from map(job.encode, _chunks(job, start))
         return
     pool: Executor
-    encode: Callable[[list[_Chunk]], list[tuple[np.ndarray, np.ndarray]]]
+    encode: Callable[[list[_Chunk]], list[_Encoded]]
     if compiled:
         pool, encode = ThreadPoolExecutor(workers), job.encode_all
     else:
@@ -204,14 +209,14 @@ def _encoded(job: _Job, files: list[Path], start: tuple[int, int], workers: int)
 
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (job,))
         encode = _encode_in_process
-    waiting: deque[tuple[Future, list[_Chunk]]] = deque()
+    waiting: deque[Future[list[_Encoded]]] = deque()
     with pool:
-        for batch in _batches(_chunks(job, files, start)):
-            waiting.append((pool.submit(encode, batch), batch))
+        for batch in _batches(_chunks(job, start)):
+            waiting.append(pool.submit(encode, batch))
             if len(waiting) > workers:
-                yield from _results(*waiting.popleft())
+                yield from waiting.popleft().result()
         while waiting:
-            yield from _results(*waiting.popleft())
+            yield from waiting.popleft().result()
 
 
 def _batches(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
@@ -220,7 +225,7 @@ def _batches(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
     size = 0
     for chunk in chunks:
         batch.append(chunk)
-        size += len(chunk[0])
+        size += chunk.stop - chunk.start
         if size >= _BATCH:
             yield batch
             batch, size = [], 0
@@ -228,13 +233,10 @@ def _batches(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
         yield batch
 
 
-def _results(future: Future, batch: list[_Chunk]) -> Iterator[_Encoded]:
-    for (ids, ends), (_, _, n_bytes, following) in zip(future.result(), batch, strict=True):
-        yield _Encoded(ids, ends, n_bytes, following)
-
-
 def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> None:
     writer.add_documents(chunk.ids, chunk.ends)
+    if chunk.next_place[1] // _SYNC != (chunk.next_place[1] - chunk.n_bytes) // _SYNC:
+        writer.sync()  # while the workers go on
     report.tokens += len(chunk.ids)
     report.documents += len(chunk.ends)
     report.n_bytes += chunk.n_bytes
@@ -242,13 +244,12 @@ def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> No
 
 def _encode_shards(
     job: _Job,
-    files: list[Path],
     folder: Path,
     shard_tokens: int,
     workers: int,
     on_bytes: Callable[[int], None],
 ) -> EncodeReport:
-    tokenizer = job.tokenizer
+    tokenizer, files = job.tokenizer, job.files
     settings = {
         "fingerprint": tokenizer.fingerprint,
         "files": [[str(file), file.stat().st_size] for file in files],
@@ -261,7 +262,7 @@ def _encode_shards(
     if progress_path.is_file():
         report, place = _read_progress(progress_path, settings)
         report.resumed_shards = report.shards
-    chunks = _encoded(job, files, place, workers)
+    chunks = _encoded(job, place, workers)
     while place[0] < len(files):
         with TokenFileWriter(
             folder / SHARD_NAME.format(report.shards), tokenizer.vocab_size, tokenizer.fingerprint

@@ -237,7 +237,7 @@ class FastEncoder:
             return None
         out = np.empty(size + 32, np.uint8)
         decode.decode_ids(place, n, records, address(tables.long_tokens), address(out))
-        return memoryview(out)[:size]
+        return out[:size].data
 
 
 def _as_uint32(ids: Sequence[int] | np.ndarray) -> np.ndarray | None:

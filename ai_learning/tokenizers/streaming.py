@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, AnyStr
+from typing import TYPE_CHECKING, AnyStr, BinaryIO
 
 from . import fast, special, unicode_table
 from .pretokenize import SplitPattern, _character_class
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _STREAM_CHARACTERS = 2**16
 _LOOK_BACK = 2**6  # characters searched first for a place to cut
+_WINDOW = 2**12  # bytes of a file read first to find one
 
 
 @lru_cache(maxsize=1)
@@ -153,39 +154,65 @@ def safe_cut_bytes(data: bytes, special_tokens: Iterable[str] = ()) -> int:
     return len(text[: safe_cut(text, special_tokens)].encode())
 
 
-def safe_byte_chunks(
-    path: str | Path,
-    pattern: SplitPattern,
-    special_tokens: Iterable[str],
-    size: int,
-    start: int = 0,
-    *,
-    validate: bool = True,
-) -> Iterator[tuple[bytes, int]]:
-    """A file, from byte ``start`` on, in chunks of about ``size`` bytes that are safe to treat apart.
+def safe_ranges(
+    path: str | Path, pattern: SplitPattern, special_tokens: Iterable[str], size: int, start: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Where to cut a file, from byte ``start`` on, into ranges of about ``size`` bytes safe to treat apart.
+
+    Little of the file is read: only what stands around each cut.
 
     Yields:
-        (chunk, bytes of the file that it stands for). Chunks are valid UTF-8: bytes that are not become
-        U+FFFD.
+        (first byte, byte behind the last); at least one range, even of an empty file.
     """
     tokens = frozenset(special_tokens)
-    clean = valid_utf8 if validate else bytes
-    named = pattern.family in ("gpt2", "gpt4")
-    held, wanted = b"", size
     with Path(path).open("rb") as file:
+        end = max(start, file.seek(0, 2))
+        while True:
+            wanted, cut = size, 0
+            while not cut and start + wanted < end:
+                cut = _cut_before(file, start, start + wanted, pattern, tokens)
+                wanted *= 2
+            yield start, start + cut if cut else end
+            if not cut:
+                return
+            start += cut
+
+
+def _cut_before(file: BinaryIO, start: int, stop: int, pattern: SplitPattern, tokens: frozenset[str]) -> int:
+    """Length of the longest range from ``start`` that ends safely before ``stop``; 0 if there is none."""
+    for first in (max(start, stop - _WINDOW), start):
+        file.seek(first)
+        data = file.read(stop - first)
+        if pattern.family not in ("gpt2", "gpt4"):
+            if first == start and (cut := _last_special(data, tokens)):
+                return cut
+            continue
+        broken = (
+            next((i for i in range(min(4, len(data))) if data[i] & 0xC0 != 0x80), 0) if first > start else 0
+        )
+        cut = safe_cut_bytes(data[broken:], tokens)
+        if cut > (0 if first == start else max(map(len, tokens), default=0) * 4):  # none reaches across
+            return first - start + broken + cut
+    return 0
+
+
+def read_range(path: str | Path, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file."""
+    with Path(path).open("rb", buffering=0) as file:
         file.seek(start)
-        while block := file.read(max(1, wanted - len(held))):
-            held += block
-            if len(held) < wanted:
-                continue
-            cut = safe_cut_bytes(held, tokens) if named else _last_special(held, tokens)
-            if cut:
-                yield clean(held[:cut]), cut
-                held, wanted = held[cut:], size
-            else:
-                wanted = 2 * len(held)
-    if held:
-        yield clean(held), len(held)
+        return file.read(stop - start)
+
+
+def safe_byte_chunks(
+    path: str | Path, pattern: SplitPattern, special_tokens: Iterable[str], size: int
+) -> Iterator[bytes]:
+    """A file in chunks of about ``size`` bytes that are safe to treat apart.
+
+    Chunks are valid UTF-8: bytes that are not become U+FFFD.
+    """
+    for start, stop in safe_ranges(path, pattern, special_tokens, size):
+        if stop > start:
+            yield valid_utf8(read_range(path, start, stop))
 
 
 def valid_utf8(data: bytes) -> bytes:

@@ -145,8 +145,7 @@ def train_from_files(
 
     def chunks() -> Iterator[bytes]:
         for file in files:
-            pieces = safe_byte_chunks(file, settings.pattern, settings.special_tokens, _CHUNK)
-            yield from (data for data, _ in pieces)
+            yield from safe_byte_chunks(file, settings.pattern, settings.special_tokens, _CHUNK)
 
     source = [[str(file.resolve()), file.stat().st_size] for file in files]
     return _train(settings, chunks(), source, counts_file, progress, compiled)

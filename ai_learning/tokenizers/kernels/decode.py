@@ -24,8 +24,9 @@ def decoded_size(ids, n, records, vocab_size):
 def decoded_size_of_list(ids, n, int_type, one_digit, zero, records, vocab_size, out):
     """``decoded_size`` of a list of Python integers, which are also written to ``out`` (uint32).
 
-    In CPython a list is its reference count, type, length, and the address of its items' addresses; an integer
-    is its reference count, type, number of digits, and digits of 30 bits. ``fast.list_layout`` makes sure.
+    In CPython a list is its reference count, type, length, and the address of its items' addresses; an
+    integer is its reference count, type, number of digits, and digits of 30 bits. ``fast.list_layout`` makes
+    sure.
 
     Args:
         ids: address of the list.

@@ -65,10 +65,11 @@ _SOURCES = _digest_of_sources()
 
 
 def kernel(function: Callable, *, nogil: bool = True) -> Any:
-    """Compile ``function`` on its first call and keep the result on disk; it runs without the interpreter lock.
+    """Compile ``function`` on its first call, and keep the result on disk.
 
-    numba takes what it finds on disk for fresh as long as the function's own file is unchanged, though
-    functions of other files are compiled into it. Here it is fresh while no file of this folder has changed.
+    It runs without the interpreter lock. numba takes what it finds on disk for fresh as long as the
+    function's own file is unchanged, though functions of other files are compiled into it. Here it is fresh
+    while no file of this folder has changed.
     """
     compiled = njit(nogil=nogil, cache=True)(function)
     if index := getattr(compiled._cache, "_cache_file", None):  # none where no folder can be written to

@@ -33,7 +33,7 @@ def add_pairs(pairs, bits, triples, n):
 
 @kernel
 def first_seam(joints, place, n):
-    """How many of ``n`` bytes at ``place`` stand before two that follow each other in no token; ``n`` if none.
+    """Where the ``n`` bytes at ``place`` first have two neighbours that no token has; ``n`` if nowhere.
 
     No merge reaches across such a seam, so what stands on both sides can be encoded apart.
     """
