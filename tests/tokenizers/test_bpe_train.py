@@ -74,10 +74,9 @@ def test_equals_the_readable_algorithm(compiled, rule):
 
 @pytest.mark.parametrize("rule", TIE_BREAKS)
 @pytest.mark.skipif(not fast.has_numba(), reason="no numba")
-def test_compiled_equals_plain_on_a_real_text(rule, shakespeare):
+def test_compiled_equals_plain_on_a_real_text(rule, prose):
     tokenizers = [
-        BPETokenizer.train([shakespeare], 3000, tie_break=rule, compiled=compiled)
-        for compiled in (True, False)
+        BPETokenizer.train([prose], 3000, tie_break=rule, compiled=compiled) for compiled in (True, False)
     ]
     assert tokenizers[0].merges == tokenizers[1].merges and len(tokenizers[0].merges) == 2743
 
@@ -106,28 +105,28 @@ def hugging_face(texts, vocab_size, pattern, **options):
 
 @pytest.mark.parametrize("compiled", PATHS)
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", "gpt4-original"])
-def test_same_merges_as_hugging_face(name, compiled, shakespeare):
-    for texts, size in (([shakespeare[:300_000], corpus(9)], 1500), ([corpus(5), corpus(6)], 500)):
+def test_same_merges_as_hugging_face(name, compiled, prose):
+    for texts, size in (([prose[:300_000], corpus(9)], 1500), ([corpus(5), corpus(6)], 500)):
         ours = BPETokenizer.train(texts, size, pattern=name, special_tokens=(), compiled=compiled)
         assert ours.merges == hugging_face(texts, size, PATTERNS[name])
 
 
 @pytest.mark.parametrize("compiled", PATHS)
-def test_min_frequency_as_hugging_face(compiled, shakespeare):
-    text = shakespeare[:60_000]
+def test_min_frequency_as_hugging_face(compiled, prose):
+    text = prose[:60_000]
     with pytest.warns(UserWarning, match="no other pair occurs 7 times"):
         ours = BPETokenizer.train([text], 4000, special_tokens=(), min_frequency=7, compiled=compiled)
     expected = hugging_face([text], 4000, PATTERNS["gpt2"], min_frequency=7)
     assert ours.merges == expected and 500 < len(expected) < 3744
 
 
-def test_same_tokens_as_rustbpe(shakespeare):
+def test_same_tokens_as_rustbpe(prose):
     rustbpe = pytest.importorskip("rustbpe")
     theirs = rustbpe.Tokenizer()
-    theirs.train_from_iterator(iter([shakespeare[:300_000]]), 1500, pattern=PATTERNS["nanochat"].regex)
+    theirs.train_from_iterator(iter([prose[:300_000]]), 1500, pattern=PATTERNS["nanochat"].regex)
     tokens = [bytes(token) for token, _ in theirs.get_mergeable_ranks()]
     ours = BPETokenizer.train(
-        [shakespeare[:300_000]], 1500, pattern="nanochat", special_tokens=(), tie_break="rustbpe"
+        [prose[:300_000]], 1500, pattern="nanochat", special_tokens=(), tie_break="rustbpe"
     )
     assert [ours.vocab[i] for i in range(1500)] == tokens
 
@@ -159,8 +158,8 @@ def test_special_tokens_are_cut_out():
 
 @pytest.mark.parametrize("compiled", PATHS)
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_files_in_chunks_give_the_merges_of_the_whole(tmp_path, compiled, workers, shakespeare, monkeypatch):
-    text = shakespeare[:150_000] + corpus(3, 100) + "日本語、テキスト。" * 2000 + "\r\nend<|endoftext|>" * 300
+def test_files_in_chunks_give_the_merges_of_the_whole(tmp_path, compiled, workers, prose, monkeypatch):
+    text = prose[:150_000] + corpus(3, 100) + "日本語、テキスト。" * 2000 + "\r\nend<|endoftext|>" * 300
     path = tmp_path / "corpus.txt"
     path.write_bytes(text.encode())
     expected = BPETokenizer.train([text], 700, num_workers=1, compiled=compiled).merges
@@ -191,8 +190,8 @@ def test_counters_grow_and_add_up():
     assert all(found[word.encode()] == (2 if i % 3 == 0 else 1) for i, word in enumerate(words))
 
 
-def test_plain_counting_in_processes(shakespeare):
-    text = shakespeare[:50_000]
+def test_plain_counting_in_processes(prose):
+    text = prose[:50_000]
     one, two = (BPETokenizer.train([text, text], 400, num_workers=n, compiled=False) for n in (1, 2))
     assert one.merges == two.merges
 
@@ -207,9 +206,9 @@ def test_damaged_utf8_in_files_counts_as_replacement(tmp_path):
     )
 
 
-def test_counts_file_resumes_and_refuses_others(tmp_path, shakespeare):
+def test_counts_file_resumes_and_refuses_others(tmp_path, prose):
     source, counts = tmp_path / "text.txt", tmp_path / "words.counts"
-    source.write_text(shakespeare[:100_000], encoding="utf-8")
+    source.write_text(prose[:100_000], encoding="utf-8")
     first = BPETokenizer.train_from_files(source, 500, counts_file=counts)
     import ai_learning.tokenizers.training as training
 
@@ -270,13 +269,13 @@ print((trained - before) / 1024, (peak() - before) / 1024)
 
 
 @pytest.mark.skipif(not fast.has_numba() or not sys.platform.startswith("linux"), reason="numba on Linux")
-def test_memory_does_not_grow_with_the_file(tmp_path, shakespeare):
+def test_memory_does_not_grow_with_the_file(tmp_path, prose):
     """A file of 300 MB costs no more than one of 30 MB (the same words), but for a few chunks."""
     small, large = tmp_path / "small.txt", tmp_path / "large.txt"
     with small.open("w", encoding="utf-8") as file:
-        file.writelines(shakespeare + " 👍\n" for _ in range(27))
+        file.writelines(prose + " 👍\n" for _ in range(64))
     with large.open("w", encoding="utf-8") as file:
-        file.writelines(shakespeare + " 👍\n" for _ in range(270))
+        file.writelines(prose + " 👍\n" for _ in range(640))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(small), str(large), str(tmp_path / "out.tokens")]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

@@ -12,9 +12,9 @@ from ai_learning.tokenizers import encode_files as module
 
 
 @pytest.fixture
-def files(tmp_path, shakespeare):
+def files(tmp_path, prose):
     texts = [
-        shakespeare[:200_000],
+        prose[:200_000],
         "one<|endoftext|>two née 日本語<|endoftext|>",
         "",
         "naïve café — " * 5000 + "end",
@@ -85,10 +85,10 @@ def test_shards_resume_where_they_stopped(gpt2, files, tmp_path, monkeypatch):
         gpt2.encode_files(paths, folder, shard_tokens=8000)
 
 
-def test_processes_where_there_is_no_compiled_path(tmp_path, shakespeare):
-    tokenizer = BPETokenizer.train([shakespeare[:5000]], 300, pattern=r"\w+|\W+")
+def test_processes_where_there_is_no_compiled_path(tmp_path, prose):
+    tokenizer = BPETokenizer.train([prose[:5000]], 300, pattern=r"\w+|\W+")
     path = tmp_path / "a.txt"
-    path.write_text(shakespeare[:20_000] + "<|endoftext|>" + shakespeare[:10_000], encoding="utf-8")
+    path.write_text(prose[:20_000] + "<|endoftext|>" + prose[:10_000], encoding="utf-8")
     report = tokenizer.encode_files([path, path], tmp_path / "out", 2)
     ids, _ = expected_ids(tokenizer, [path.read_text(encoding="utf-8")] * 2)
     assert not tokenizer.prepare() and report.documents == 4

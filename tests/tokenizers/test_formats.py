@@ -91,10 +91,10 @@ def test_gpt2_files(trained, tmp_path, version_line, newline):
         assert theirs.encode(TEXT) == trained.encode(TEXT)
 
 
-def test_openai_gpt2_files(gpt2, data_folder, tmp_path):
-    assert gpt2.vocab_size == 50257 and gpt2.eos_id == 50256
-    assert gpt2.encode("Hello world") == [15496, 995]
-    gpt2.to_gpt2_files(tmp_path / "v.json", tmp_path / "m.txt", version_line=False)
+def test_openai_gpt2_files(published, data_folder, tmp_path):
+    assert published.vocab_size == 50257 and published.eos_id == 50256
+    assert published.encode("Hello world") == [15496, 995]
+    published.to_gpt2_files(tmp_path / "v.json", tmp_path / "m.txt", version_line=False)
     assert json.loads((tmp_path / "v.json").read_text()) == json.loads(
         (data_folder / "gpt2_vocab.json").read_text(encoding="utf-8")
     )
