@@ -178,14 +178,17 @@ def open_bpe(
 
 
 def _train(options: Train) -> None:
-    from ..text import read_texts
+    from ..text import read_texts, text_files
     from ..tokenizers import BPETokenizer
 
     started = time.perf_counter()
     train: Callable[..., BPETokenizer] = BPETokenizer.train
     data: object
-    if Path(options.data).is_file():  # without reading it whole
-        train, data = BPETokenizer.train_from_files, options.data
+    source = Path(options.data)
+    if source.is_file() or source.is_dir():  # without holding whole files in memory
+        train, data = BPETokenizer.train_from_files, [source] if source.is_file() else text_files(source)
+        if not data:
+            raise InputError(f"no text files in {source}")
     else:
         data = read_texts(options.data)
     tokenizer = train(

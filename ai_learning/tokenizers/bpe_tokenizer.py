@@ -129,6 +129,15 @@ class BPETokenizer:
             raise InputError(f"merge {rank} ({left!r}, {right!r}) is there twice")
         return table
 
+    def with_special_tokens(self, special_tokens: Mapping[str, int] | Iterable[str]) -> "BPETokenizer":
+        """The same vocabulary and merges with these special tokens instead (minbpe registers them so).
+
+        Args:
+            special_tokens: as in the constructor: text → id, or texts that get the next free ids.
+        """
+        ordinary = {i: token for i, token in self.vocab.items() if i not in self._special_ids}
+        return BPETokenizer(ordinary, self.merges, special_tokens, self.pattern, whole_words=self.whole_words)
+
     def __repr__(self) -> str:
         return (
             f"BPETokenizer({self.vocab_size} ids, {len(self.merges)} merges, pattern={self.pattern.name!r}, "
@@ -275,6 +284,28 @@ class BPETokenizer:
             for piece, is_special in special.segments(text, allowed)
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.uint32)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of any bytes, UTF-8 or not, with nothing special in them; ``decode_bytes`` gives them back.
+
+        As in tiktoken: all from the first byte that is no UTF-8, and the word it stands in, is one word.
+        """
+        try:
+            return self.encode_ordinary(data.decode())
+        except UnicodeDecodeError as error:
+            end = error.start
+        words = [ids for _, ids in self._words.words(data[:end].decode())]
+        ids = [i for word in words for i in word]
+        kept = len(ids) - len(words[-1]) if words else 0
+        if kept < len(ids) and self._is_blank(ids[kept]):  # white space before the break belongs to it
+            while kept and self._is_blank(ids[kept - 1]):
+                kept -= 1
+        rest = b"".join(self.vocab[i] for i in ids[kept:]) + data[end:]
+        whole = self._ids.get(rest)
+        return ids[:kept] + ([whole] if whole is not None else self._table.encode_word(rest))
+
+    def _is_blank(self, token_id: int) -> bool:
+        return not self.vocab[token_id].strip(b" \n\t")
 
     def encode_utf8(self, data: bytes, dtype: np.typing.DTypeLike = np.uint32) -> np.ndarray:
         """Ids of valid UTF-8 with nothing special in it: (n,) of ``dtype``, which all ids must fit."""

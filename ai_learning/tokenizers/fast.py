@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MAX_IDS = 2**20  # a pair of ids and a rank share 64 bits
 BYTES_HEADER = bytes.__basicsize__ - 1  # a bytes object's data follows its header
 ASCII_HEADER = sys.getsizeof("") - 1  # and so do the characters of a str that is all ASCII
+_LOADING_TAKES = 700 * 2**20  # bytes of address space: numba, LLVM, the kernels, two workers
 PAD = b"\0" * 64  # kernels read up to 64 bytes at once
 
 
@@ -45,6 +46,28 @@ def has_numba() -> bool:
     )
 
 
+def can_load() -> bool:
+    """Whether the kernels are in memory, or can be: there is numba, and room for it.
+
+    Where the address space is limited (``ulimit -v``) and LLVM gets none of it, it ends the process; plain
+    Python does with little.
+    """
+    return has_numba() and (is_loaded() or _free_address_space() > _LOADING_TAKES)
+
+
+def _free_address_space() -> float:
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return float("inf")
+        with open("/proc/self/statm") as file:
+            return limit - int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, AttributeError):
+        return float("inf")
+
+
 def is_loaded() -> bool:
     """Whether the kernels are in memory already, so that using them costs nothing first."""
     return has_numba() and f"{__package__}.kernels.machine" in sys.modules
@@ -57,7 +80,7 @@ def can_compile(tokenizer: "BPETokenizer") -> bool:
         and tokenizer.vocab_size <= _MAX_IDS
         and len(tokenizer.merges) < 2**24
         and not tokenizer._fast_refused
-        and has_numba()
+        and can_load()
     )
 
 

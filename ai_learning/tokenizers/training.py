@@ -280,7 +280,7 @@ def _bars(show: bool) -> Iterator[_Bars]:
 def _count(
     settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None], compiled: bool | None
 ) -> WordCounts:
-    possible = bool(settings.pattern.family) and fast.has_numba()
+    possible = bool(settings.pattern.family) and fast.can_load()
     if compiled and not possible:
         raise InputError("compiled=True needs numba and a named pattern (or none)")
     first: list[Chunk] = []
@@ -419,11 +419,11 @@ def learn_merges(
     if n_merges == 0:
         return []
     if compiled is None:
-        compiled = fast.has_numba() and (fast.is_loaded() or len(counts.data) > _COMPILED_FROM // 4)
+        compiled = fast.is_loaded() or len(counts.data) > _COMPILED_FROM // 4
     longest = int(np.diff(counts.offsets).max(initial=0))
     if tie_break.name == "cs336" and longest > 4096:
         compiled = False  # room for the bytes of all tokens could not be foreseen
-    if compiled and fast.has_numba() and len(counts.data) < 2**31:
+    if compiled and fast.can_load() and len(counts.data) < 2**31:
         with fast.announced("the fast trainer"):
             from .fast_trainer import learn_compiled
 
