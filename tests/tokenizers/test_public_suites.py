@@ -131,17 +131,21 @@ with open(sys.argv[2], encoding="utf-8", newline="") as file:
 """
 
 
+needs_numba = pytest.mark.skipif(not fast.has_numba(), reason="no numba")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS as on Linux")
 @pytest.mark.parametrize(
-    "path",
-    ["plain", pytest.param("compiled", marks=pytest.mark.skipif(not fast.has_numba(), reason="no numba"))],
+    ("path", "megabytes"), [("plain", 4), pytest.param("compiled", 1, marks=needs_numba)]
 )
-def test_cs336_stream_in_limited_memory(gpt2, prose, tmp_path, path):
-    """A file of 6 MB is encoded with 4 MB of address space to spare; the whole text alone would not fit."""
+def test_cs336_stream_in_limited_memory(gpt2, prose, tmp_path, path, megabytes):
+    """6 MB of text with 1 MB of address space to spare (plain Python: 4, for the words it remembers)."""
     (tmp_path / "tokenizer.pickle").write_bytes(pickle.dumps(gpt2))
     text = prose * 13
     (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="")
-    command = [sys.executable, "-c", LIMITED, tmp_path / "tokenizer.pickle", tmp_path / "text.txt", "4", path]
+    command = [
+        sys.executable, "-c", LIMITED, tmp_path / "tokenizer.pickle", tmp_path / "text.txt", megabytes, path,
+    ]  # fmt: skip
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "", "MALLOC_ARENA_MAX": "1"}
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
