@@ -18,7 +18,8 @@ resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 from ai_learning.tokenizers import BPETokenizer, fast
 text, folder = sys.argv[2:]
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    status = open("/proc/self/status").read()  # ru_maxrss would begin with what the parent had
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 tokenizer = BPETokenizer.train_from_files(text, 8192)
 print("train_from_files: peak RSS", peak(), "MB")
 tokenizer.save(folder)
