@@ -257,7 +257,8 @@ MEMORY_SCRIPT = """
 import resource, sys
 from ai_learning.tokenizers import BPETokenizer
 small, large, out = sys.argv[1:4]
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # ru_maxrss would begin with what the parent had
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 tokenizer = BPETokenizer.train_from_files(small, 600, compiled=True, num_workers=2)
 tokenizer.encode_files(small, out, 2)
 before = peak()
