@@ -1,13 +1,17 @@
 """Text to ids and back: one token a byte, or byte-pair encoding.
 
-bpe               the algorithm, to be read
-pretokenize       how text is split into words
-bpe_tokenizer     ``BPETokenizer``, everything in one class
-word_encoder      encoding in plain Python
-fast, kernels     the same, compiled by numba
-training          learning merges, in plain Python and compiled
-formats           tokenizer.json, vocab.json + merges.txt, tiktoken, minbpe
-render            tokens in colour, merges step by step
+bpe                                the algorithm, to be read
+pretokenize                        how text is split into words
+bpe_tokenizer                      ``BPETokenizer``, everything in one class
+word_encoder, fast_encoder         encoding, in plain Python and compiled by numba
+training                           learning a vocabulary
+word_counts, tie_breaks            what it works on, and who wins among equals
+plain_trainer, fast_trainer        in plain Python and compiled
+fast, kernels                      what all that is compiled shares
+streaming, encode_files, batch     text in pieces, files into token files, many texts at once
+special, offsets                   special tokens; where in the text a token stands
+formats                            tokenizer.json, vocab.json + merges.txt, tiktoken, minbpe
+render                             tokens in colour, merges step by step
 """
 
 from .base import Tokenizer, load

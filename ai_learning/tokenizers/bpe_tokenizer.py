@@ -76,7 +76,7 @@ class BPETokenizer:
         self.pattern = split_pattern(pattern)
         self.merges: list[tuple[bytes, bytes]] = list(map(tuple, merges))  # type: ignore[arg-type]
         self.vocab = dict(vocab)
-        self.special_tokens = _number_special_tokens(self.vocab, special_tokens)
+        self.special_tokens = special.number(self.vocab, special_tokens)
         self.vocab |= {i: text.encode() for text, i in self.special_tokens.items()}
         self.whole_words = whole_words
         if not self.vocab or min(self.vocab) < 0:
@@ -393,17 +393,10 @@ class BPETokenizer:
             allowed_special: as in ``encode``.
             disallowed_special: as in ``encode``.
         """
+        from .offsets import spans
+
         ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
-        ends = np.cumsum([len(self.vocab[i]) for i in ids], dtype=np.int64)
-        starts = np.concatenate([[0], ends[:-1]]) if ids else ends
-        if unit == "character":
-            raw = np.frombuffer(fast.utf8(text), np.uint8)
-            if len(raw) != len(text):
-                # characters that start before each byte: a byte inside a character belongs to the one before
-                before = np.concatenate([[0], np.cumsum((raw & 0xC0) != 0x80)])
-                inside = np.append((raw & 0xC0) == 0x80, False)
-                starts, ends = before[starts] - inside[starts], before[ends]
-        return ids, list(zip(starts.tolist(), ends.tolist(), strict=True))
+        return ids, spans([self.vocab[i] for i in ids], text, unit)
 
     def _encode_dropout(
         self, text: str, allowed: frozenset[str], dropout: float, seed: int | random.Random | None
@@ -506,13 +499,10 @@ class BPETokenizer:
 
     def decode_with_offsets(self, ids: Iterable[int]) -> tuple[str, list[int]]:
         """Text and, for each id, the index of the character it starts in (tiktoken's method of that name)."""
+        from .offsets import first_characters
+
         tokens = self.decode_tokens_bytes(ids)
-        offsets, characters = [], 0
-        for token in tokens:
-            inside = bool(token) and 0x80 <= token[0] < 0xC0
-            offsets.append(max(0, characters - inside))
-            characters += sum(not 0x80 <= byte < 0xC0 for byte in token)
-        return b"".join(tokens).decode("utf-8", "strict"), offsets
+        return b"".join(tokens).decode("utf-8", "strict"), first_characters(tokens)
 
     def stream_decoder(self, errors: str = "replace") -> "StreamDecoder":
         """A decoder to feed ids one at a time; it never shows half a character."""
@@ -656,32 +646,3 @@ def _rebuild(
     whole_words: bool,
 ) -> BPETokenizer:
     return BPETokenizer(vocab, merges, special_tokens, pattern, whole_words=whole_words)
-
-
-def _number_special_tokens(
-    vocab: dict[int, bytes], special_tokens: Mapping[str, int] | Iterable[str] | None
-) -> dict[str, int]:
-    if isinstance(special_tokens, str):
-        special_tokens = [special_tokens]
-    if isinstance(special_tokens, Mapping):
-        for text, i in special_tokens.items():
-            if vocab.get(i, text.encode()) != text.encode():
-                raise InputError(f"special token {text!r} wants id {i}, which is {vocab[i]!r} already")
-        result = {str(text): int(i) for text, i in special_tokens.items()}
-    else:
-        wanted = list(dict.fromkeys(special_tokens or ()))
-        encoded = {text.encode() for text in wanted}
-        known = {token: i for i, token in vocab.items() if token in encoded}
-        following = max(vocab, default=-1) + 1
-        result = {}
-        for text in wanted:
-            if text.encode() in known:
-                result[text] = known[text.encode()]
-            else:
-                result[text] = following
-                following += 1
-    if "" in result:
-        raise InputError("a special token cannot be empty")
-    if len(set(result.values())) != len(result):
-        raise InputError(f"two special tokens share an id: {result}")
-    return result

@@ -411,7 +411,7 @@ def write_minbpe(tokenizer: BPETokenizer, path: str | Path, renumber: bool = Fal
         raise InputError(
             f"minbpe would give {moved!r} the id {ids[moved]} in place of {tokenizer.token_id(moved)}: "
             f"convert with "
-            "renumber=True if ids may change"
+            "renumber=True (--renumber) if ids may change"
         )
     special = dict(tokenizer.special_tokens)
     if renumber:

@@ -1,7 +1,7 @@
 """Special tokens: text that is one id and never part of a merge, by tiktoken's rules."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -76,3 +76,37 @@ def byte_segments(data: bytes, tokens: frozenset[str]) -> list[bytes]:
         return [data] if data else []
     pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
     return [piece for piece in re.split(pattern.encode(), data) if piece]
+
+
+def number(
+    vocab: dict[int, bytes], special_tokens: Mapping[str, int] | Iterable[str] | None
+) -> dict[str, int]:
+    """Text → id of special tokens: as given, or those that ``vocab`` holds keep theirs and others follow it.
+
+    Raises:
+        InputError: an id that something else has, or an empty text.
+    """
+    if isinstance(special_tokens, str):
+        special_tokens = [special_tokens]
+    if isinstance(special_tokens, Mapping):
+        for text, i in special_tokens.items():
+            if vocab.get(i, text.encode()) != text.encode():
+                raise InputError(f"special token {text!r} wants id {i}, which is {vocab[i]!r} already")
+        result = {str(text): int(i) for text, i in special_tokens.items()}
+    else:
+        wanted = list(dict.fromkeys(special_tokens or ()))
+        encoded = {text.encode() for text in wanted}
+        known = {token: i for i, token in vocab.items() if token in encoded}
+        following = max(vocab, default=-1) + 1
+        result = {}
+        for text in wanted:
+            if text.encode() in known:
+                result[text] = known[text.encode()]
+            else:
+                result[text] = following
+                following += 1
+    if "" in result:
+        raise InputError("a special token cannot be empty")
+    if len(set(result.values())) != len(result):
+        raise InputError(f"two special tokens share an id: {result}")
+    return result

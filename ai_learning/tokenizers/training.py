@@ -5,18 +5,16 @@ word is kept with its count. Merging works on those: pair counts and the places 
 date merge by merge, and a heap gives the best pair without a rescan. ``bpe.train`` is the same without any of
 this.
 
-Both steps exist twice, in plain Python here and compiled (``fast_trainer``), with the same result. Small
-inputs run in plain Python, which needs nothing to load.
+Both steps exist twice, in plain Python (here and ``plain_trainer``) and compiled (``fast_trainer``), with the
+same result. Small inputs run in plain Python, which needs nothing to load.
 """
 
-import heapq
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +22,17 @@ import numpy as np
 
 from ..errors import InputError
 from . import fast, special
-from .alphabet import GPT2_BYTE_ORDER
 from .bpe_tokenizer import END_OF_TEXT, BPETokenizer
+from .plain_trainer import learn_plain
 from .pretokenize import SplitPattern, split_pattern, splitter
 from .streaming import safe_byte_chunks, safe_chunks, safe_cut_bytes, utf8_chunks
+from .tie_breaks import TIE_BREAKS, TieBreak
 from .word_counts import WordCounts, load_counts, save_counts
 
 _COMPILED_FROM = 2**21  # characters; below, plain Python is done before the kernels are loaded
 _CHUNK = 2**19  # characters or bytes read at once: larger blocks of changing size fragment memory
 _BATCH = 2**21  # handed to a thread at once
-_REPORT_EVERY = 250  # merges between two updates of the progress bar
 
-
-@dataclass(frozen=True)
-class TieBreak:
-    """Which of the pairs with the greatest count is merged.
-
-    Attributes:
-        name: whose rule it is.
-        code: the kernels' number for it.
-        byte_order: byte of id 0, 1, 2 …: the rules that compare ids depend on it.
-    """
-
-    name: str
-    code: int
-    byte_order: tuple[int, ...]
-
-
-_BY_VALUE = tuple(range(256))
-TIE_BREAKS = {
-    # Hugging Face: smaller (left id, right id), the bytes numbered in GPT-2's order
-    "hf": TieBreak("hf", 0, GPT2_BYTE_ORDER),
-    # rustbpe: the same, the bytes numbered by their value
-    "rustbpe": TieBreak("rustbpe", 0, _BY_VALUE),
-    # minbpe: the pair whose first occurrence comes first in the text
-    "minbpe": TieBreak("minbpe", 1, _BY_VALUE),
-    # Stanford CS336: the greater pair of byte strings
-    "cs336": TieBreak("cs336", 2, _BY_VALUE),
-}
 
 Chunk = str | bytes  # bytes: valid UTF-8; either can be counted apart from the others
 Report = Callable[[int, int], None]  # (merges so far, merges wanted)
@@ -428,127 +399,4 @@ def learn_merges(
             from .fast_trainer import learn_compiled
 
             return learn_compiled(counts, n_merges, tie_break.code, tie_break.byte_order, min_count, report)
-    return _learn_plain(counts, n_merges, tie_break, min_count, report)
-
-
-class _GreaterFirst:
-    """Bytes that sort the other way round, for a heap that gives the smallest."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: tuple[bytes, bytes]) -> None:
-        self.value = value
-
-    def __lt__(self, other: "_GreaterFirst") -> bool:
-        return self.value > other.value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _GreaterFirst) and self.value == other.value
-
-
-def _learn_plain(
-    counts: WordCounts, n_merges: int, tie_break: TieBreak, min_count: int, report: Report
-) -> list[tuple[int, int]]:
-    """The trainer in plain Python.
-
-    Symbols of all words stand in one list, linked to their neighbours (-1: none) so that a merge touches
-    only its surroundings. Every pair lists the places it was seen at, in ascending order; a place is never
-    removed, only found stale. A count only falls once its pair exists, so a heap entry found stale is put
-    back lower.
-    """
-    id_of = {byte: i for i, byte in enumerate(tie_break.byte_order)}
-    symbols: list[int] = []
-    before: list[int] = []
-    after: list[int] = []
-    times: list[int] = []
-    for word, count in counts.items():
-        start, n = len(symbols), len(word)
-        symbols += [id_of[byte] for byte in word]
-        before += [-1, *range(start, start + n - 1)]
-        after += [*range(start + 1, start + n), -1]
-        times += [count] * n
-
-    pair_counts: dict[tuple[int, int], int] = {}
-    places: dict[tuple[int, int], list[int]] = {}
-    for i, j in enumerate(after):
-        if j >= 0:
-            pair = symbols[i], symbols[j]
-            pair_counts[pair] = pair_counts.get(pair, 0) + times[i]
-            places.setdefault(pair, []).append(i)
-
-    token = [bytes([byte]) for byte in tie_break.byte_order]
-
-    def tie(pair: tuple[int, int]) -> Any:
-        if tie_break.name == "cs336":
-            return _GreaterFirst((token[pair[0]], token[pair[1]]))
-        if tie_break.name == "minbpe":
-            left, right = pair
-            seen = places[pair]
-            fresh = next(
-                (
-                    n
-                    for n, i in enumerate(seen)
-                    if symbols[i] == left and symbols[after[i]] == right and after[i] >= 0
-                ),
-                len(seen) - 1,
-            )
-            del seen[:fresh]
-            return seen[0]
-        return pair
-
-    heap = [(-count, tie(pair), pair) for pair, count in pair_counts.items() if count >= min_count]
-    heapq.heapify(heap)
-    moving_tie = tie_break.name == "minbpe"
-    merges: list[tuple[int, int]] = []
-    while heap and len(merges) < n_merges:
-        minus_count, key, pair = heapq.heappop(heap)
-        count = pair_counts[pair]
-        if count < min_count:
-            continue
-        if -minus_count != count or (moving_tie and tie(pair) != key):
-            heapq.heappush(heap, (-count, tie(pair), pair))
-            continue
-        left, right = pair
-        new = 256 + len(merges)
-        merges.append(pair)
-        token.append(token[left] + token[right])
-        fresh: dict[tuple[int, int], None] = {}
-        for i in places.pop(pair):
-            j = after[i]
-            if symbols[i] != left or j < 0 or symbols[j] != right:
-                continue
-            weight = times[i]
-            symbols[i], symbols[j] = new, -1
-            p, n = before[i], after[j]
-            after[i] = n
-            if p >= 0:
-                neighbour = symbols[p]
-                pair_counts[neighbour, left] -= weight
-                made = neighbour, new
-                if made in pair_counts:
-                    pair_counts[made] += weight
-                    places[made].append(p)
-                else:
-                    pair_counts[made] = weight
-                    places[made] = [p]
-                    fresh[made] = None
-            if n >= 0:
-                before[n] = i
-                neighbour = symbols[n]
-                pair_counts[right, neighbour] -= weight
-                made = new, neighbour
-                if made in pair_counts:
-                    pair_counts[made] += weight
-                    places[made].append(i)
-                else:
-                    pair_counts[made] = weight
-                    places[made] = [i]
-                    fresh[made] = None
-        pair_counts[pair] = 0
-        for made in fresh:
-            if pair_counts[made] >= min_count:
-                heapq.heappush(heap, (-pair_counts[made], tie(made), made))
-        if len(merges) % _REPORT_EVERY == 0:
-            report(len(merges), n_merges)
-    report(len(merges), n_merges)
-    return merges
+    return learn_plain(counts, n_merges, tie_break, min_count, report)
