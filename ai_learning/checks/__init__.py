@@ -1,5 +1,23 @@
-"""For lessons: the library's own source, shown where it is used."""
+"""Exercises that name your mistake: ``check``, ``hint``, ``solution``, and ``show`` for the library's source.
 
+Example:
+    >>> from ai_learning.checks import check
+    >>> bool(check(lambda size: torch.ones(size, size).tril().bool(), "day1.causal_mask", quiet=True))
+    True
+"""
+
+from .catalogue import check, exercise, exercise_names, hint, solution
+from .engine import Exercise, Mutant, Report
 from .show import show
 
-__all__ = ["show"]
+__all__ = [
+    "Exercise",
+    "Mutant",
+    "Report",
+    "check",
+    "exercise",
+    "exercise_names",
+    "hint",
+    "show",
+    "solution",
+]
