@@ -12,6 +12,9 @@ from .show import show
 # Which file holds a day's exercises: a day is imported when it is asked for.
 FILES = {
     "day1": "attention",
+    "day2": "blocks",
+    "day3": "models",
+    "day4": "training",
 }
 
 
@@ -34,7 +37,10 @@ def exercise(name: str) -> Exercise:
                 return candidate
     known = exercise_names()
     near = difflib.get_close_matches(name, known, n=1)
-    raise InputError(f"no exercise {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"))
+    raise InputError(
+        f"no exercise {name!r}; "
+        + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}")
+    )
 
 
 def check(fn: Any, name: str, *, quiet: bool = False) -> Report:

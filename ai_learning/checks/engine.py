@@ -161,6 +161,18 @@ def recognise(fn: Function, exercise: Exercise) -> Mutant | None:
 # --- rungs that many exercises share ------------------------------------------------------------------------
 
 
+def same_form(reference: Function, cases: Cases, what: str) -> Step:
+    """A result of the reference's type, shape and dtype; ``what`` says which in words."""
+
+    def test(fn: Function) -> None:
+        for case in cases():
+            expected, got = reference(*copy.deepcopy(case)), fn(*copy.deepcopy(case))
+            if _form(expected) != _form(got):
+                raise Wrong(f"wrong shape or type: {what}", f"got {_form(got)}, expected {_form(expected)}")
+
+    return Step(f"returns {what}", test)
+
+
 def leaves_inputs(cases: Cases) -> Step:
     """The arguments are as they were after the call."""
 
@@ -264,6 +276,14 @@ def describe(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
+def _form(value: Any) -> str:
+    if torch.is_tensor(value):
+        return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_form, value)) + ")"
+    return type(value).__name__
+
+
 def _outcomes(fn: Function, cases: Cases) -> list[Any]:
     found: list[Any] = []
     for case in cases():
@@ -289,7 +309,9 @@ def _crash(error: Exception) -> Wrong:
     where = f", line {frames[-1].lineno} of {frames[-1].name}" if frames else ""
     message = " ".join(str(error).split())
     if isinstance(error, _TooLong):
-        return Wrong("too slow: does a loop never end, or work that could be done once stand inside it?", message)
+        return Wrong(
+            "too slow: does a loop never end, or work that could be done once stand inside it?", message
+        )
     return Wrong(f"it stopped with {type(error).__name__}: {message}", f"raised{where}")
 
 

@@ -127,7 +127,9 @@ def _scaled(fn: Any) -> None:
         scores - scores.mean(-1, keepdim=True)
     ).square().sum()
     if abs(seen - 1) < 1e-6:
-        raise Wrong("not scaled: divide the scores by √D, or they grow with D and the softmax saturates", "factor 1")
+        raise Wrong(
+            "not scaled: divide the scores by √D, or they grow with D and the softmax saturates", "factor 1"
+        )
     if abs(seen - 1 / 3) > 1e-6:
         raise Wrong(
             "scaled by the wrong size: the divisor is √D, D the size of one head's vectors",
@@ -318,9 +320,13 @@ def _mask_properties(fn: Any) -> None:
             f"diagonal {mask.diagonal().int().tolist()}",
         )
     if mask.triu(1).any():
-        raise Wrong("the future leaks: above the diagonal everything is 0", f"row 0 is {mask[0].int().tolist()}")
+        raise Wrong(
+            "the future leaks: above the diagonal everything is 0", f"row 0 is {mask[0].int().tolist()}"
+        )
     if not mask.tril().sum() == 15:
-        raise Wrong("the past is hidden: below the diagonal everything is 1", f"last row {mask[-1].int().tolist()}")
+        raise Wrong(
+            "the past is hidden: below the diagonal everything is 1", f"last row {mask[-1].int().tolist()}"
+        )
 
 
 def _tri(build: Any) -> Any:
@@ -352,14 +358,20 @@ def causal_mask(block_size):
     ),
     cases=_mask_cases,
     mutants=(
-        Mutant("the future leaks", "rows are queries and columns keys: this is the upper triangle", _tri(torch.triu)),
+        Mutant(
+            "the future leaks",
+            "rows are queries and columns keys: this is the upper triangle",
+            _tri(torch.triu),
+        ),
         Mutant("the future leaks", "nothing is hidden", _tri(lambda x: x)),
         Mutant(
             "a position does not see itself",
             "tril(-1) leaves the diagonal out, and position 0 sees nothing",
             _tri(lambda x: x.tril(-1)),
         ),
-        Mutant("the future leaks", "tril(1) shows the next token, which is the answer", _tri(lambda x: x.tril(1))),
+        Mutant(
+            "the future leaks", "tril(1) shows the next token, which is the answer", _tri(lambda x: x.tril(1))
+        ),
         Mutant("the past is hidden", "only the diagonal is left", _tri(lambda x: torch.diag(x.diagonal()))),
         Mutant(
             "the past is hidden",
@@ -367,7 +379,9 @@ def causal_mask(block_size):
             _tri(lambda x: x.tril().triu(-1)),
         ),
         Mutant("wrong shape", "one row a query: the mask is square", torch.ones),
-        Mutant("wrong shape", "without batch and heads: they broadcast", lambda n: torch.ones(1, 1, n, n).tril()),
+        Mutant(
+            "wrong shape", "without batch and heads: they broadcast", lambda n: torch.ones(1, 1, n, n).tril()
+        ),
         Mutant("the mask is upside down", "nonzero shows, zero hides", lambda n: 1 - torch.ones(n, n).tril()),
     ),
     alternatives=(
@@ -385,7 +399,13 @@ def _split(x: Tensor, n_head: int) -> Tensor:
 
 
 def _multi_head(
-    x: Tensor, w_qkv: Tensor, w_out: Tensor, n_head: int, split: Any = _split, join: Any = None, order: str = "qkv"
+    x: Tensor,
+    w_qkv: Tensor,
+    w_out: Tensor,
+    n_head: int,
+    split: Any = _split,
+    join: Any = None,
+    order: str = "qkv",
 ) -> Tensor:
     parts = dict(zip(order, (x @ w_qkv.T).split(x.size(-1), dim=-1), strict=True))
     q, k, v = (split(parts[name], n_head) for name in "qkv")
@@ -395,7 +415,9 @@ def _multi_head(
 
 
 def _multi_head_reference(x: Tensor, w_qkv: Tensor, w_out: Tensor, n_head: int) -> Tensor:
-    config = GPTConfig(n_embd=x.size(-1), n_head=n_head, block_size=x.size(1), bias=False, attention="reference")
+    config = GPTConfig(
+        n_embd=x.size(-1), n_head=n_head, block_size=x.size(1), bias=False, attention="reference"
+    )
     layer = CausalSelfAttention(config).to(x.dtype)
     parameters = {"c_attn.weight": w_qkv, "c_proj.weight": w_out}
     out: Tensor = torch.func.functional_call(layer, parameters, (x,))[0]
@@ -424,7 +446,9 @@ def _multi_head_rows(fn: Any) -> None:
     x, w_qkv, w_out, n_head = _multi_head_cases()[0]
     both, second = fn(x, w_qkv, w_out, n_head), fn(x[1:], w_qkv, w_out, n_head)
     if not torch.allclose(both[1:], second):
-        raise Wrong("rows mixed: one row of the batch must not change another", "row 1 alone gives something else")
+        raise Wrong(
+            "rows mixed: one row of the batch must not change another", "row 1 alone gives something else"
+        )
 
 
 def _multi_head_future(fn: Any) -> None:
@@ -472,7 +496,9 @@ def multi_head(x, w_qkv, w_out, n_head):
         Mutant(
             "heads mixed",
             "view(B, n_head, T, head_dim) cuts across positions: split the last axis, then transpose",
-            lambda x, a, b, n: _multi_head(x, a, b, n, split=lambda y, h: y.reshape(y.size(0), h, y.size(1), -1)),
+            lambda x, a, b, n: _multi_head(
+                x, a, b, n, split=lambda y, h: y.reshape(y.size(0), h, y.size(1), -1)
+            ),
         ),
         Mutant(
             "heads mixed",
@@ -524,11 +550,17 @@ def multi_head(x, w_qkv, w_out, n_head):
     ),
     alternatives=(
         lambda x, a, b, n: _multi_head(
-            x, a, b, n, split=lambda y, h: torch.stack(y.chunk(h, dim=-1), dim=1), join=lambda o: torch.cat(o.unbind(1), -1)
+            x,
+            a,
+            b,
+            n,
+            split=lambda y, h: torch.stack(y.chunk(h, dim=-1), dim=1),
+            join=lambda o: torch.cat(o.unbind(1), -1),
         ),
         lambda x, a, b, n: (
             F.scaled_dot_product_attention(
-                *(p.unflatten(-1, (n, -1)).movedim(-2, 1) for p in F.linear(x, a).chunk(3, -1)), is_causal=True
+                *(p.unflatten(-1, (n, -1)).movedim(-2, 1) for p in F.linear(x, a).chunk(3, -1)),
+                is_causal=True,
             )
             .movedim(1, -2)
             .flatten(-2)
