@@ -15,6 +15,9 @@ FILES = {
     "day2": "blocks",
     "day3": "models",
     "day4": "training",
+    "day5": "decoding",
+    "day6": "weights",
+    "day7": "inside",
 }
 
 
