@@ -18,6 +18,11 @@ FILES = {
     "day5": "decoding",
     "day6": "weights",
     "day7": "inside",
+    "day8": "heads",
+    "day9": "lora",
+    "day10": "nf4",
+    "day15": "bytes",
+    "day16": "bpe",
 }
 
 

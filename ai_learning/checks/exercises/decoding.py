@@ -37,9 +37,14 @@ def _temperature_extremes(fn: Any) -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.float64)
     cold, hot = fn(logits, 0.01), fn(logits, 1000.0)
     if not torch.isfinite(fn(logits * 1000, 0.001)).all():
-        raise Wrong("overflow: take the largest logit away before exp (softmax does)", "logits of 3000 at 0.001 give NaN or inf")
+        raise Wrong(
+            "overflow: take the largest logit away before exp (softmax does)",
+            "logits of 3000 at 0.001 give NaN or inf",
+        )
     if cold[0, 1] < 0.99:
-        raise Wrong("upside down: a temperature near 0 leaves the likeliest token alone", f"at 0.01: {cold[0, 1]:.3f}")
+        raise Wrong(
+            "upside down: a temperature near 0 leaves the likeliest token alone", f"at 0.01: {cold[0, 1]:.3f}"
+        )
     if (hot - 1 / 3).abs().max() > 0.01:
         raise Wrong("upside down: a large temperature makes all tokens alike", f"at 1000: {hot[0].tolist()}")
 
@@ -69,12 +74,26 @@ def probabilities(logits, temperature):
     mutants=(
         Mutant("upside down", "divide by the temperature", lambda x, t: (x * t).softmax(-1)),
         Mutant("temperature is not used", "divide the logits by it", lambda x, t: x.softmax(-1)),
-        Mutant("divided after the softmax", "the rows no longer sum to 1, and nothing was sharpened", lambda x, t: x.softmax(-1) / t),
-        Mutant("softmax over the batch", "over the vocabulary, the last axis", lambda x, t: (x / t).softmax(0)),
+        Mutant(
+            "divided after the softmax",
+            "the rows no longer sum to 1, and nothing was sharpened",
+            lambda x, t: x.softmax(-1) / t,
+        ),
+        Mutant(
+            "softmax over the batch", "over the vocabulary, the last axis", lambda x, t: (x / t).softmax(0)
+        ),
         Mutant("squared", "divide by the temperature once", lambda x, t: (x / t**2).softmax(-1)),
-        Mutant("not renormalised", "a power of probabilities no longer sums to 1: divide the logits", lambda x, t: x.softmax(-1) ** (1 / t)),
+        Mutant(
+            "not renormalised",
+            "a power of probabilities no longer sums to 1: divide the logits",
+            lambda x, t: x.softmax(-1) ** (1 / t),
+        ),
         Mutant("root", "divide by the temperature itself", lambda x, t: (x / math.sqrt(t)).softmax(-1)),
-        Mutant("overflow", "take the row's maximum away before exp", lambda x, t: (x / t).exp() / (x / t).exp().sum(-1, keepdim=True)),
+        Mutant(
+            "overflow",
+            "take the row's maximum away before exp",
+            lambda x, t: (x / t).exp() / (x / t).exp().sum(-1, keepdim=True),
+        ),
         Mutant("input mutated", "the logits are still needed", lambda x, t: x.div_(t).softmax(-1)),
     ),
     alternatives=(
@@ -96,7 +115,9 @@ def _top_k_counts(fn: Any) -> None:
     for k in (1, 2, 6):
         kept = _kept(fn(logits.clone(), k))
         if [len(row) for row in kept] != [k, k]:
-            raise Wrong(f"{k} tokens a row stay, all others become −∞", f"kept {[len(r) for r in kept]} for k = {k}")
+            raise Wrong(
+                f"{k} tokens a row stay, all others become −∞", f"kept {[len(r) for r in kept]} for k = {k}"
+            )
     if torch.equal(fn(logits.clone(), 2).isfinite()[0], logits[0] <= logits[0].sort().values[1]):
         raise Wrong("the smallest are kept: keep the largest", "")
 
@@ -127,27 +148,77 @@ def top_k(logits, k):
     ),
     cases=_top_k_cases,
     mutants=(
-        Mutant("the smallest are kept", "keep the largest", lambda x, k: x.masked_fill(x > x.topk(min(k, x.size(-1)), largest=False).values[..., -1:], -INF)),
-        Mutant("one too few", "the k-th stays: <, not <=", lambda x, k: x.masked_fill(x <= x.topk(min(k, x.size(-1))).values[..., -1:], -INF)),
+        Mutant(
+            "the smallest are kept",
+            "keep the largest",
+            lambda x, k: x.masked_fill(x > x.topk(min(k, x.size(-1)), largest=False).values[..., -1:], -INF),
+        ),
+        Mutant(
+            "one too few",
+            "the k-th stays: <, not <=",
+            lambda x, k: x.masked_fill(x <= x.topk(min(k, x.size(-1))).values[..., -1:], -INF),
+        ),
         Mutant("one too many", "k tokens stay, not k + 1", lambda x, k: apply_top_k(x, k + 1)),
-        Mutant("one threshold for all rows", "each row has its own", lambda x, k: x.masked_fill(x < x.topk(min(k, x.size(-1))).values[..., -1].min(), -INF)),
-        Mutant("set to 0", "a logit of 0 is still a chance: −∞ is none", lambda x, k: x.masked_fill(x < x.topk(min(k, x.size(-1))).values[..., -1:], 0.0)),
-        Mutant("only the values", "the result keeps its (B, V) shape, or ids are lost", lambda x, k: x.topk(min(k, x.size(-1))).values),
-        Mutant("large k fails", "k may exceed the vocabulary: use min(k, V)", lambda x, k: x.masked_fill(x < x.topk(k).values[..., -1:], -INF)),
-        Mutant("ties dropped", "tokens equal to the k-th stay too, so that their order does not decide", lambda x, k: torch.full_like(x, -INF).scatter(-1, *(lambda t: (t.indices, t.values))(x.topk(min(k, x.size(-1)))))),
-        Mutant("over the batch", "the k largest of each row", lambda x, k: x.masked_fill(x < x.topk(min(k, x.size(0)), dim=0).values[-1:], -INF)),
-        Mutant("input mutated", "masked_fill, not masked_fill_", lambda x, k: x.masked_fill_(x < x.topk(min(k, x.size(-1))).values[..., -1:], -INF)),
+        Mutant(
+            "one threshold for all rows",
+            "each row has its own",
+            lambda x, k: x.masked_fill(x < x.topk(min(k, x.size(-1))).values[..., -1].min(), -INF),
+        ),
+        Mutant(
+            "set to 0",
+            "a logit of 0 is still a chance: −∞ is none",
+            lambda x, k: x.masked_fill(x < x.topk(min(k, x.size(-1))).values[..., -1:], 0.0),
+        ),
+        Mutant(
+            "only the values",
+            "the result keeps its (B, V) shape, or ids are lost",
+            lambda x, k: x.topk(min(k, x.size(-1))).values,
+        ),
+        Mutant(
+            "large k fails",
+            "k may exceed the vocabulary: use min(k, V)",
+            lambda x, k: x.masked_fill(x < x.topk(k).values[..., -1:], -INF),
+        ),
+        Mutant(
+            "ties dropped",
+            "tokens equal to the k-th stay too, so that their order does not decide",
+            lambda x, k: torch.full_like(x, -INF).scatter(
+                -1, *(lambda t: (t.indices, t.values))(x.topk(min(k, x.size(-1))))
+            ),
+        ),
+        Mutant(
+            "over the batch",
+            "the k largest of each row",
+            lambda x, k: x.masked_fill(x < x.topk(min(k, x.size(0)), dim=0).values[-1:], -INF),
+        ),
+        Mutant(
+            "input mutated",
+            "masked_fill, not masked_fill_",
+            lambda x, k: x.masked_fill_(x < x.topk(min(k, x.size(-1))).values[..., -1:], -INF),
+        ),
     ),
     alternatives=(
         lambda x, k: torch.where(x >= x.sort(descending=True).values[:, [min(k, x.size(1)) - 1]], x, -INF),
-        lambda x, k: torch.stack([torch.where((row[None] > row[:, None]).sum(1) < k, row, torch.tensor(-INF, dtype=row.dtype)) for row in x]),
+        lambda x, k: torch.stack(
+            [
+                torch.where((row[None] > row[:, None]).sum(1) < k, row, torch.tensor(-INF, dtype=row.dtype))
+                for row in x
+            ]
+        ),
     ),
 )
 
 # --- day5.top_p ---------------------------------------------------------------------------------------------
 
 
-def _top_p_with(before: bool = True, renormalise: bool = False, order: bool = True, scatter: bool = True, fill: float = -INF, strict: bool = False) -> Any:
+def _top_p_with(
+    before: bool = True,
+    renormalise: bool = False,
+    order: bool = True,
+    scatter: bool = True,
+    fill: float = -INF,
+    strict: bool = False,
+) -> Any:
     def top_p(logits: Tensor, p: float) -> Tensor:
         ordered, where = logits.sort(dim=-1, descending=order)
         probability = ordered.softmax(-1)
@@ -164,7 +235,15 @@ def _top_p_with(before: bool = True, renormalise: bool = False, order: bool = Tr
 
 def _top_p_cases() -> list[tuple[Any, ...]]:
     known = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.125, 0.125, 0.25, 0.5]], dtype=torch.float64).log()
-    return [(known, 0.6), (known, 0.5), (known, 0.8), (known, 1.0), (known, 0.01), (_logits(1, 3, 9), 0.7), (_logits(2, 1, 5), 0.95)]
+    return [
+        (known, 0.6),
+        (known, 0.5),
+        (known, 0.8),
+        (known, 1.0),
+        (known, 0.01),
+        (_logits(1, 3, 9), 0.7),
+        (_logits(2, 1, 5), 0.95),
+    ]
 
 
 def _top_p_known(fn: Any) -> None:
@@ -172,7 +251,10 @@ def _top_p_known(fn: Any) -> None:
     for p, expected in ((0.01, [[0], [3]]), (0.6, [[0, 1], [2, 3]])):
         kept = _kept(fn(known.clone(), p))
         if any(not row for row in kept):
-            raise Wrong("nothing is left: the likeliest token always stays, however small p is", f"p = {p} keeps {kept}")
+            raise Wrong(
+                "nothing is left: the likeliest token always stays, however small p is",
+                f"p = {p} keeps {kept}",
+            )
         if kept != expected:
             raise Wrong(
                 "another set: the fewest likeliest tokens whose probabilities reach p, the one that crosses it included",
@@ -206,23 +288,68 @@ def top_p(logits, p):
     ),
     cases=_top_p_cases,
     mutants=(
-        Mutant("the crossing token is dropped", "compare the mass before each token, not after it", _top_p_with(before=False)),
-        Mutant("not put back in order", "the mask belongs to the sorted row: scatter it back", _top_p_with(scatter=False)),
+        Mutant(
+            "the crossing token is dropped",
+            "compare the mass before each token, not after it",
+            _top_p_with(before=False),
+        ),
+        Mutant(
+            "not put back in order",
+            "the mask belongs to the sorted row: scatter it back",
+            _top_p_with(scatter=False),
+        ),
         Mutant("smallest first", "sort from the likeliest down", _top_p_with(order=False)),
         Mutant("set to 0", "a logit of 0 is still a chance: −∞ is none", _top_p_with(fill=0.0)),
-        Mutant("one token too many", "when the mass before a token is exactly p, that token goes", _top_p_with(strict=True)),
-        Mutant("a threshold on single tokens", "p is the mass of a set, not of one token", lambda x, p: x.masked_fill(x.softmax(-1) < p, -INF)),
+        Mutant(
+            "one token too many",
+            "when the mass before a token is exactly p, that token goes",
+            _top_p_with(strict=True),
+        ),
+        Mutant(
+            "a threshold on single tokens",
+            "p is the mass of a set, not of one token",
+            lambda x, p: x.masked_fill(x.softmax(-1) < p, -INF),
+        ),
         Mutant("a share of the maximum", "that is min-p", lambda x, p: apply_min_p(x, p)),
         Mutant("1 − p", "keep the mass p", lambda x, p: apply_top_p(x, max(1 - p, 1e-9))),
-        Mutant("a share of the vocabulary", "count probability, not tokens", lambda x, p: apply_top_k(x, max(1, round(p * x.size(-1))))),
-        Mutant("cumsum of logits", "softmax first", lambda x, p: x.masked_fill((lambda o: (o.values.cumsum(-1) - o.values >= p).gather(-1, o.indices.argsort(-1)))(x.sort(descending=True)), -INF)),
+        Mutant(
+            "a share of the vocabulary",
+            "count probability, not tokens",
+            lambda x, p: apply_top_k(x, max(1, round(p * x.size(-1)))),
+        ),
+        Mutant(
+            "cumsum of logits",
+            "softmax first",
+            lambda x, p: x.masked_fill(
+                (lambda o: (o.values.cumsum(-1) - o.values >= p).gather(-1, o.indices.argsort(-1)))(
+                    x.sort(descending=True)
+                ),
+                -INF,
+            ),
+        ),
         Mutant("input mutated", "work on a copy", lambda x, p: x.copy_(apply_top_p(x, p))),
     ),
     alternatives=(
         _top_p_with(),
         lambda x, p: torch.stack(
             [
-                torch.where((lambda q: (q[None] * ((q[None] > q[:, None]) | ((q[None] == q[:, None]) & (torch.arange(len(q))[None] < torch.arange(len(q))[:, None])))).sum(1))(row.softmax(-1)) < p, row, torch.tensor(-INF, dtype=row.dtype))
+                torch.where(
+                    (
+                        lambda q: (
+                            q[None]
+                            * (
+                                (q[None] > q[:, None])
+                                | (
+                                    (q[None] == q[:, None])
+                                    & (torch.arange(len(q))[None] < torch.arange(len(q))[:, None])
+                                )
+                            )
+                        ).sum(1)
+                    )(row.softmax(-1))
+                    < p,
+                    row,
+                    torch.tensor(-INF, dtype=row.dtype),
+                )
                 for row in x
             ]
         ),
@@ -236,7 +363,14 @@ def top_p(logits, p):
 def _min_p_cases() -> list[tuple[Any, ...]]:
     known = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.15, 0.25, 0.5]], dtype=torch.float64).log()
     flat = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
-    return [(known, 0.4), (known, 0.25), (known, 1.0), (flat, 0.3), (_logits(1, 3, 9), 0.1), (_logits(2, 1, 5) + 4, 0.3)]
+    return [
+        (known, 0.4),
+        (known, 0.25),
+        (known, 1.0),
+        (flat, 0.3),
+        (_logits(1, 3, 9), 0.1),
+        (_logits(2, 1, 5) + 4, 0.3),
+    ]
 
 
 MIN_P = Exercise(
@@ -264,27 +398,71 @@ def min_p(logits, share):
     ),
     cases=_min_p_cases,
     mutants=(
-        Mutant("an absolute threshold", "the share is of the likeliest token's probability", lambda x, s: x.masked_fill(x.softmax(-1) < s, -INF)),
-        Mutant("one threshold for all rows", "each row has its own maximum", lambda x, s: x.masked_fill(x.softmax(-1) < s * x.softmax(-1).max() * 0.9, -INF)),
-        Mutant("compared in logits", "a share of a logit means nothing: compare probabilities, or add log(share)", lambda x, s: x.masked_fill(x < s * x.amax(-1, keepdim=True), -INF)),
-        Mutant("the likely ones are dropped", "keep what is above the threshold", lambda x, s: x.masked_fill(x.softmax(-1) >= s * x.softmax(-1).amax(-1, keepdim=True), -INF)),
-        Mutant("set to 0", "a logit of 0 is still a chance", lambda x, s: x.masked_fill(apply_min_p(x, s).isinf(), 0.0)),
+        Mutant(
+            "an absolute threshold",
+            "the share is of the likeliest token's probability",
+            lambda x, s: x.masked_fill(x.softmax(-1) < s, -INF),
+        ),
+        Mutant(
+            "one threshold for all rows",
+            "each row has its own maximum",
+            lambda x, s: x.masked_fill(x.softmax(-1) < s * x.softmax(-1).max() * 0.9, -INF),
+        ),
+        Mutant(
+            "compared in logits",
+            "a share of a logit means nothing: compare probabilities, or add log(share)",
+            lambda x, s: x.masked_fill(x < s * x.amax(-1, keepdim=True), -INF),
+        ),
+        Mutant(
+            "the likely ones are dropped",
+            "keep what is above the threshold",
+            lambda x, s: x.masked_fill(x.softmax(-1) >= s * x.softmax(-1).amax(-1, keepdim=True), -INF),
+        ),
+        Mutant(
+            "set to 0",
+            "a logit of 0 is still a chance",
+            lambda x, s: x.masked_fill(apply_min_p(x, s).isinf(), 0.0),
+        ),
         Mutant("nucleus", "that is top-p", lambda x, s: apply_top_p(x, s)),
-        Mutant("1 − share", "keep those above share × the largest", lambda x, s: apply_min_p(x, max(1 - s, 1e-9))),
+        Mutant(
+            "1 − share", "keep those above share × the largest", lambda x, s: apply_min_p(x, max(1 - s, 1e-9))
+        ),
         Mutant("probabilities returned", "logits stay logits", lambda x, s: apply_min_p(x, s).softmax(-1)),
-        Mutant("base 2", "the natural logarithm belongs to softmax", lambda x, s: x.masked_fill(x < x.amax(-1, keepdim=True) + math.log2(s), -INF)),
+        Mutant(
+            "base 2",
+            "the natural logarithm belongs to softmax",
+            lambda x, s: x.masked_fill(x < x.amax(-1, keepdim=True) + math.log2(s), -INF),
+        ),
         Mutant("input mutated", "work on a copy", lambda x, s: x.copy_(apply_min_p(x, s))),
     ),
     alternatives=(
-        lambda x, s: torch.where(x.softmax(-1) >= s * x.softmax(-1).amax(-1, keepdim=True) * (1 - 1e-12), x, -INF),
-        lambda x, s: torch.where((x - x.logsumexp(-1, keepdim=True)) - (x.amax(-1, keepdim=True) - x.logsumexp(-1, keepdim=True)) >= math.log(s) - 1e-12, x, -INF),
+        lambda x, s: torch.where(
+            x.softmax(-1) >= s * x.softmax(-1).amax(-1, keepdim=True) * (1 - 1e-12), x, -INF
+        ),
+        lambda x, s: torch.where(
+            (x - x.logsumexp(-1, keepdim=True)) - (x.amax(-1, keepdim=True) - x.logsumexp(-1, keepdim=True))
+            >= math.log(s) - 1e-12,
+            x,
+            -INF,
+        ),
     ),
 )
 
 # --- day5.kv_cache ------------------------------------------------------------------------------------------
 
 
-def _decode(q: Tensor, k: Tensor, v: Tensor, past: Any, *, order: bool = True, keep: int = 10**9, attend: str = "all", store: bool = True, scale: bool = True) -> tuple[Tensor, Any]:
+def _decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: Any,
+    *,
+    order: bool = True,
+    keep: int = 10**9,
+    attend: str = "all",
+    store: bool = True,
+    scale: bool = True,
+) -> tuple[Tensor, Any]:
     """One step with variations: what is stored, and what is attended to."""
     if past is None:
         all_k, all_v = k, v
@@ -317,7 +495,13 @@ def _cache_parts(seed: int, T: int, past: int, B: int = 2, H: int = 2, D: int = 
 
 
 def _cache_cases() -> list[tuple[Any, ...]]:
-    return [_cache_parts(1, 4, 0), _cache_parts(2, 1, 3), _cache_parts(3, 1, 1), _cache_parts(4, 3, 2), _cache_parts(5, 1, 0)]
+    return [
+        _cache_parts(1, 4, 0),
+        _cache_parts(2, 1, 3),
+        _cache_parts(3, 1, 1),
+        _cache_parts(4, 3, 2),
+        _cache_parts(5, 1, 0),
+    ]
 
 
 def _cache_equals_whole(fn: Any) -> None:
@@ -328,10 +512,16 @@ def _cache_equals_whole(fn: Any) -> None:
         out, past = fn(q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1], past)
         steps.append(out)
         if past is None or past[0].size(2) != t + 1:
-            raise Wrong("the cache does not grow: after t steps it holds t keys and values", f"after {t + 1} steps it holds {0 if past is None else past[0].size(2)}")
+            raise Wrong(
+                "the cache does not grow: after t steps it holds t keys and values",
+                f"after {t + 1} steps it holds {0 if past is None else past[0].size(2)}",
+            )
     off = (torch.cat(steps, dim=2) - whole).abs().amax((0, 1, 3))
     if off.max() > 1e-9:
-        raise Wrong("one token at a time gives something else than all at once", f"first at position {int((off > 1e-9).nonzero()[0])}")
+        raise Wrong(
+            "one token at a time gives something else than all at once",
+            f"first at position {int((off > 1e-9).nonzero()[0])}",
+        )
 
 
 KV_CACHE = Exercise(
@@ -362,21 +552,65 @@ def cached_attention(q, k, v, past):
     ),
     cases=_cache_cases,
     mutants=(
-        Mutant("the triangle is top-left", "with T ≠ S one new query would see the first key only: tril(S − T)", lambda *a: _decode(*a, attend="top-left")),
-        Mutant("the future leaks", "in a prompt of several tokens each sees only those before it", lambda *a: _decode(*a, attend="everything")),
+        Mutant(
+            "the triangle is top-left",
+            "with T ≠ S one new query would see the first key only: tril(S − T)",
+            lambda *a: _decode(*a, attend="top-left"),
+        ),
+        Mutant(
+            "the future leaks",
+            "in a prompt of several tokens each sees only those before it",
+            lambda *a: _decode(*a, attend="everything"),
+        ),
         Mutant("new keys in front", "append: order is time", lambda *a: _decode(*a, order=False)),
-        Mutant("the past is not attended to", "keys and values of the past belong to the sum", lambda q, k, v, past: (_decode(q, k, v, None)[0], _decode(q, k, v, past)[1])),
-        Mutant("the past is forgotten", "return old and new keys together", lambda q, k, v, past: (_decode(q, k, v, past)[0], (k, v))),
+        Mutant(
+            "the past is not attended to",
+            "keys and values of the past belong to the sum",
+            lambda q, k, v, past: (_decode(q, k, v, None)[0], _decode(q, k, v, past)[1]),
+        ),
+        Mutant(
+            "the past is forgotten",
+            "return old and new keys together",
+            lambda q, k, v, past: (_decode(q, k, v, past)[0], (k, v)),
+        ),
         Mutant("nothing is stored", "return what the next step needs", lambda *a: _decode(*a, store=False)),
-        Mutant("keys only", "values are needed as well", lambda q, k, v, past: (_decode(q, k, v, past)[0], (_decode(q, k, v, past)[1][0], v))),
+        Mutant(
+            "keys only",
+            "values are needed as well",
+            lambda q, k, v, past: (_decode(q, k, v, past)[0], (_decode(q, k, v, past)[1][0], v)),
+        ),
         Mutant("the last two only", "every earlier position stays", lambda *a: _decode(*a, keep=2)),
-        Mutant("joined across heads", "the sequence axis is dim 2", lambda q, k, v, past: (_decode(q, k, v, past)[0], _decode(q, k, v, past)[1] if past is None else tuple(torch.cat([o, n], dim=1) if o.size(2) == n.size(2) else torch.cat([o, n], dim=2) for o, n in zip(past, (k, v), strict=True)))),
-        Mutant("keys and values swapped", "(keys, values), in this order", lambda q, k, v, past: (_decode(q, k, v, past)[0], _decode(q, k, v, past)[1][::-1])),
+        Mutant(
+            "joined across heads",
+            "the sequence axis is dim 2",
+            lambda q, k, v, past: (
+                _decode(q, k, v, past)[0],
+                _decode(q, k, v, past)[1]
+                if past is None
+                else tuple(
+                    torch.cat([o, n], dim=1) if o.size(2) == n.size(2) else torch.cat([o, n], dim=2)
+                    for o, n in zip(past, (k, v), strict=True)
+                ),
+            ),
+        ),
+        Mutant(
+            "keys and values swapped",
+            "(keys, values), in this order",
+            lambda q, k, v, past: (_decode(q, k, v, past)[0], _decode(q, k, v, past)[1][::-1]),
+        ),
     ),
     alternatives=(
         lambda *a: _decode(*a),
-        lambda q, k, v, past: (lambda K, V: (torch.nn.functional.scaled_dot_product_attention(q, K, V, torch.ones(q.size(2), K.size(2)).tril(K.size(2) - q.size(2)).bool()), (K, V)))(
-            k if past is None else torch.cat((past[0], k), -2), v if past is None else torch.cat((past[1], v), -2)
+        lambda q, k, v, past: (
+            lambda K, V: (
+                torch.nn.functional.scaled_dot_product_attention(
+                    q, K, V, torch.ones(q.size(2), K.size(2)).tril(K.size(2) - q.size(2)).bool()
+                ),
+                (K, V),
+            )
+        )(
+            k if past is None else torch.cat((past[0], k), -2),
+            v if past is None else torch.cat((past[1], v), -2),
         ),
     ),
 )

@@ -56,14 +56,28 @@ def _names_and_shapes(fn: Any) -> None:
     got, expected = fn(_state(4, 2)), _to_linear(_state(4, 2))
     extra, missing = sorted(got.keys() - expected.keys()), sorted(expected.keys() - got.keys())
     if extra or missing:
-        raise Wrong("other names than GPT's: drop the prefix `transformer.` and the mask buffers, keep all else", f"extra {extra[:3]}, missing {missing[:3]}")
+        raise Wrong(
+            "other names than GPT's: drop the prefix `transformer.` and the mask buffers, keep all else",
+            f"extra {extra[:3]}, missing {missing[:3]}",
+        )
     for name in expected:
         if got[name].shape != expected[name].shape:
-            raise Wrong("Conv1D keeps (in, out), nn.Linear (out, in): turn the four matrices of a block, and nothing else", f"{name} is {tuple(got[name].shape)}, expected {tuple(expected[name].shape)}")
+            raise Wrong(
+                "Conv1D keeps (in, out), nn.Linear (out, in): turn the four matrices of a block, and nothing else",
+                f"{name} is {tuple(got[name].shape)}, expected {tuple(expected[name].shape)}",
+            )
 
 
-def _map(turn: Any, keep: Any = lambda name: not name.endswith((".attn.bias", ".attn.masked_bias")), rename: Any = lambda name: name.removeprefix("transformer.")) -> Any:
-    return lambda state: {rename(n): t.T.clone() if t.dim() == 2 and turn(rename(n)) else t.clone() for n, t in state.items() if keep(n)}
+def _map(
+    turn: Any,
+    keep: Any = lambda name: not name.endswith((".attn.bias", ".attn.masked_bias")),
+    rename: Any = lambda name: name.removeprefix("transformer."),
+) -> Any:
+    return lambda state: {
+        rename(n): t.T.clone() if t.dim() == 2 and turn(rename(n)) else t.clone()
+        for n, t in state.items()
+        if keep(n)
+    }
 
 
 def _is_turned(name: str) -> bool:
@@ -107,19 +121,47 @@ def to_linear(state):
     mutants=(
         Mutant("nothing is turned", "Conv1D stores (in, out)", _map(lambda n: False)),
         Mutant("embeddings turned", "wte and wpe are tables, a row an id: leave them", _map(lambda n: True)),
-        Mutant("the square c_proj is forgotten", "its shape is the same both ways, its values are not", _map(lambda n: _is_turned(n) and "attn.c_proj" not in n)),
-        Mutant("c_attn is forgotten", "it is a Conv1D as well", _map(lambda n: _is_turned(n) and "c_attn" not in n)),
-        Mutant("only attention", "the MLP's two matrices are Conv1D as well", _map(lambda n: _is_turned(n) and "attn" in n)),
-        Mutant("only the MLP", "attention's two matrices are Conv1D as well", _map(lambda n: _is_turned(n) and "mlp" in n)),
-        Mutant("mask buffers kept", "attn.bias and attn.masked_bias are no weights", _map(_is_turned, keep=lambda n: True)),
-        Mutant("c_attn.bias dropped", "only the buffers of the mask go: `.attn.bias`, not `.c_attn.bias`", _map(_is_turned, keep=lambda n: not n.endswith(("attn.bias", "masked_bias")))),
+        Mutant(
+            "the square c_proj is forgotten",
+            "its shape is the same both ways, its values are not",
+            _map(lambda n: _is_turned(n) and "attn.c_proj" not in n),
+        ),
+        Mutant(
+            "c_attn is forgotten",
+            "it is a Conv1D as well",
+            _map(lambda n: _is_turned(n) and "c_attn" not in n),
+        ),
+        Mutant(
+            "only attention",
+            "the MLP's two matrices are Conv1D as well",
+            _map(lambda n: _is_turned(n) and "attn" in n),
+        ),
+        Mutant(
+            "only the MLP",
+            "attention's two matrices are Conv1D as well",
+            _map(lambda n: _is_turned(n) and "mlp" in n),
+        ),
+        Mutant(
+            "mask buffers kept",
+            "attn.bias and attn.masked_bias are no weights",
+            _map(_is_turned, keep=lambda n: True),
+        ),
+        Mutant(
+            "c_attn.bias dropped",
+            "only the buffers of the mask go: `.attn.bias`, not `.c_attn.bias`",
+            _map(_is_turned, keep=lambda n: not n.endswith(("attn.bias", "masked_bias"))),
+        ),
         Mutant("prefix kept", "our names begin with wte, wpe, h, ln_f", _map(_is_turned, rename=lambda n: n)),
         Mutant("input mutated", "return a new dict", _turn_in_place),
     ),
     alternatives=(
         _map(_is_turned),
         lambda state: {
-            n.split("transformer.")[-1]: (t.transpose(0, 1) if n.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and n.endswith("weight") else t)
+            n.split("transformer.")[-1]: (
+                t.transpose(0, 1)
+                if n.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and n.endswith("weight")
+                else t
+            )
             for n, t in state.items()
             if t.dim() in (1, 2)
         },
