@@ -463,6 +463,12 @@ def _multi_head_future(fn: Any) -> None:
         )
 
 
+def _by_kernel(x: Tensor, w_qkv: Tensor, w_out: Tensor, n_head: int) -> Tensor:
+    q, k, v = (part.unflatten(-1, (n_head, -1)).movedim(-2, 1) for part in F.linear(x, w_qkv).chunk(3, -1))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.movedim(1, -2).flatten(-2) @ w_out.T
+
+
 MULTI_HEAD = Exercise(
     name="day1.multi_head",
     title="several heads: split, attend, join",
@@ -557,15 +563,7 @@ def multi_head(x, w_qkv, w_out, n_head):
             split=lambda y, h: torch.stack(y.chunk(h, dim=-1), dim=1),
             join=lambda o: torch.cat(o.unbind(1), -1),
         ),
-        lambda x, a, b, n: (
-            F.scaled_dot_product_attention(
-                *(p.unflatten(-1, (n, -1)).movedim(-2, 1) for p in F.linear(x, a).chunk(3, -1)),
-                is_causal=True,
-            )
-            .movedim(1, -2)
-            .flatten(-2)
-            @ b.T
-        ),
+        _by_kernel,
     ),
 )
 

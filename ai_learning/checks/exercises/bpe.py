@@ -110,8 +110,8 @@ def count_pairs(words):
     alternatives=(
         bpe.count_pairs,
         lambda words: {
-            pair: sum(n * sum((a, b) == pair for a, b in zip(ids, ids[1:], strict=False)) for ids, n in words)
-            for pair in {p for ids, _ in words for p in zip(ids, ids[1:], strict=False)}
+            pair: sum(n * sum((a, b) == pair for a, b in itertools.pairwise(ids)) for ids, n in words)
+            for pair in {p for ids, _ in words for p in itertools.pairwise(ids)}
         },
     ),
 )
@@ -247,15 +247,38 @@ def merge(ids, pair, new_id):
 
 # --- day16.encode -------------------------------------------------------------------------------------------
 
-_MERGES = [(98, 99), (97, 98), (257, 99), (97, 97), (256, 100), (100, 100)]  # bc ab abc aa bcd dd
+_MERGES = [
+    (98, 99),
+    (97, 98),
+    (257, 99),
+    (97, 97),
+    (256, 100),
+    (100, 100),
+    (97, 257),
+]  # bc ab abc aa bcd dd aab
 
 
 def _encode_cases() -> list[tuple[Any, ...]]:
-    words = [b"abc", b"bcab", b"", b"a", b"bcbcbc", b"ddddd", b"xyz", b"aabcc", b"abcabab", b"bcd"]
+    words = [
+        b"abc",
+        b"bcab",
+        b"",
+        b"a",
+        b"bcbcbc",
+        b"ddddd",
+        b"xyz",
+        b"aabcc",
+        b"abcabab",
+        b"bcd",
+        b"bcdd",
+        b"aabab",
+    ]
     return [(word, list(_MERGES)) for word in words]
 
 
-def _encode_with(choose: str = "earliest", once: bool = False, one_at_a_time: bool = False) -> Any:
+def _encode_with(
+    choose: Any = lambda known, rank: min(known, key=rank.__getitem__), once: bool = False
+) -> Any:
     def encode(word: bytes, merges: list[tuple[int, int]]) -> list[int]:
         rank = {pair: i for i, pair in enumerate(merges)}
         ids = list(word)
@@ -263,12 +286,7 @@ def _encode_with(choose: str = "earliest", once: bool = False, one_at_a_time: bo
             known = [p for p in itertools.pairwise(ids) if p in rank]
             if not known:
                 break
-            pair = {
-                "earliest": lambda: min(known, key=rank.__getitem__),
-                "latest": lambda: max(known, key=rank.__getitem__),
-                "leftmost": lambda: known[0],
-                "frequent": lambda: Counter(known).most_common(1)[0][0],
-            }[choose]()
+            pair = choose(known, rank)
             ids = bpe.merge(ids, pair, 256 + rank[pair])
             if once:
                 break
@@ -335,13 +353,13 @@ def encode(word, merges):
         Mutant(
             "the latest first",
             "training made early merges before late ones: so must encoding",
-            _encode_with("latest"),
+            _encode_with(lambda known, rank: max(known, key=rank.__getitem__)),
         ),
-        Mutant("from the left", "rank decides, not place", _encode_with("leftmost")),
+        Mutant("from the left", "rank decides, not place", _encode_with(lambda known, rank: known[0])),
         Mutant(
             "the most frequent first",
             "frequency decided in training; here rank does",
-            _encode_with("frequent"),
+            _encode_with(lambda known, rank: Counter(known).most_common(1)[0][0]),
         ),
         Mutant("longest token first", "that is another algorithm, with other ids", _greedy_longest),
         Mutant("one merge only", "go on while any pair is left", _encode_with(once=True)),

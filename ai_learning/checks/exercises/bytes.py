@@ -194,7 +194,7 @@ def decode(ids):
     ),
     alternatives=(
         lambda ids: b"".join(bytes([i]) for i in ids if 0 <= i <= 255).decode(errors="ignore"),
-        lambda ids: str(bytearray(filter(lambda i: i < 256, ids)), "utf-8", "ignore"),
+        lambda ids: str(bytearray([*filter((256).__gt__, ids)]), "utf-8", "ignore"),
     ),
 )
 
