@@ -200,7 +200,7 @@ def equals(reference: Function, cases: Cases, tolerance: float = 1e-6, title: st
             if not same(expected, got, tolerance):
                 raise Wrong(
                     "another result than the library's: compare the two on this input, step by step",
-                    f"{describe(case)} → {describe(got)}, expected {describe(expected)}",
+                    _difference(case, got, expected),
                 )
 
     return Step(title or "equals the library on odd sizes", test)
@@ -232,7 +232,7 @@ def same_gradients(reference: Function, cases: Cases, tolerance: float = 1e-5) -
                     )
                 if a is not None and not same(a, b, tolerance):
                     raise Wrong(
-                        "wrong gradient: the result is right but its derivative is not; part of it is detached",
+                        "wrong gradient: the result is right, its derivative is not; is part of it detached?",
                         f"gradient of tensor argument {i} is {describe(b)}, expected {describe(a)}",
                     )
 
@@ -269,11 +269,28 @@ def describe(value: Any) -> str:
     if torch.is_tensor(value):
         if value.numel() <= 8:
             return str([round(x, 4) for x in value.detach().double().flatten().tolist()])
-        return f"tensor{tuple(value.shape)} beginning {describe(value.detach().flatten()[:4])}"
+        return f"tensor{tuple(value.shape)}"
     if isinstance(value, tuple):
         return "(" + ", ".join(map(describe, value)) + ")"
     text = f"{value:.6g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _difference(case: tuple[Any, ...], got: Any, expected: Any) -> str:
+    """The input, and what came out beside what should have; for large tensors, how far they are apart."""
+    inputs = f"on {describe(case)}: "
+    pairs = (
+        zip(got, expected, strict=True)
+        if isinstance(got, tuple) and isinstance(expected, tuple)
+        else [(got, expected)]
+    )
+    for number, (a, b) in enumerate(pairs, start=1):
+        if torch.is_tensor(a) and torch.is_tensor(b) and a.shape == b.shape and a.numel() > 8:
+            off = (a.double() - b.double()).abs().nan_to_num(torch.inf)
+            if off.max() > 0:
+                place = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
+                return inputs + f"result {number} is {a[place]:.5g} at {place}, expected {b[place]:.5g}"
+    return inputs + f"{describe(got)}, expected {describe(expected)}"
 
 
 def _form(value: Any) -> str:

@@ -97,7 +97,7 @@ def _uniform_when_query_is_zero(fn: Any) -> None:
     mean = v.cumsum(2) / torch.arange(1, 6, dtype=v.dtype).view(1, 1, 5, 1)
     if not torch.allclose(output, mean):
         raise Wrong(
-            "the weights do not come from q·k alone: a query of zeros must weigh all keys it sees alike",
+            "a query of zeros must weigh all keys it sees alike: is one left out, or do more than q·k and the mask count?",
             "with q = 0 the output is not the mean of the values so far",
         )
 
@@ -105,16 +105,17 @@ def _uniform_when_query_is_zero(fn: Any) -> None:
 def _heads_are_apart(fn: Any) -> None:
     q, k, v, mask = _attention_cases()[1]
     before, _ = fn(q, k, v, mask)
-    other_v, other_k = v.clone(), k.clone()
-    other_v[:, 1] = 7.0
-    other_k[:, 1] *= -3.0
-    after, _ = fn(q, other_k, other_v, mask)
-    for head in (0, 2):
-        if not torch.allclose(before[:, head], after[:, head]):
-            raise Wrong(
-                "heads mixed: each head attends with its own q, k and v only",
-                f"changing head 1 changed head {head}",
-            )
+    for changed in range(3):
+        other_k, other_v = k.clone(), v.clone()
+        other_k[:, changed] *= -3.0
+        other_v[:, changed] = 7.0
+        after, _ = fn(q, other_k, other_v, mask)
+        for head in {0, 1, 2} - {changed}:
+            if not torch.allclose(before[:, head], after[:, head]):
+                raise Wrong(
+                    "heads mixed: each head attends with its own q, k and v only",
+                    f"changing head {changed} changed head {head}",
+                )
 
 
 def _scaled(fn: Any) -> None:
