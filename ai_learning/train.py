@@ -95,7 +95,7 @@ class TrainConfig:
 _FREE_FIELDS = {"eval_every", "save_every", "sample_every", "log_every", "device", "compile", "tensorboard"}
 
 
-class Interrupted(Exception): - a request, not an error
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """SIGINT or SIGTERM arrived; the step was finished and saved."""
 
     def __init__(self, signum: int, step: int, checkpoint: Path) -> None:

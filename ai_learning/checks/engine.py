@@ -24,7 +24,7 @@ Cases = Callable[[], list[tuple[Any, ...]]]
 SECONDS_A_STEP = 10
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818 - a verdict, not an error
     """A property does not hold.
 
     Args:
@@ -350,7 +350,7 @@ def _own_randomness() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-class _TooLong(Exception):
+class _TooLong(Exception):  # noqa: N818
     pass
 
 
