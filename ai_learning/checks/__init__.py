@@ -1,4 +1,4 @@
-"""Exercises that name your mistake: ``check``, ``hint``, ``solution``, and ``show`` for the library's source.
+"""Exercises that name your mistake, quizzes, and ``show`` for the library's own source.
 
 Example:
     >>> from ai_learning.checks import check
@@ -8,7 +8,8 @@ Example:
 
 from .catalogue import check, exercise, exercise_names, hint, solution
 from .engine import Exercise, Mutant, Report
-from .show import show
+from .quiz import quiz
+from .show import picture, show
 
 __all__ = [
     "Exercise",
@@ -18,6 +19,8 @@ __all__ = [
     "exercise",
     "exercise_names",
     "hint",
+    "picture",
+    "quiz",
     "show",
     "solution",
 ]
