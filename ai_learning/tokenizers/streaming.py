@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _STREAM_CHARACTERS = 2**16
 _LOOK_BACK = 2**6  # characters searched first for a place to cut
 _WINDOW = 2**12  # bytes of a file read first to find one
+_CONTINUATION = bytes(range(0x80, 0xC0))  # of UTF-8: all bytes of a character but the first
 
 
 @lru_cache(maxsize=1)
@@ -180,25 +181,26 @@ def safe_ranges(
 
 def _cut_before(file: BinaryIO, start: int, stop: int, pattern: SplitPattern, tokens: frozenset[str]) -> int:
     """Length of the longest range from ``start`` that ends safely before ``stop``; 0 if there is none."""
-    for first in (max(start, stop - _WINDOW), start):
+
+    def read_from(first: int) -> bytes:
         file.seek(first)
-        data = file.read(stop - first)
-        if pattern.family not in ("gpt2", "gpt4"):
-            if first == start and (cut := _last_special(data, tokens)):
-                return cut
-            continue
-        broken = (
-            next((i for i in range(min(4, len(data))) if data[i] & 0xC0 != 0x80), 0) if first > start else 0
-        )
-        cut = safe_cut_bytes(data[broken:], tokens)
-        if cut > (0 if first == start else max(map(len, tokens), default=0) * 4):  # none reaches across
-            return first - start + broken + cut
-    return 0
+        return file.read(stop - first)
+
+    if pattern.family not in ("gpt2", "gpt4"):
+        return _last_special(read_from(start), tokens)
+    first = stop - _WINDOW
+    if first > start:
+        data = read_from(first)
+        whole = data.lstrip(_CONTINUATION)  # it may begin within a character
+        cut = safe_cut_bytes(whole, tokens)
+        if cut > max((len(token.encode()) for token in tokens), default=0):  # none reaches in from before
+            return first - start + len(data) - len(whole) + cut
+    return safe_cut_bytes(read_from(start), tokens)
 
 
 def read_range(path: str | Path, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` of a file."""
-    with Path(path).open("rb", buffering=0) as file:
+    with Path(path).open("rb") as file:
         file.seek(start)
         return file.read(stop - start)
 
