@@ -46,6 +46,25 @@ def test_train_encode_decode(folder, capsys, monkeypatch):
     assert run(capsys, "tokenizer", "encode", "--tokenizer", "bytes", "--text", "né")[1] == "110 195 169\n"
 
 
+def test_train_on_a_folder_and_go_on_from_counts(folder, capsys):
+    texts = folder / "texts"
+    texts.mkdir()
+    for i in range(3):
+        (texts / f"{i}.txt").write_text(f"number {i} low lower\r\n" * (9 + i), encoding="utf-8", newline="")
+    arguments = ["tokenizer", "train", "--data", "texts", "--counts-file", "counts.safetensors"]
+    assert run(capsys, *arguments, "--vocab-size", "270", "--out", "one")[0] == 0
+    files = sorted(texts.iterdir())
+    assert load("one").merges == BPETokenizer.train_from_files(files, 270).merges
+    assert run(capsys, *arguments, "--vocab-size", "275", "--out", "two")[0] == 0  # counted already
+    assert load("two").merges[: 270 - 257] == load("one").merges
+    (texts / "0.txt").write_text("another text", encoding="utf-8")
+    code, _, complaint = run(capsys, *arguments, "--out", "three")
+    assert code == 2 and "counted with another source" in complaint and not (folder / "three").exists()
+    (folder / "empty").mkdir()
+    code, _, complaint = run(capsys, "tokenizer", "train", "--data", "empty")
+    assert code == 2 and "no text files in empty" in complaint
+
+
 def test_show_and_convert(folder, capsys):
     arguments = [
         "tokenizer",
