@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .cache import LayerCache
     from .gpt import GPTConfig
 
+MASK_SIZE = 1024
+"""rows of the mask that a layer begins with: a context of 128k would take 16 GB a layer, used or not"""
+
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -125,7 +128,8 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.register_buffer("mask", causal_mask(config.block_size), persistent=False)
+        self.block_size = config.block_size
+        self.register_buffer("mask", causal_mask(min(config.block_size, MASK_SIZE)), persistent=False)
         self.attention = ATTENTION[config.attention]
 
     def forward(
@@ -158,9 +162,10 @@ class CausalSelfAttention(nn.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         S = T if cache is None else cache.length + T
-        block_size = self.mask.size(0)
-        if S > block_size:
-            raise ValueError(f"{S} positions exceed block_size={block_size}: shorten the input")
+        if S > self.block_size:
+            raise ValueError(f"{S} positions exceed block_size={self.block_size}: shorten the input")
+        if S > self.mask.size(0):
+            self.mask = causal_mask(min(2 * S, self.block_size)).to(self.mask.device)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D)
         if self.kv_heads < self.n_head:  # each key and value serves several queries (Ainslie et al. 2023)

@@ -22,8 +22,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, width) → (…, width); the mean of squares is taken in at least float32."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        """(…, width) → (…, width); in float32 whatever x is, as in the code that Llama was trained with."""
+        wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight
 
