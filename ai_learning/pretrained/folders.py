@@ -1,6 +1,8 @@
 """A folder or a name on the hub: what ``AutoModelForCausalLM`` opens, opened and written."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import GPT
+from ..tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 from .families import family_of_hf
 from .weights import empty_gpt, fill, to_hf
 
@@ -16,13 +19,13 @@ from .weights import empty_gpt, fill, to_hf
 _DTYPE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def save_pretrained(model: GPT, folder: Path | str, tokenizer: Any = None) -> None:
+def save_pretrained(model: GPT, folder: Path | str, tokenizer: Tokenizer | None = None) -> None:
     """Write a folder that ``AutoModelForCausalLM`` and (with a tokenizer) ``AutoTokenizer`` open.
 
     Args:
         model: what to write: ``config.json`` and ``model.safetensors``.
         folder: made if need be; each file appears whole or not at all.
-        tokenizer: one with ``save(folder)``; its files go along.
+        tokenizer: its files go along.
 
     Raises:
         InputError: an architecture that transformers does not have.
@@ -33,11 +36,36 @@ def save_pretrained(model: GPT, folder: Path | str, tokenizer: Any = None) -> No
     if tokenizer is not None:
         theirs.config.eos_token_id = tokenizer.eos_id
         theirs.generation_config.eos_token_id = tokenizer.eos_id
-        tokenizer.save(folder)
+        export_tokenizer(tokenizer, folder)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        theirs.save_pretrained(temporary)
+        with _no_progress_bar():
+            theirs.save_pretrained(temporary)
         for file in Path(temporary).iterdir():
             file.replace(folder / file.name)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files that ``AutoTokenizer`` opens, giving the same ids.
+
+    The byte tokenizer becomes a byte-pair encoding without a single merge.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        special = {"<|endoftext|>": tokenizer.eos_id, "<|classify|>": tokenizer.cls_id}
+        tokenizer = BPETokenizer({i: bytes([i]) for i in range(256)}, [], special, pattern=None)
+    tokenizer.save(folder)
 
 
 def load_pretrained(
@@ -62,7 +90,7 @@ def load_pretrained(
     """
     folder = Path(name_or_folder)
     if not folder.is_dir():
-        folder = _download(str(name_or_folder), revision)
+        folder = download(str(name_or_folder), revision)
     theirs = _read_config(folder)
     family = family_of_hf(theirs)
     sources = _tensors(folder)
@@ -74,7 +102,15 @@ def load_pretrained(
     return ours.eval()
 
 
-def _download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder of a model on the hub, fetched where it is not in the cache.
+
+    The token comes from where huggingface_hub keeps it (``HF_TOKEN``, or ``hf auth login``), broken-off
+    downloads go on, and with ``HF_HUB_OFFLINE=1`` only the cache is asked.
+
+    Raises:
+        InputError: it is not to be had, with the hub's reason.
+    """
     from huggingface_hub import snapshot_download
 
     wanted = [
