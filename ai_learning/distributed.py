@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return value
 
 
+# Held until the end of the process: where DDP's reducer is the last owner of a gloo group, its destructor waits,
+# holding the GIL, for a thread that waits for the GIL.
+_groups: list[Any] = []
+
+
 class PeerLostError(RuntimeError):
     """Another process of the job died or cannot be reached."""
 
@@ -108,8 +114,12 @@ class Team:
                 torch.cuda.set_device(self.device)
             # gloo besides nccl: numbers that live on the CPU travel without waiting for the GPU's queue.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            here, store = self.world, _agents_store(self.world.restarts)
             with _peers_in_reach():
-                dist.init_process_group(backend, timeout=_TIMEOUT)
+                dist.init_process_group(
+                    backend, store=store, rank=here.rank, world_size=here.size, timeout=_TIMEOUT
+                )
+            _groups.append(dist.group.WORLD)
             self._opened = True
         return self
 
@@ -138,9 +148,11 @@ class Team:
         if not self.sharded:
             if self.world.size == 1:
                 return root
-            return nn.parallel.DistributedDataParallel(
-                root, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():  # torch 2.13 has a new name for it, 2.11 only this one
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers")
+                return nn.parallel.DistributedDataParallel(
+                    root, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         # Autocast decides what is computed in bfloat16; here only what travels is halved.
@@ -226,6 +238,30 @@ class Team:
             return value
 
         return {name: gather(value) for name, value in tensors.items()}
+
+
+def _agents_store(restarts: int) -> dist.Store:
+    """Where the processes find each other, apart from what an attempt before this one left there.
+
+    torchrun keeps one store over restarts, old addresses included. On one machine the attempt's number keeps
+    them apart; on several each machine counts for itself, and only torchrun can make a fresh store.
+
+    Raises:
+        InputError: several machines, restarts allowed, and the store kept: a restart would wait for ever.
+    """
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    several = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+    if kept and several and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise InputError(
+            "restarts on several machines need a fresh store each time: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+            "in the environment of torchrun on every machine, or --max-restarts=0"
+        )
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    here = world()
+    store = dist.TCPStore(
+        host, port, here.size, is_master=here.is_main and not kept, timeout=_TIMEOUT, multi_tenant=True
+    )
+    return dist.PrefixStore(f"attempt-{restarts}" if not several else "attempt", store)
 
 
 class _Root(nn.Module):
@@ -346,13 +382,28 @@ def load_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: damaged, or of other shapes.
     """
+    reader = _SafeReader(path)
     try:
-        dcp.load(dict(tensors), storage_reader=_SafeReader(path))
-    except (dcp.CheckpointException, RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
+        index = reader.read_metadata().state_dict_metadata  # by itself: what is wrong with it is said plainly
+        for name, tensor in tensors.items():
+            if name not in index or index[name].size != tensor.size():
+                raise ValueError(f"it has no {name} of shape {tuple(tensor.size())}")
+        with warnings.catch_warnings():  # that there is one process is no news
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(dict(tensors), storage_reader=reader)
+    except (dcp.CheckpointException, pickle.UnpicklingError, EOFError, *_DAMAGE) as error:
         if _LOST.search(str(error)):
             raise
-        reason = " ".join(str(error).split())[-200:]
-        raise CheckpointError(f"cannot read {path}: {reason}") from error
+        raise CheckpointError(f"cannot read {path}: {_last_line(error)}") from error
+
+
+# What reading a damaged index can end in.
+_DAMAGE = (RuntimeError, ValueError, OSError, KeyError, AttributeError, TypeError, IndexError, AssertionError)
+
+
+def _last_line(error: BaseException) -> str:
+    """The reason at the end of the tracebacks that a ``CheckpointException`` carries."""
+    return " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())
 
 
 class _SafeReader(dcp.FileSystemReader):
@@ -368,13 +419,23 @@ class _SafeReader(dcp.FileSystemReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    _allowed = re.compile(
-        r"torch\.distributed\.checkpoint\.(metadata|filesystem)\.\w+|torch\.(Size|device|serialization\._get_layout)"
-        r"|collections\.OrderedDict|torch\.storage\.\w+|pathlib\.(_local\.)?(Posix)?Path"
-    )
+    """Knows what an index of tensors is made of, and nothing else."""
+
+    _names = frozenset(
+        {
+            *(f"torch.distributed.checkpoint.metadata.{name}" for name in (
+                "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+                "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+            )),
+            "torch.distributed.checkpoint.filesystem._StorageInfo",
+            "torch.Size", "torch.serialization._get_layout",
+            "pathlib.Path", "pathlib.PosixPath", "pathlib._local.PosixPath",
+        }
+    )  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        if not self._allowed.fullmatch(f"{module}.{name}"):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and f"{module}.{name}" not in self._names:
             raise pickle.UnpicklingError(f"it asks to run code ({module}.{name})")
         return super().find_class(module, name)
 
