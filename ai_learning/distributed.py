@@ -340,7 +340,7 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def save_shards(team: Team, folder: Path, step: int, tensors: Mapping[str, Tensor], state: Any) -> None:
+def save_shards(team: Team, folder: Path, step: int, tensors: Mapping[str, Tensor], state: Any) -> Path:
     """Write a checkpoint of all processes; a crash at any moment leaves the one before as the latest.
 
     Args:
@@ -349,6 +349,9 @@ def save_shards(team: Team, folder: Path, step: int, tensors: Mapping[str, Tenso
         step: names it.
         tensors: by name; shares (DTensors) are written by their owners, equal ones once.
         state: plain values for ``state.json``; rank 0's count.
+
+    Returns:
+        The checkpoint's folder.
     """
     home = folder / "checkpoints"
     path, previous = home / f"step-{step:08d}", latest(folder)
@@ -362,6 +365,7 @@ def save_shards(team: Team, folder: Path, step: int, tensors: Mapping[str, Tenso
         for old in set(home.glob("step-*")) - {path, previous}:
             shutil.rmtree(old, ignore_errors=True)
     team.barrier()
+    return path
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -323,10 +323,10 @@ class _Trainer:
                     self.listener({"step": self.step, "sample": text})
             if wants_save:
                 self.elapsed = before + time.perf_counter() - started
-                self._save(self.folder.last, resumable=True)
+                saved = self._save(self.folder.last, resumable=True)
             since += time.perf_counter() - paused
             if signum and not done:
-                raise Interrupted(signum, self.step, self.folder.last)
+                raise Interrupted(signum, self.step, saved)
         return TrainResult(self.step, self.loss, self.best, self.elapsed, self.metrics, self.best_metrics)
 
     def _finished(self) -> float:
@@ -361,7 +361,7 @@ class _Trainer:
     def _check_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        last = self.folder.last
+        last = latest(self.folder.path) or self.folder.last
         where = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was saved yet"
         raise DivergedError(
             f"the {what} is {value} at step {self.step}; {where}; try a lower lr than {self.config.lr}"
@@ -403,7 +403,8 @@ class _Trainer:
                 if name != "step" and isinstance(value, float):
                     self.board.add_scalar(name, value, row["step"])
 
-    def _save(self, path: Path, resumable: bool) -> None:
+    def _save(self, path: Path, resumable: bool) -> Path:
+        """Write a checkpoint; where it stands in the end."""
         state: dict[str, Any] = {
             "step": self.step,
             "best_val_loss": self.best,
@@ -414,7 +415,7 @@ class _Trainer:
         }
         if not resumable:
             self._write(path, state)
-            return
+            return path
         self._check_weights()
         state |= {"loss": self.loss, "metrics": self.metrics, "elapsed_s": self.elapsed}
         # Batches are a function of (seed, number): this is the whole position in the data.
@@ -423,12 +424,13 @@ class _Trainer:
         if self.team.distributed:
             plain = {**state, "config": asdict(model_config(self.model))}
             tensors = {**self._tensors(), **_random_state(self.device, self._rank_key)}
-            save_shards(self.team, self.folder.path, self.step, tensors, plain)
+            shards = save_shards(self.team, self.folder.path, self.step, tensors, plain)
             if self.step < self.config.steps:
-                return
+                return shards
         state["optimizer"] = self.optimizer.state_dict()
         state["rng"] = _random_state(self.device)
         self._write(path, state)
+        return path
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         """One file with whole tensors, by rank 0."""

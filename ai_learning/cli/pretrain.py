@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..batches import TokenBatches, digest, evaluation_batches, split
+from ..batches import Prefetched, TokenBatches, digest, evaluation_batches, split
 from ..checkpoint import tokenizer_reference
 from ..distributed import sum_over_processes, world
 from ..generate import generate_text
@@ -17,7 +17,7 @@ from ..model import GPT, GPTConfig
 from ..presets import preset
 from ..run_folder import read_metrics, read_options
 from ..tokenizers import Tokenizer
-from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, train
+from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, pick_device, train
 from ..viz import plot_loss
 from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read_tokens, tokenizer_by_name
 
@@ -93,6 +93,7 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     training, held_out = split(tokens, options.held_out)
     here, how = world(), options.train
     batches = TokenBatches(training, config.block_size, how.batch_size, how.seed, here.rank, here.size)
+    ahead = Prefetched(batches, pin=pick_device(how.device).type == "cuda")
     val = evaluation_batches(held_out, config.block_size, options.train.batch_size, options.eval_batches)
     torch.manual_seed(options.train.seed)
     model = GPT(config)
@@ -106,7 +107,7 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
         return train(
             model,
             lambda model, batch: next_token_loss(model, *batch),
-            batches,
+            ahead,
             options.train,
             options.out,
             evaluate=lambda model: {"val_loss": mean_loss(model, val)},
