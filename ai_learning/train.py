@@ -198,9 +198,7 @@ def train(
     here = world()
     device = own_device(pick_device(config.device), here)
     if getattr(batches, "world_size", 1) != here.size:
-        raise InputError(
-            f"this training runs in one process, not in {here.size}: start it without torchrun"
-        )
+        raise InputError(f"this training runs in one process, not in {here.size}: start it without torchrun")
     # Dropout draws from the global generator: seeded for the run, given back as it was.
     cards = [device] if device.type == "cuda" else []
     with (
@@ -453,7 +451,9 @@ class _Trainer:
             f"model.{name}": value for name, value in self.model.state_dict().items() if name not in aliases
         }
         for number, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, Tensor)}
+            tensors |= {
+                f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, Tensor)
+            }
         return tensors
 
     def _check_weights(self) -> None:

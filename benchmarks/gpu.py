@@ -70,7 +70,13 @@ def nanogpt(folder: Path, reference: GPT2LMHeadModel, sizes: Sizes) -> nn.Module
     spec.loader.exec_module(module)
     model = module.GPT(
         module.GPTConfig(
-            sizes.block_size, sizes.vocab_size, sizes.n_layer, sizes.n_head, sizes.n_embd, dropout=0.0, bias=True
+            sizes.block_size,
+            sizes.vocab_size,
+            sizes.n_layer,
+            sizes.n_head,
+            sizes.n_embd,
+            dropout=0.0,
+            bias=True,
         )
     )
     source, own = reference.state_dict(), model.state_dict()
@@ -125,7 +131,9 @@ def training(sizes: Sizes, device: torch.device, checkout: Path | None) -> None:
     peak = peak_flops(device)
     rates = {name: x.numel() / s for name, s in seconds.items()}
     others = [rate for name, rate in rates.items() if name != "ai_learning"]
-    print(f"\n## Training, {sizes.batch} × {sizes.block_size} tokens a step{', bfloat16, compiled' if cuda else ''}\n")
+    print(
+        f"\n## Training, {sizes.batch} × {sizes.block_size} tokens a step{', bfloat16, compiled' if cuda else ''}\n"
+    )
     print("| | tokens/s | ms a step | MFU | peak GB |\n|---|---|---|---|---|")
     for name, rate in rates.items():
         mfu = f"{rate * per_token / peak:.1%}" if peak else "–"
@@ -193,7 +201,8 @@ class StaticDecoder:
         self.token = torch.zeros(1, 1, dtype=torch.long, device=weight.device)
         self.places = torch.arange(capacity, device=weight.device)
         self.cache: Any = _Layers(
-            _StaticLayer(weight.new_zeros(shape), weight.new_zeros(shape), self.place) for _ in range(config.n_layer)
+            _StaticLayer(weight.new_zeros(shape), weight.new_zeros(shape), self.place)
+            for _ in range(config.n_layer)
         )
         self.graph: torch.cuda.CUDAGraph | None = None
         if graph:
@@ -299,7 +308,10 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help=f"sequences a step (default {Sizes.batch})")
     options = parser.parse_args(args)
     if not options.smoke and not torch.cuda.is_available():
-        print("gpu: error: no CUDA GPU here; --smoke tries the script on the CPU, without figures", file=sys.stderr)
+        print(
+            "gpu: error: no CUDA GPU here; --smoke tries the script on the CPU, without figures",
+            file=sys.stderr,
+        )
         return 2
     if options.nanogpt is not None and not (options.nanogpt / "model.py").is_file():
         print(f"gpu: error: no model.py in {options.nanogpt}: give a nanoGPT checkout", file=sys.stderr)

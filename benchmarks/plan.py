@@ -84,13 +84,24 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--memory-gb", type=float, default=80.0, help="of one GPU")
     parser.add_argument("--price", type=float, required=True, help="of one GPU for one hour, any currency")
     parser.add_argument("--batch", type=int, default=8, help="sequences in a process at a time")
-    parser.add_argument("--tokens-per-parameter", type=float, default=20.0, help="Hoffmann et al. 2022: about 20")
+    parser.add_argument(
+        "--tokens-per-parameter", type=float, default=20.0, help="Hoffmann et al. 2022: about 20"
+    )
     parser.add_argument("--recompute", action="store_true", help="plan with --checkpoint-activations")
     options = parser.parse_args(args)
-    for name, high in (("mfu", 1.0), ("peak_tflops", 1e6), ("memory_gb", 1e6), ("price", 1e9), ("batch", 1e6)):
+    for name, high in (
+        ("mfu", 1.0),
+        ("peak_tflops", 1e6),
+        ("memory_gb", 1e6),
+        ("price", 1e9),
+        ("batch", 1e6),
+    ):
         if not 0 < getattr(options, name) <= high:
             flag = name.replace("_", "-")
-            print(f"plan: error: --{flag} {getattr(options, name)} must be above 0 and at most {high:g}", file=sys.stderr)
+            print(
+                f"plan: error: --{flag} {getattr(options, name)} must be above 0 and at most {high:g}",
+                file=sys.stderr,
+            )
             return 2
     print(
         f"MFU {options.mfu:.0%} (given, not measured here) of {options.peak_tflops:g} TFLOP/s a GPU at "
@@ -108,7 +119,10 @@ def main(args: list[str] | None = None) -> int:
             fsdp = state_bytes(config, gpus, sharded=True) + gathered_bytes(config, low=True) + kept
             rate = tokens_per_second(config, gpus, options.mfu, options.peak_tflops * 1e12)
             hours = options.tokens_per_parameter * n / rate / 3600
-            cells = [f"{size / 1e9:.1f}{'' if size <= options.memory_gb * 1e9 else ' (too large)'}" for size in (ddp, fsdp)]
+            cells = [
+                f"{size / 1e9:.1f}{'' if size <= options.memory_gb * 1e9 else ' (too large)'}"
+                for size in (ddp, fsdp)
+            ]
             print(
                 f"| {name} | {n / 1e6:,.0f} M | {gpus} | {cells[0]} | {cells[1] if gpus > 1 else '–'} | "
                 f"{rate:,.0f} | {hours:,.1f} | {hours * gpus * options.price:,.0f} |"

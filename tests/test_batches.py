@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_learning.batches import Prefetched, TokenBatches, digest, evaluation_batches, open_tokens, split, tokenize
+from ai_learning.batches import (
+    Prefetched,
+    TokenBatches,
+    digest,
+    evaluation_batches,
+    open_tokens,
+    split,
+    tokenize,
+)
 from ai_learning.errors import InputError
 from ai_learning.token_file import TokenFileWriter
 from ai_learning.tokenizers import ByteTokenizer
@@ -100,7 +108,9 @@ def test_ranks_share_out_one_global_batch(world_size: int, rows: int, step: int,
     """Every row of the batch of one process is in exactly one of many, in the order of their ranks."""
     tokens, batch_size = np.arange(5000), rows * world_size  # a row is told by its first token
     whole, _ = TokenBatches(tokens, 7, batch_size, seed)(step)
-    shares = [TokenBatches(tokens, 7, batch_size, seed, rank, world_size)(step)[0] for rank in range(world_size)]
+    shares = [
+        TokenBatches(tokens, 7, batch_size, seed, rank, world_size)(step)[0] for rank in range(world_size)
+    ]
     assert all(len(share) == rows for share in shares)
     rebuilt = torch.empty_like(whole)
     for rank, share in enumerate(shares):

@@ -68,7 +68,9 @@ def test_a_checkpoint_of_two_processes_resumes_in_one(home: Path, kind: str, tmp
     folder = shutil.copytree(home / f"{kind}-stopped", tmp_path / "run")
     shards = latest(folder)
     # SIGTERM reached one process, in the step after which all of them stopped
-    assert shards is not None and read_state(shards)["step"] == STOP_AFTER and not (folder / "last.pt").exists()
+    assert (
+        shards is not None and read_state(shards)["step"] == STOP_AFTER and not (folder / "last.pt").exists()
+    )
     run(folder, resume=True)
     assert curve(folder) == pytest.approx(curve(home / "one"), abs=1e-6)
 
@@ -82,7 +84,9 @@ def test_the_file_at_the_end_holds_whole_tensors(home: Path) -> None:
             torch.testing.assert_close(two["state_dict"][name], value, atol=1e-5, rtol=0)
         for number, values in one["optimizer"]["state"].items():
             for name, value in values.items():
-                torch.testing.assert_close(two["optimizer"]["state"][number][name], value, atol=1e-6, rtol=1e-3)
+                torch.testing.assert_close(
+                    two["optimizer"]["state"][number][name], value, atol=1e-6, rtol=1e-3
+                )
 
 
 def test_gradients_travel_with_the_last_batch_only(home: Path) -> None:
@@ -242,7 +246,9 @@ def workers(out: Path) -> Iterator[tuple[int, int]]:
         try:
             command = (folder / "cmdline").read_bytes().decode().split("\0")
             variables = dict(
-                line.split("=", 1) for line in (folder / "environ").read_bytes().decode().split("\0") if "=" in line
+                line.split("=", 1)
+                for line in (folder / "environ").read_bytes().decode().split("\0")
+                if "=" in line
             )
         except (OSError, UnicodeDecodeError, ValueError):
             continue
@@ -257,7 +263,9 @@ def wait_for_step(out: Path, step: int, *processes: subprocess.Popen[str]) -> No
         time.sleep(0.02)
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="finds processes through /proc"
+)
 
 
 @needs_proc

@@ -85,7 +85,9 @@ def test_the_peak_of_a_run(recompute: bool) -> None:
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    small_chunk = 1000 * 256 * 4 * 4 * 3  # the logits of all 1024 positions, in three copies, are below a chunk
+    small_chunk = (
+        1000 * 256 * 4 * 4 * 3
+    )  # the logits of all 1024 positions, in three copies, are below a chunk
     planned = state_bytes(config) + activation_bytes(config, 4, recompute=recompute) - _LOGITS + small_chunk
     assert int(done.stdout) == pytest.approx(planned, rel=0.15)
 
