@@ -1,4 +1,4 @@
-"""``show(obj)``: the source that runs, with the file and line where it stands."""
+"""The source that runs, with its file and line; and a plot, where one can be seen."""
 
 import inspect
 from pathlib import Path
@@ -30,3 +30,23 @@ def show(obj: Any) -> None:
     start = parts.index("ai_learning") if "ai_learning" in parts else len(parts) - 1
     print(f"# {'/'.join(parts[start:])}, line {max(first, 1)}")
     print("".join(lines).rstrip())
+
+
+def picture(path: Path | str) -> None:
+    """Show a saved picture in a notebook; in a terminal, say where it is.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no picture at {path}")
+    try:
+        from IPython import get_ipython
+        from IPython.display import Image, display
+    except ImportError:
+        get_ipython = None
+    if get_ipython is not None and get_ipython() is not None:
+        display(Image(filename=str(path)))
+    else:
+        print(f"picture: {path}")

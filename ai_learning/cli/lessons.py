@@ -1,15 +1,19 @@
-"""``ai-learning lessons``: the lessons in their order; copy one to work on."""
+"""``ai-learning lessons``: the lessons in their order, exercises to work on, and their checks."""
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
+from .. import checks
+from ..checks import workfile
 from ..errors import InputError
+from ..files import atomic_path, write_text
 from .common import console, parse
 
 LESSONS = Path(__file__).resolve().parents[2] / "lessons"
@@ -17,36 +21,107 @@ LESSONS = Path(__file__).resolve().parents[2] / "lessons"
 
 @dataclass(frozen=True)
 class List:
-    """Show the lessons in their order."""
+    """Show the lessons in their order, with your progress in their exercises."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Copy a lesson into a folder of yours."""
+    """Copy a lesson and its exercises into a folder of yours."""
 
     lesson: Annotated[str, tyro.conf.Positional]
     """day1, day2 …"""
     out: Path = Path(".")
-    """where to put the copy"""
+    """where to put the copies"""
 
 
-def main(args: list[str]) -> None:
+@dataclass(frozen=True)
+class Check:
+    """Check the exercises that you wrote in a file; exit code 1 while one is wrong. Runs the file."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """a file made by `lessons start`"""
+    out: Path | None = None
+    """write the verdicts as JSON, for a teacher's script"""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Show a hint; each of the three says more than the one before."""
+
+    exercise: Annotated[str, tyro.conf.Positional]
+    """day1.attention …"""
+    number: Annotated[int, tyro.conf.Positional] = 1
+    """1, 2 or 3"""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Show the library's own source for an exercise."""
+
+    exercise: Annotated[str, tyro.conf.Positional]
+    """day1.attention …"""
+
+
+def main(args: list[str]) -> int:
     """Entry point."""
-    command: List | Start = parse(List | Start, args, "lessons") if args else List()
+    command: Any = parse(List | Start | Check | Hint | Solution, args, "lessons") if args else List()
     if isinstance(command, Start):
-        source = find(command.lesson)
-        target = command.out / source.name
-        if target.exists():
-            raise InputError(f"{target} is already there: move it away or give another --out")
-        command.out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        how = f"python {target}" if target.suffix == ".py" else f"jupyter lab {target}"
-        console.print(f"copied to {target}; run it: {how}", markup=False)
-        return
-    table = Table("day", "lesson", "file")
+        start(command)
+    elif isinstance(command, Check):
+        return check(command)
+    elif isinstance(command, Hint):
+        checks.hint(command.exercise, command.number)
+    elif isinstance(command, Solution):
+        checks.solution(command.exercise)
+    else:
+        show_list()
+    return 0
+
+
+def show_list() -> None:
+    """The table of lessons."""
+    done = workfile.passed()
+    table = Table("day", "lesson", Column("file", no_wrap=True), "done")
     for path in lessons():
-        table.add_row(str(day(path)), title(path), path.name)
+        names = checks.exercise_names(f"day{day(path)}")
+        count = f"{len(done.intersection(names))}/{len(names)}" if names else "–"
+        table.add_row(str(day(path)), title(path), path.name, count)
     console.print(table)
+
+
+def start(command: Start) -> None:
+    """Copy a lesson, and write its exercises as stubs."""
+    source = find(command.lesson)
+    name = f"day{day(source)}"
+    target, work = command.out / source.name, command.out / f"{name}_exercises.py"
+    if target.exists():
+        raise InputError(f"{target} is already there: move it away or give another --out")
+    if checks.exercise_names(name):
+        workfile.write(name, work)
+        console.print(f"exercises in {work}; check them: ai-learning lessons check {work}", markup=False)
+    command.out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    how = f"python {target}" if target.suffix == ".py" else f"jupyter lab {target}"
+    console.print(f"lesson in {target}; run it: {how}", markup=False)
+
+
+def check(command: Check) -> int:
+    """Print every verdict; 0 when all passed."""
+    reports = []
+    for report in workfile.check_file(command.file):
+        console.print(str(report), markup=False)
+        reports.append(report)
+    good = {report.exercise for report in reports if report}
+    workfile.remember(good)
+    console.print(f"{len(good)} of {len(reports)} passed")
+    if command.out is not None:
+        verdicts = [
+            {"exercise": r.exercise, "passed": bool(r), "failed_step": r.failed_step, "cause": r.cause}
+            for r in reports
+        ]
+        write_text(command.out, json.dumps(verdicts, indent=1))
+    return 0 if len(good) == len(reports) else 1
 
 
 def lessons() -> list[Path]:
