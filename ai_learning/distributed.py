@@ -1,4 +1,4 @@
-"""Many processes, one training: DDP and FSDP2 put around a model that knows nothing of them, and their checkpoints.
+"""Many processes, one training: DDP and FSDP2 around a model that knows nothing of them, and checkpoints.
 
 ``torchrun`` starts the processes and tells each its rank in the environment; everything here works on one
 process too, so that the training loop has a single path. The processes see one file system.
@@ -72,8 +72,8 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-# Held until the end of the process: where DDP's reducer is the last owner of a gloo group, its destructor waits,
-# holding the GIL, for a thread that waits for the GIL.
+# Held until the end of the process: where DDP's reducer is the last owner of a gloo group, its destructor
+# waits, holding the GIL, for a thread that waits for the GIL.
 _groups: list[Any] = []
 
 
@@ -87,9 +87,9 @@ class Team:
     """What the training loop asks of the other processes; alone, it answers at once.
 
     Args:
-        parallel: ``ddp`` (each process holds the whole model; Li et al. 2020), ``fsdp`` (each holds a share of
-            every parameter, gradient and moment; Rajbhandari et al. 2020, Zhao et al. 2023), or ``auto``: ddp
-            where ``torchrun`` started several processes.
+        parallel: ``ddp`` (each process holds the whole model; Li et al. 2020), ``fsdp`` (each holds a share
+            of every parameter, gradient and moment; Rajbhandari et al. 2020, Zhao et al. 2023), or ``auto``:
+            ddp where ``torchrun`` started several processes.
         device: of this process.
 
     Raises:
@@ -130,7 +130,7 @@ class Team:
     # --- the model -----------------------------------------------------------------------------------------
 
     def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """A module that runs any function of ``model`` where its gradients are shared: ``root(function, *args)``.
+        """A module that runs a function of ``model`` where gradients are shared: ``root(function, *args)``.
 
         Under FSDP the parameters become shares (DTensors) in place, so an optimizer is made after this; each
         ``Block`` is a unit that is gathered when its turn comes.
@@ -253,8 +253,8 @@ def _agents_store(restarts: int) -> dist.Store:
     several = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
     if kept and several and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise InputError(
-            "restarts on several machines need a fresh store each time: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
-            "in the environment of torchrun on every machine, or --max-restarts=0"
+            "restarts on several machines need a fresh store each time: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every machine, or --max-restarts=0"
         )
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     here = world()
@@ -390,7 +390,7 @@ def load_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         index = reader.read_metadata().state_dict_metadata  # by itself: what is wrong with it is said plainly
         for name, tensor in tensors.items():
-            if name not in index or index[name].size != tensor.size():
+            if getattr(index.get(name), "size", None) != tensor.size():
                 raise ValueError(f"it has no {name} of shape {tuple(tensor.size())}")
         with warnings.catch_warnings():  # that there is one process is no news
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -416,8 +416,7 @@ class _SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
             metadata: Metadata = _IndexUnpickler(file).load()
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

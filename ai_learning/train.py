@@ -1,6 +1,7 @@
 """The training loop: one for pre-training and fine-tuning, on any model that has a ``config``.
 
-It is the same loop on one process and on many (``torchrun``): what differs is in ``distributed.Team``. A resumed run is the uninterrupted run, bit for bit on CPU: batches are a function of the step, and the
+It is the same loop on one process and on many (``torchrun``): what differs is in ``distributed.Team``.
+A resumed run is the uninterrupted run, bit for bit on CPU: batches are a function of the step, and the
 checkpoint holds weights, optimizer, random state and step.
 """
 
@@ -25,13 +26,13 @@ from .checkpoint import load_checkpoint, model_config, previous_path, save_check
 from .distributed import (
     PARALLEL,
     Team,
+    World,
     latest,
     load_shards,
     peers_in_reach,
     read_state,
     save_shards,
     spread,
-    World,
     world,
 )
 from .errors import InputError
@@ -164,9 +165,9 @@ def train(
 ) -> TrainResult:
     """Train ``model`` and leave ``last.pt``, ``best.pt`` and ``metrics.jsonl`` in ``out``.
 
-    Under ``torchrun`` every process calls this alike. Rank 0 alone logs and samples; checkpoints on the way are
-    distributed ones (``distributed.save_shards``), and ``last.pt`` is written at the end. Each restores on any
-    number of processes; after FSDP the model's parameters stay shared out.
+    Under ``torchrun`` every process calls this alike. Rank 0 alone logs and samples; checkpoints on the way
+    are distributed ones (``distributed.save_shards``), and ``last.pt`` is written at the end. Each restores
+    on any number of processes; after FSDP the model's parameters stay shared out.
 
     Args:
         model: has a dataclass ``config``; moved to the device and trained in place.
@@ -596,7 +597,7 @@ def own_device(device: torch.device, here: World) -> torch.device:
         return device
     if here.local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"more processes than the {torch.cuda.device_count()} GPUs of this machine: lower --nproc-per-node"
+            f"more processes than this machine's {torch.cuda.device_count()} GPUs: lower --nproc-per-node"
         )
     return torch.device("cuda", here.local_rank)
 
@@ -650,7 +651,7 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
-        block.forward = partial(recomputed, block.forward, use_reentrant=False)
+        setattr(block, "forward", partial(recomputed, block.forward, use_reentrant=False))  # noqa: B010
     try:
         yield
     finally:

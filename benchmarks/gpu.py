@@ -3,8 +3,8 @@
     python -m benchmarks.gpu [--nanogpt PATH]     on a GPU: block 1024, bfloat16, compiled
     python -m benchmarks.gpu --smoke              tiny sizes on the CPU: that the script works, no figures
 
-nanoGPT takes part where a checkout of it is given. Contestants start from the same weights and must agree on the
-first loss, or the run ends with an error: it compares equal work only.
+nanoGPT takes part where a checkout of it is given. Contestants start from the same weights and must agree on
+the first loss, or the run ends with an error: it compares equal work only.
 """
 
 import argparse
@@ -132,7 +132,8 @@ def training(sizes: Sizes, device: torch.device, checkout: Path | None) -> None:
     rates = {name: x.numel() / s for name, s in seconds.items()}
     others = [rate for name, rate in rates.items() if name != "ai_learning"]
     print(
-        f"\n## Training, {sizes.batch} × {sizes.block_size} tokens a step{', bfloat16, compiled' if cuda else ''}\n"
+        f"\n## Training, {sizes.batch} × {sizes.block_size} tokens a step"
+        f"{', bfloat16, compiled' if cuda else ''}\n"
     )
     print("| | tokens/s | ms a step | MFU | peak GB |\n|---|---|---|---|---|")
     for name, rate in rates.items():
@@ -171,7 +172,7 @@ def _trainer(
 
 
 class _StaticLayer:
-    """A layer's cache of fixed shape, written at a position that is itself a tensor: a CUDA graph can replay it."""
+    """A layer's cache of fixed shape, written at a place that is itself a tensor: a graph can replay it."""
 
     length = 0  # what the model asks for; places and mask are given to it instead
 
@@ -295,7 +296,7 @@ def generation(sizes: Sizes, device: torch.device) -> None:
     print(f"Measured copy bandwidth: {bandwidth / 1e9:,.0f} GB/s; weights: {weights / 1e6:,.0f} MB\n")
     print("| | tokens/s | ms a token | share of bandwidth | tokens as the first |\n|---|---|---|---|---|")
     for name, s in seconds.items():
-        # the static decoder reads the prompt token by token too: counted, since it reads all weights each time
+        # the static decoder reads the prompt token by token, all weights each time
         read = n + (sizes.prompt - 1 if "static" in name else 0)
         share = weights * read / s / bandwidth
         print(f"| {name} | {n / s:,.0f} | {1000 * s / n:.3f} | {share:.1%} | {agree[name]} of {n} |")

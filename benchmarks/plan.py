@@ -3,8 +3,8 @@
     python -m benchmarks.plan --mfu 0.45 --peak-tflops 989 --memory-gb 141 --price 3.5
 
 Memory follows a formula that a test holds against a real run. Speed does not: the share of the peak that is
-reached (MFU) is measured on the GPU at hand (``python -m benchmarks.gpu``, or the ``mfu`` that ``pretrain`` logs
-on as many GPUs as planned), so it must be given. See docs/scale.md.
+reached (MFU) is measured on the GPU at hand (``python -m benchmarks.gpu``, or the ``mfu`` that ``pretrain``
+logs on as many GPUs as planned), so it must be given. See docs/scale.md.
 """
 
 import argparse
@@ -50,10 +50,10 @@ def gathered_bytes(config: GPTConfig, low: bool = False) -> float:
 def activation_bytes(config: GPTConfig, batch: int, *, low: bool = False, recompute: bool = False) -> float:
     """Kept from the forward to the backward pass (no dropout, attention by the fused kernel).
 
-    A block keeps, for each token: two norms' inputs and statistics, the input of each of its four products, the
-    queries, keys and values, attention's output and log-sum-exp, and the activation's input. In float32 that is
-    64·C + 4·H + 16 bytes, under bfloat16 autocast 36·C + 4·H + 16, and once a block 24·C² for the cast weights.
-    Recomputed, a block keeps its input, 4·C, and one block at a time the rest.
+    A block keeps, for each token: two norms' inputs and statistics, the input of each of its four products,
+    the queries, keys and values, attention's output and log-sum-exp, and the activation's input. In float32
+    that is 64·C + 4·H + 16 bytes, under bfloat16 autocast 36·C + 4·H + 16, and once a block 24·C² for the
+    cast weights. Recomputed, a block keeps its input, 4·C, and one block at a time the rest.
 
     Args:
         config: of the model.

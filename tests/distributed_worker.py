@@ -25,7 +25,7 @@ STOP_AFTER = 4
 
 
 def run(out: Path, config: TrainConfig = HOW, *, stop_after: int = 0, resume: bool = False) -> GPT:
-    """The same training on any number of processes; with ``stop_after`` the last one is sent SIGTERM there."""
+    """The same training on any number of processes; with ``stop_after`` the last one gets SIGTERM there."""
     here = world()
     torch.manual_seed(config.seed)
     model = GPT(MODEL)

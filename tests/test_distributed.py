@@ -1,4 +1,4 @@
-"""Two real processes (gloo) train as one does: curves, gradients, checkpoints on another number of ranks, kills."""
+"""Two real processes (gloo) train as one does: curves, gradients, checkpoints for other ranks, kills."""
 
 import math
 import os
@@ -118,7 +118,7 @@ def test_a_damaged_distributed_checkpoint_is_one_line(home: Path, tmp_path: Path
     assert shards is not None
     for file in shards.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="cannot read .*step-00000004"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*step-00000004"):
         run(folder, resume=True)
     shutil.rmtree(shards)
     with pytest.raises(CheckpointError, match="latest names step-00000004, which is not there or not whole"):
@@ -297,7 +297,7 @@ def free_port() -> int:
 
 @needs_proc
 def test_two_machines_go_on_after_a_kill(tmp_path: Path, options: list[str]) -> None:
-    """The launch that docs/scale.md gives, both agents on loopback; the second machine's process is killed."""
+    """The launch that docs/scale.md gives, both agents on loopback; the second one's process is killed."""
     out, options = tmp_path / "run", [*options, "--steps", "120"]
     launcher = [
         "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=job", "--rdzv-backend=c10d",

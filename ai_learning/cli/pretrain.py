@@ -26,8 +26,8 @@ from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read
 class Pretrain:
     """Train a GPT on text from nothing; resumable, bit for bit.
 
-    On many processes and machines: ``torchrun --nproc-per-node=8 -m ai_learning.cli pretrain …``; the same options
-    give the same training on any number of them, apart from dropout (docs/scale.md).
+    On many processes and machines: ``torchrun --nproc-per-node=8 -m ai_learning.cli pretrain …``; the same
+    options give the same training on any number of them, apart from dropout (docs/scale.md).
     """
 
     data: str = "builtin:stdlib"

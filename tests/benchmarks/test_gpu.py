@@ -8,10 +8,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import gpu  # noqa: E402
-
-from ai_learning.generate import generate  # noqa: E402
-from ai_learning.model import GPT  # noqa: E402
+from ai_learning.generate import generate
+from ai_learning.model import GPT
+from benchmarks import gpu
 
 
 def test_smoke(capsys: pytest.CaptureFixture[str]) -> None:

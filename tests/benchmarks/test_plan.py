@@ -12,11 +12,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.plan import _LOGITS, activation_bytes, main, n_params, state_bytes, tokens_per_second  # noqa: E402
-
 from ai_learning.loss import next_token_loss  # noqa: E402
 from ai_learning.model import GPT, GPTConfig  # noqa: E402
 from ai_learning.presets import preset  # noqa: E402
+from benchmarks.plan import _LOGITS, activation_bytes, main, n_params, state_bytes, tokens_per_second  # noqa: E402
 
 SHAPES = [(2, 64, 2, 64, 4), (3, 128, 4, 32, 2)]  # layers, width, heads, block, batch
 
@@ -69,7 +68,8 @@ def steps(config, batch, n, recompute):
 
 steps(GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16), 1, 1, False)  # PyTorch's own
 before = peak()
-steps(GPTConfig(vocab_size=1000, block_size=256, n_layer=6, n_head=4, n_embd=256), 4, 2, sys.argv[1] == "True")
+config = GPTConfig(vocab_size=1000, block_size=256, n_layer=6, n_head=4, n_embd=256)
+steps(config, 4, 2, sys.argv[1] == "True")
 print(peak() - before)
 """
 
@@ -81,7 +81,8 @@ def test_the_peak_of_a_run(recompute: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(recompute)],
         # freed memory goes back at once: what is measured is what is held
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
