@@ -295,6 +295,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow  # torchrun needs most of half a minute to meet again
 @needs_proc
 def test_two_machines_go_on_after_a_kill(tmp_path: Path, options: list[str]) -> None:
     """The launch that docs/scale.md gives, both agents on loopback; the second one's process is killed."""
