@@ -27,12 +27,15 @@ from .model.heads import TaskConfig, TaskModel
 from .tokenizers import ByteTokenizer, Tokenizer, load
 
 
-def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
+def save_checkpoint(
+    model: nn.Module, path: Path | str, *, state_dict: dict[str, Any] | None = None, **extra: Any
+) -> None:
     """Write ``model`` and ``extra`` to ``path``, atomically; an older file becomes ``NAME.prev.pt``.
 
     Args:
         model: its ``config`` and ``state_dict()`` are stored.
         path: the ``.pt`` file.
+        state_dict: in place of the model's own, where its parameters are shared out over processes.
         extra: tensors, numbers, strings, and dicts, lists or tuples of them.
 
     Raises:
@@ -42,7 +45,8 @@ def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
         >>> save_checkpoint(model, "runs/first/last.pt", step=100)  # doctest: +SKIP
     """
     path = Path(path)
-    content = {"config": asdict(model_config(model)), "state_dict": model.state_dict(), **extra}
+    weights = model.state_dict() if state_dict is None else state_dict
+    content = {"config": asdict(model_config(model)), "state_dict": weights, **extra}
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file:  # as a file: a path would put its name into the archive

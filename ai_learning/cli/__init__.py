@@ -74,6 +74,11 @@ def _run(name: str, args: list[str]) -> int:
 
 
 def _fail(name: str, message: str, code: int) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of many processes, most of which fail alike
+        from ..distributed import first_to_say
+
+        if not first_to_say(message):
+            return code
     print(
         f"ai-learning {name}: error: {message}" if code == 2 else f"ai-learning {name}: {message}",
         file=sys.stderr,
