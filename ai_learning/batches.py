@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,34 @@ class TokenBatches:
         generator = np.random.default_rng((self.seed, step))
         starts = generator.integers(0, len(self.tokens) - self.block_size, size=self.batch_size)
         return windows(self.tokens, starts[self.rank :: self.world_size], self.block_size)
+
+
+class Prefetched:
+    """Reads the next batch while the model works on this one: a corpus larger than memory is read from disk.
+
+    Args:
+        batches: a pure function of the step; called in another thread.
+        pin: into page-locked memory, from which a copy to the GPU does not wait.
+    """
+
+    def __init__(self, batches: TokenBatches, pin: bool = False) -> None:
+        self.batches, self.pin = batches, pin
+        self.world_size = batches.world_size
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._coming: dict[int, Future[tuple[Tokens, Tokens]]] = {}
+
+    def __call__(self, step: int) -> tuple[Tokens, Tokens]:
+        """The batch of ``step``; the one after it is begun."""
+        for wanted in (step, step + 1):
+            if wanted not in self._coming:
+                self._coming[wanted] = self._reader.submit(self._read, wanted)
+        for old in self._coming.keys() - {step, step + 1}:
+            del self._coming[old]
+        return self._coming[step].result()
+
+    def _read(self, step: int) -> tuple[Tokens, Tokens]:
+        x, y = self.batches(step)
+        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[Tokens, Tokens]:

@@ -20,19 +20,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 from .files import atomic_path
 from .model import GPT, GPTConfig
 from .model.heads import TaskConfig, TaskModel
 from .tokenizers import ByteTokenizer, Tokenizer, load
 
 
-def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
+def save_checkpoint(
+    model: nn.Module, path: Path | str, *, state_dict: dict[str, Any] | None = None, **extra: Any
+) -> None:
     """Write ``model`` and ``extra`` to ``path``, atomically; an older file becomes ``NAME.prev.pt``.
 
     Args:
         model: its ``config`` and ``state_dict()`` are stored.
         path: the ``.pt`` file.
+        state_dict: in place of the model's own, where its parameters are shared out over processes.
         extra: tensors, numbers, strings, and dicts, lists or tuples of them.
 
     Raises:
@@ -42,7 +45,8 @@ def save_checkpoint(model: nn.Module, path: Path | str, **extra: Any) -> None:
         >>> save_checkpoint(model, "runs/first/last.pt", step=100)  # doctest: +SKIP
     """
     path = Path(path)
-    content = {"config": asdict(model_config(model)), "state_dict": model.state_dict(), **extra}
+    weights = model.state_dict() if state_dict is None else state_dict
+    content = {"config": asdict(model_config(model)), "state_dict": weights, **extra}
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file:  # as a file: a path would put its name into the archive
@@ -113,6 +117,41 @@ def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT,
     gpt = model.gpt if isinstance(model, TaskModel) else model
     assert isinstance(gpt, GPT)
     return gpt, checkpoint
+
+
+def open_model(
+    source: Path | str, device: torch.device | str = "cpu", revision: str | None = None
+) -> tuple[GPT, Tokenizer | None, dict[str, Any]]:
+    """A language model and its tokenizer, whatever holds them.
+
+    Args:
+        source: a checkpoint (.pt), a folder that Hugging Face's ``save_pretrained`` wrote, or a hub name.
+        device: where to put the model.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        The model in evaluation mode, the tokenizer (``None`` where none is named), and the checkpoint's other
+        contents (empty for a folder).
+
+    Raises:
+        InputError: nothing there that can be opened.
+    """
+    from .pretrained import load_pretrained
+    from .pretrained.folders import download
+
+    path = Path(source)
+    if path.is_file() or path.suffix == ".pt":
+        model, checkpoint = load_gpt(path, device)
+        tokenizer = open_tokenizer(checkpoint, path) if checkpoint.get("tokenizer") else None
+        return model.eval(), tokenizer, checkpoint
+    if not path.is_dir() and (len(path.parts) > 2 or path.is_absolute()):
+        raise InputError(f"no checkpoint at {source}")
+    folder = path if path.is_dir() else download(str(source), revision)
+    model = load_pretrained(folder, device=device)
+    named = any(
+        (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    )
+    return model, load(folder) if named else None, {}
 
 
 def tokenizer_reference(tokenizer: Tokenizer, folder: str = "tokenizer") -> dict[str, str]:

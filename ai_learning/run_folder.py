@@ -22,18 +22,21 @@ class RunFolder:
 
     Args:
         path: made if need be.
+        writes: ``False`` for the further processes of one job: they hold no lock and write nothing.
 
     Raises:
         InputError: another process is writing there.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
         self.last = self.path / "last.pt"
         self.best = self.path / "best.pt"
         self.metrics = self.path / "metrics.jsonl"
 
     def __enter__(self) -> "RunFolder":
+        if not self.writes:
+            return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -57,21 +60,26 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        if self.writes:
+            self._lock.close()
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.writes:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the metrics after ``step``: a resumed run writes them again."""
+        if not self.writes:
+            return
         rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_options(self, options: dict[str, Any]) -> None:
         """Write ``run.json``; ``options["command"]`` names the command that can resume the run."""
-        write_text(self.path / "run.json", json.dumps(options, indent=2) + "\n")
+        if self.writes:
+            write_text(self.path / "run.json", json.dumps(options, indent=2) + "\n")
 
 
 def read_options(path: Path | str, command: str) -> dict[str, Any]:

@@ -7,15 +7,18 @@
 Fused kernels never hold the attention weights, so the reference function stands in while recording.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import Block, CausalSelfAttention, reference_attention
-from .shapes import Heads, Hidden, Mask, Weights
+from .model import GPT, Block, CausalSelfAttention, reference_attention
+from .shapes import Heads, Hidden, Logits, Mask, Tokens, Weights
 
 
 @dataclass
@@ -29,6 +32,32 @@ class Trace:
     logits: Tensor | None = None
     """what the model's own ``forward`` returned, or the first of what it returned: (B, T, V) next-token
     logits of a ``GPT``, scores of a ``TaskModel``; ``None`` where another method was called"""
+
+    def entropy(self) -> Tensor:
+        """(n_layer, B, H, T) bits of each query's attention: 0 looks at one key, log₂ S at all alike."""
+        weights = torch.stack(self.attention)  # (L, B, H, T, S)
+        return -torch.special.xlogy(weights, weights).sum(-1) / math.log(2)
+
+
+@torch.no_grad()
+def logit_lens(model: GPT, residual: list[Hidden]) -> Logits:
+    """What the model would predict if the layers after each one added nothing (nostalgebraist 2020).
+
+    Args:
+        model: whose final norm and head read the stream.
+        residual: ``Trace.residual``: n_layer + 1 times (B, T, C).
+
+    Returns:
+        (n_layer + 1, B, T, V) logits; the last are the model's own.
+    """
+    logits: Tensor = model.lm_head(model.ln_f(torch.stack(residual)))
+    return logits
+
+
+@torch.no_grad()
+def token_losses(logits: Logits, idx: Tokens) -> Tensor:
+    """(B, T − 1) nats that each token after the first costs: −log p(idx[:, t + 1] | what is before it)."""
+    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), idx[:, 1:], reduction="none")
 
 
 @contextmanager

@@ -1,23 +1,40 @@
 """The training loop: one for pre-training and fine-tuning, on any model that has a ``config``.
 
+It is the same loop on one process and on many (``torchrun``): what differs is in ``distributed.Team``.
 A resumed run is the uninterrupted run, bit for bit on CPU: batches are a function of the step, and the
 checkpoint holds weights, optimizer, random state and step.
 """
 
+import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
+from .distributed import (
+    PARALLEL,
+    Team,
+    World,
+    latest,
+    load_shards,
+    peers_in_reach,
+    read_state,
+    save_shards,
+    spread,
+    world,
+)
 from .errors import InputError
 from .model import Block
 from .optim import SCHEDULES, adamw, lr_factor
@@ -34,7 +51,7 @@ class TrainConfig:
     steps: int = 2000
     """optimizer steps in all"""
     batch_size: int = 12
-    """sequences in a batch"""
+    """sequences in a batch, over all processes"""
     grad_accum: int = 1
     """batches added up before each optimizer step"""
     lr: float = 1e-3
@@ -69,6 +86,10 @@ class TrainConfig:
     """float32, bfloat16 (mixed precision), or auto: bfloat16 on a GPU that has it"""
     compile: bool = False
     """torch.compile each block: faster steps after a first one of half a minute or more"""
+    checkpoint_activations: bool = False
+    """compute each block again in the backward pass instead of keeping what it computed: less memory"""
+    parallel: str = "auto"
+    """under torchrun: ddp (whole model in each process), fsdp (shared out), or auto: ddp"""
     tensorboard: bool = False
     """also write TensorBoard events (needs the extra `tensorboard`)"""
 
@@ -87,12 +108,17 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is not known; use {', '.join(SCHEDULES)}")
+        if self.parallel not in PARALLEL:
+            raise ValueError(f"parallel={self.parallel!r} is not known; use {', '.join(PARALLEL)}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} is not known; use auto, float32 or bfloat16")
 
 
 # Fields that may differ between a run and its continuation: they change no weight.
-_FREE_FIELDS = {"eval_every", "save_every", "sample_every", "log_every", "device", "compile", "tensorboard"}
+_FREE_FIELDS = {
+    "eval_every", "save_every", "sample_every", "log_every", "device", "compile", "checkpoint_activations",
+    "parallel", "tensorboard",
+}  # fmt: skip
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -139,13 +165,19 @@ def train(
 ) -> TrainResult:
     """Train ``model`` and leave ``last.pt``, ``best.pt`` and ``metrics.jsonl`` in ``out``.
 
+    Under ``torchrun`` every process calls this alike. Rank 0 alone logs and samples; checkpoints on the way
+    are distributed ones (``distributed.save_shards``), and ``last.pt`` is written at the end. Each restores
+    on any number of processes; after FSDP the model's parameters stay shared out.
+
     Args:
         model: has a dataclass ``config``; moved to the device and trained in place.
         loss_fn: mean loss of a batch, a scalar tensor.
-        batches: the n-th batch, n from 0; the same n must always give the same batch.
+        batches: the n-th batch, n from 0; the same n must always give the same batch. For many processes
+            this process's rows of it, as many on each, with its ``world_size`` to say so (``TokenBatches``).
         config: how to train.
         out: the run's folder.
-        evaluate: held-out metrics with a ``val_loss``; must not draw from the global generator.
+        evaluate: held-out metrics with a ``val_loss``, the same on every process; must not draw from the
+            global generator.
         sample: a text to show now and then.
         listener: called with every row of metrics (progress bars, web pages).
         on_start: called once the folder is ours, before the first step (to put more files there).
@@ -162,28 +194,55 @@ def train(
         Interrupted: SIGINT or SIGTERM; everything is saved.
         DivergedError: the loss is not finite; the last good checkpoint stays.
         InputError: the folder is in use, holds a run already, or that run was made otherwise.
+        PeerLostError: another process died; what was saved stays.
     """
-    device = pick_device(config.device)
+    here = world()
+    device = own_device(pick_device(config.device), here)
+    if getattr(batches, "world_size", 1) != here.size:
+        raise InputError(f"this training runs in one process, not in {here.size}: start it without torchrun")
     # Dropout draws from the global generator: seeded for the run, given back as it was.
     cards = [device] if device.type == "cuda" else []
-    with RunFolder(out) as folder, torch.random.fork_rng(cards), _stop_requests() as stop_requested:
-        torch.manual_seed(config.seed)
-        trainer = _Trainer(model.to(device), loss_fn, batches, config, folder, evaluate, sample, listener)
+    with (
+        torch.random.fork_rng(cards),
+        _stop_requests() as stop_requested,
+        Team(config.parallel, device) as team,
+        peers_in_reach(here, lambda: _saved(Path(out))),
+        ExitStack() as stack,
+    ):
+        with team.agreed():
+            folder = stack.enter_context(RunFolder(out, writes=here.is_main))
+        torch.manual_seed(_seed_of(config.seed, here.rank))
+        model = model.to(device)
+        if config.checkpoint_activations:
+            stack.enter_context(checkpointed(model))
+        trainer = _Trainer(model, loss_fn, batches, config, folder, team, evaluate, sample, listener)
         trainer.extra, trainer.identity = dict(extra or {}), dict(identity or {})
-        if folder.last.exists() or previous_path(folder.last).exists():
-            if not resume:
-                raise InputError(f"{folder.path} already holds a run: --resume it, or choose another folder")
-            trainer.resume()
-        else:  # nothing saved yet: also what is left of a run killed before its first checkpoint
-            folder.rewind(-1)
-        on_start()
-        if options is not None:
-            folder.save_options(dict(options))
+        with team.agreed():
+            restarted = team.highest(here.restarts) > 0  # torchrun started again what had failed
+            trainer.start(resume or restarted)
+        with team.agreed():
+            if here.is_main:
+                on_start()
+                if options is not None:
+                    folder.save_options(dict(options))
         try:
             return trainer.run(stop_requested)
         finally:
             if trainer.board:
                 trainer.board.close()
+
+
+def _seed_of(seed: int, rank: int, step: int = 0) -> int:
+    """Of dropout: another on each process; rank 0's first is the run's own."""
+    return seed + 1_000_003 * rank + 7_919 * step
+
+
+def _saved(out: Path) -> str:
+    """What is left of a run that broke off, and what to do."""
+    found = latest(out)
+    if found is None and not (out / "last.pt").exists():
+        return "no checkpoint was saved yet: start again"
+    return f"the last checkpoint is {found or out / 'last.pt'}: run the same command with --resume"
 
 
 class _Trainer:
@@ -194,15 +253,22 @@ class _Trainer:
         batches: Callable[[int], Batch],
         config: TrainConfig,
         folder: RunFolder,
+        team: Team,
         evaluate: Callable[[nn.Module], Metrics] | None,
         sample: Callable[[nn.Module], str] | None,
         listener: Callable[[Metrics], None],
     ) -> None:
         self.model, self.loss_fn, self.batches, self.config = model, loss_fn, batches, config
         self.folder, self.evaluate, self.sample, self.listener = folder, evaluate, sample, listener
+        self.team = team
         self.device = next(model.parameters()).device
+        self.flops_per_token = flops_per_token(model)
+        dtype = pick_dtype(self.device, config.dtype)
+        if config.compile:
+            compile_blocks(model)
+        self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
         self.optimizer = adamw(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
-        self.autocast = _autocast(self.device, config.dtype)
+        self.autocast = _autocast(self.device, dtype)
         self.step = 0
         self.loss = math.nan
         self.best: float | None = None
@@ -211,11 +277,8 @@ class _Trainer:
         self.elapsed = 0.0
         self.extra: dict[str, Any] = {}
         self.identity: dict[str, Any] = {}
-        self.flops_per_token = flops_per_token(model)
         self.peak_flops = peak_flops(self.device)
-        self.board = _tensorboard(folder.path) if config.tensorboard else None
-        if config.compile:
-            compile_blocks(model)
+        self.board = _tensorboard(folder.path) if config.tensorboard and team.world.is_main else None
 
     def run(self, stop_requested: Callable[[], int | None]) -> TrainResult:
         config = self.config
@@ -224,36 +287,52 @@ class _Trainer:
             self._evaluate()
         self.model.train()
         since, tokens = time.perf_counter(), 0  # of training alone: saving and the like are left out
+        step_seconds: list[float] = []  # of the first two, if they compile
         while self.step < config.steps:
+            step_started = time.perf_counter()
             loss, grad_norm, n_tokens, lr = self._train_step()
             tokens += n_tokens
             done = self.step == config.steps
-            signum = stop_requested()
-            wants_save = done or signum is not None or self.step % config.save_every == 0
+            signum = self.team.highest(stop_requested() or 0)  # all stop after the same step
+            wants_save = done or signum != 0 or self.step % config.save_every == 0
             wants_eval = done or self.step % config.eval_every == 0
             wants_log = done or self.step % config.log_every == 0 or self.step == 1
             if wants_log or wants_save or wants_eval or self.device.type == "cpu":
-                self.loss = float(loss)  # on an accelerator this waits for it: not every step
+                self.loss = float(self.team.mean(loss))  # waits for an accelerator: not every step
                 self._check_finite("loss", self.loss)
                 self._check_finite("gradient norm", float(grad_norm))
             self.elapsed = before + time.perf_counter() - started
+            if config.compile and len(step_seconds) < 2:
+                step_seconds.append(self._finished() - step_started)
             if wants_log:
                 rate = tokens / (time.perf_counter() - since)
                 row = {"step": self.step, "loss": self.loss, "lr": lr, "grad_norm": float(grad_norm)}
                 self._log({**row, **self._speed(rate), "elapsed_s": round(self.elapsed, 3)})
                 since, tokens = time.perf_counter(), 0
+            if config.compile and len(step_seconds) == 2:  # the first compiled
+                self._log({"step": self.step, "compile_s": round(step_seconds[0] - step_seconds[1], 2)})
+                step_seconds.append(0.0)
+                since, tokens = time.perf_counter(), 0
             paused = time.perf_counter()
             if wants_eval:
                 self._evaluate()
             if config.sample_every and self.sample and self.step % config.sample_every == 0:
-                self.listener({"step": self.step, "sample": self._in_eval_mode(self.sample)})
+                text = self._in_eval_mode(self.sample)
+                if self.team.world.is_main:
+                    self.listener({"step": self.step, "sample": text})
             if wants_save:
                 self.elapsed = before + time.perf_counter() - started
-                self._save(self.folder.last, resumable=True)
+                saved = self._save(self.folder.last, resumable=True)
             since += time.perf_counter() - paused
-            if signum is not None and not done:
-                raise Interrupted(signum, self.step, self.folder.last)
+            if signum and not done:
+                raise Interrupted(signum, self.step, saved)
         return TrainResult(self.step, self.loss, self.best, self.elapsed, self.metrics, self.best_metrics)
+
+    def _finished(self) -> float:
+        """The time when all that was asked of the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _train_step(self) -> tuple[Tensor, Tensor, int, float]:
         config = self.config
@@ -263,13 +342,16 @@ class _Trainer:
         total, n_tokens = torch.zeros((), device=self.device), 0
         for micro in range(config.grad_accum):
             batch = _to_device(self.batches(self.step * config.grad_accum + micro), self.device)
-            with self.autocast():
-                loss = self.loss_fn(self.model, batch)
-            (loss / config.grad_accum).backward()
+            with self.team.synchronised(self.root, last=micro == config.grad_accum - 1):
+                with self.autocast():
+                    loss = self.root(self.loss_fn, batch)
+                (loss / config.grad_accum).backward()
             total += loss.detach() / config.grad_accum
-            n_tokens += _first(batch).numel()
+            n_tokens += _first(batch).numel() * self.team.world.size
         limit = config.grad_clip or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if isinstance(grad_norm, DTensor):  # each process has the norm of its share
+            grad_norm = grad_norm.full_tensor()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -278,7 +360,7 @@ class _Trainer:
     def _check_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        last = self.folder.last
+        last = latest(self.folder.path) or self.folder.last
         where = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was saved yet"
         raise DivergedError(
             f"the {what} is {value} at step {self.step}; {where}; try a lower lr than {self.config.lr}"
@@ -288,9 +370,10 @@ class _Trainer:
         self.model.eval()
         try:
             with torch.no_grad(), self.autocast():
-                return function(self.model)
+                return self.root(function)
         finally:
             self.model.train()
+            self.team.settle(self.root)
 
     def _evaluate(self) -> None:
         if self.evaluate is None:
@@ -305,10 +388,13 @@ class _Trainer:
     def _speed(self, tokens_per_s: float) -> Metrics:
         speed: Metrics = {"tokens_per_s": round(tokens_per_s, 1)}
         if self.peak_flops:
-            speed["mfu"] = round(self.flops_per_token * tokens_per_s / self.peak_flops, 4)
+            peak = self.peak_flops * self.team.world.size
+            speed["mfu"] = round(self.flops_per_token * tokens_per_s / peak, 4)
         return speed
 
     def _log(self, row: Metrics) -> None:
+        if not self.team.world.is_main:
+            return
         self.folder.log(row)
         self.listener(row)
         if self.board:
@@ -316,7 +402,8 @@ class _Trainer:
                 if name != "step" and isinstance(value, float):
                     self.board.add_scalar(name, value, row["step"])
 
-    def _save(self, path: Path, resumable: bool) -> None:
+    def _save(self, path: Path, resumable: bool) -> Path:
+        """Write a checkpoint; where it stands in the end."""
         state: dict[str, Any] = {
             "step": self.step,
             "best_val_loss": self.best,
@@ -325,34 +412,115 @@ class _Trainer:
             "identity": self.identity,
             **self.extra,
         }
-        if resumable:
-            self._check_weights()
-            state["loss"], state["metrics"] = self.loss, self.metrics
-            state["optimizer"] = self.optimizer.state_dict()
-            state["elapsed_s"] = self.elapsed
-            # Batches are a function of (seed, number): this is the whole position in the data.
-            state["next_batch"] = self.step * self.config.grad_accum
-            state["rng"] = {"cpu": torch.get_rng_state()}
-            if self.device.type == "cuda":
-                state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        save_checkpoint(self.model, path, **state)
+        if not resumable:
+            self._write(path, state)
+            return path
+        self._check_weights()
+        state |= {"loss": self.loss, "metrics": self.metrics, "elapsed_s": self.elapsed}
+        # Batches are a function of (seed, number): this is the whole position in the data.
+        state["next_batch"] = self.step * self.config.grad_accum
+        state["world_size"] = self.team.world.size
+        if self.team.distributed:
+            plain = {**state, "config": asdict(model_config(self.model))}
+            tensors = {**self._tensors(), **_random_state(self.device, self._rank_key)}
+            shards = save_shards(self.team, self.folder.path, self.step, tensors, plain)
+            if self.step < self.config.steps:
+                return shards
+        state["optimizer"] = self.optimizer.state_dict()
+        state["rng"] = _random_state(self.device)
+        self._write(path, state)
+        return path
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        """One file with whole tensors, by rank 0."""
+        weights = self.model.state_dict()
+        if self.team.distributed:
+            weights, state = self.team.whole(weights), self.team.whole(state)
+        if self.team.world.is_main:
+            save_checkpoint(self.model, path, state_dict=weights, **state)
+        self.team.barrier()
+
+    @property
+    def _rank_key(self) -> str:
+        return f"rng.{self.team.world.rank}."
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and the optimizer's state by name, in place: to be written, or to be filled."""
+        aliases = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        aliases -= {name for name, _ in self.model.named_parameters()}  # tied weights stand once
+        tensors = {
+            f"model.{name}": value for name, value in self.model.state_dict().items() if name not in aliases
+        }
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, Tensor)
+            }
+        return tensors
 
     def _check_weights(self) -> None:
         """Weights that the last step ruined show only in the next loss: look before they are saved."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             batch = _to_device(self.batches(self.step * self.config.grad_accum), self.device)
-            self._check_finite("next loss", float(self._in_eval_mode(lambda m: self.loss_fn(m, batch))))
+            loss = self._in_eval_mode(lambda model: self.loss_fn(model, batch))
+            self._check_finite("next loss", float(self.team.mean(loss)))
 
-    def resume(self) -> None:
-        checkpoint = load_checkpoint(self.folder.last, self.device)
+    def start(self, resume: bool) -> None:
+        """Begin, or go on from what the folder holds.
+
+        Raises:
+            InputError: a run is there and ``resume`` is off, or it was made otherwise.
+        """
+        file, shards = self.folder.last, latest(self.folder.path)
+        has_file = file.exists() or previous_path(file).exists()
+        has_file, shards = self.team.from_main((has_file, shards))
+        if not has_file and shards is None:  # also what is left of a run killed before its first checkpoint
+            self.folder.rewind(-1)
+            return
+        if not resume:
+            raise InputError(f"{self.folder.path} already holds a run: --resume it, or choose another folder")
+        if has_file:
+            checkpoint = load_checkpoint(file, "cpu" if self.team.distributed else self.device)
+            if shards is None or checkpoint["step"] >= read_state(shards)["step"]:
+                self._resume_from_file(checkpoint)
+                return
+        assert shards is not None
+        self._resume_from_shards(shards)
+
+    def _resume_from_file(self, checkpoint: dict[str, Any]) -> None:
         if "optimizer" not in checkpoint:
             raise InputError(f"{self.folder.last} cannot be resumed: it holds weights only")
-        if checkpoint["config"] != asdict(model_config(self.model)):
-            raise InputError(
-                f"{self.folder.last} is of a model with another config: resume with the run's own"
-            )
-        old = {**checkpoint["train_config"], **checkpoint["identity"]}
-        new = {**asdict(self.config), **self.identity}
+        self._check_same_run(checkpoint, self.folder.last)
+        weights, optimizer = checkpoint["state_dict"], checkpoint["optimizer"]
+        if self.team.distributed:
+            self._allocate_optimizer_state()
+            own = self.model.state_dict()
+            weights = {name: spread(value, own[name]) for name, value in weights.items()}
+            like = self.optimizer.state_dict()["state"]
+            for number, values in optimizer["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor):
+                        values[name] = spread(value, like[number][name])
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        rng = {name: state.cpu() for name, state in checkpoint["rng"].items()}
+        self._go_on(checkpoint, rng if self.team.world.size == checkpoint.get("world_size", 1) == 1 else None)
+
+    def _resume_from_shards(self, path: Path) -> None:
+        state = read_state(path)
+        self._check_same_run(state, path)
+        self._allocate_optimizer_state()
+        same_ranks = state["world_size"] == self.team.world.size
+        rng = _random_state(self.device, self._rank_key) if same_ranks else {}
+        load_shards(path, {**self._tensors(), **rng})
+        rng = {name.removeprefix(self._rank_key): value for name, value in rng.items()}
+        self._go_on(state, rng if same_ranks else None)
+
+    def _check_same_run(self, saved: dict[str, Any], path: Path) -> None:
+        # Through JSON, as distributed checkpoints are: tuples become lists.
+        if _plain(saved["config"]) != _plain(asdict(model_config(self.model))):
+            raise InputError(f"{path} is of a model with another config: resume with the run's own")
+        old = _plain({**saved["train_config"], **saved["identity"]})
+        new = _plain({**asdict(self.config), **self.identity})
         changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
         if changed:
             name = changed[0]
@@ -360,15 +528,41 @@ class _Trainer:
                 f"the run in {self.folder.path} was started with {name}={old.get(name)}, not {new[name]}: "
                 "resume it unchanged, or start another"
             )
-        self.model.load_state_dict(checkpoint["state_dict"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.step, self.best = checkpoint["step"], checkpoint["best_val_loss"]
-        self.loss, self.metrics = checkpoint["loss"], checkpoint["metrics"]
-        self.best_metrics, self.elapsed = checkpoint["best_metrics"], checkpoint["elapsed_s"]
-        torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
-        if "cuda" in checkpoint["rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu(), self.device)
+
+    def _allocate_optimizer_state(self) -> None:
+        """A step that changes nothing: optimizers make their state at the first one."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _go_on(self, saved: dict[str, Any], rng: dict[str, Tensor] | None) -> None:
+        self.step, self.best = saved["step"], saved["best_val_loss"]
+        self.loss, self.metrics = saved["loss"], saved["metrics"]
+        self.best_metrics, self.elapsed = saved["best_metrics"], saved["elapsed_s"]
+        if rng is None:  # another number of processes: dropout draws anew
+            torch.manual_seed(_seed_of(self.config.seed, self.team.world.rank, self.step))
+        else:
+            torch.set_rng_state(rng["cpu"])
+            if "cuda" in rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.folder.rewind(self.step)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(values)))
+
+
+def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
+    states = {f"{prefix}cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"{prefix}cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 # --- devices ----------------------------------------------------------------------------------------------
@@ -393,12 +587,32 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def _autocast(device: torch.device, dtype: str) -> Callable[[], AbstractContextManager]:
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if dtype == "float32":
+def own_device(device: torch.device, here: World) -> torch.device:
+    """Of the machine's GPUs, this process's.
+
+    Raises:
+        InputError: more processes than GPUs.
+    """
+    if device.type != "cuda" or device.index is not None or not here.launched:
+        return device
+    if here.local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"more processes than this machine's {torch.cuda.device_count()} GPUs: lower --nproc-per-node"
+        )
+    return torch.device("cuda", here.local_rank)
+
+
+def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """Of the matrix products: ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> Callable[[], AbstractContextManager]:
+    if dtype == torch.float32:
         return nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return lambda: torch.autocast(device.type, dtype=dtype)
 
 
 # Dense bf16 peak of the maker's data sheet, in FLOP/s; H200 and H100 SXM are the same chip.
@@ -425,6 +639,24 @@ def flops_per_token(model: nn.Module) -> float:
     if not config.tie_weights:
         n -= config.vocab_size * config.n_embd
     return 6 * n + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Keep of each block its input only, and compute the rest again in the backward pass (Chen et al. 2016).
+
+    Example:
+        >>> with checkpointed(model):  # doctest: +SKIP
+        ...     next_token_loss(model, x, y).backward()
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        setattr(block, "forward", partial(recomputed, block.forward, use_reentrant=False))  # noqa: B010
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # what hid the class's own
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -60,9 +60,78 @@ def plot_attention(weights: "Tensor", labels: Sequence[str], path: Path | str, t
     _save(figure, path)
 
 
+def plot_token_losses(
+    losses: Sequence[float], labels: Sequence[str], path: Path | str, title: str = ""
+) -> None:
+    """A bar a token: what it cost the model.
+
+    Args:
+        losses: nats of tokens 1 to T − 1.
+        labels: T texts; the first has no bar, nothing came before it.
+        path: PNG or SVG.
+        title: above the plot.
+    """
+    figure, axes = _subplots(1, 1, (max(5.0, 0.22 * len(labels)), 3))
+    ax = axes[0]
+    ax.bar(range(1, len(labels)), losses)
+    ax.set_xticks(range(len(labels)), [visible(label) for label in labels], fontsize=6, rotation=90, **_PLAIN)
+    ax.set_ylabel("nats", **_PLAIN)
+    ax.set_title(title, **_PLAIN)
+    _save(figure, path)
+
+
+def plot_lens(
+    words: Sequence[Sequence[str]],
+    probabilities: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    path: Path | str,
+    title: str = "",
+) -> None:
+    """The likeliest next token by layer: a row a layer, the last on top, a column a position.
+
+    Args:
+        words: (n_layer + 1) × T texts of the likeliest tokens.
+        probabilities: theirs.
+        labels: T texts of the input.
+        path: PNG or SVG.
+        title: above the plot.
+    """
+    figure, axes = _subplots(1, 1, (max(5.0, 0.42 * len(labels)), 1 + 0.36 * len(words)))
+    ax = axes[0]
+    ax.imshow(probabilities, cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto", origin="lower")
+    for row, (texts, shares) in enumerate(zip(words, probabilities, strict=True)):
+        for column, (text, share) in enumerate(zip(texts, shares, strict=True)):
+            color = "black" if share > 0.6 else "white"
+            ax.text(column, row, visible(text), ha="center", va="center", fontsize=6, color=color, **_PLAIN)
+    ax.set_xticks(range(len(labels)), [visible(label) for label in labels], fontsize=6, rotation=90, **_PLAIN)
+    ax.set_yticks(
+        range(len(words)), ["embeddings", *(f"after {i}" for i in range(1, len(words)))], fontsize=7
+    )
+    ax.set_title(title, **_PLAIN)
+    _save(figure, path)
+
+
+def plot_lines(
+    series: Mapping[str, Sequence[float]], path: Path | str, x: str, y: str, title: str = ""
+) -> None:
+    """Lines by name over 0, 1, 2 …, with axis labels ``x`` and ``y``."""
+    figure, axes = _subplots(1, 1, (6, 3.5))
+    ax = axes[0]
+    for name, values in series.items():
+        ax.plot(range(len(values)), values, "o-", label=name, markersize=3)
+    ax.set_xlabel(x, **_PLAIN)
+    ax.set_ylabel(y, **_PLAIN)
+    ax.set_title(title, **_PLAIN)
+    ax.grid(alpha=0.3)
+    if len(series) > 1:
+        ax.legend(fontsize=7)
+    _save(figure, path)
+
+
 def visible(text: str) -> str:
-    """White space as signs that can be seen."""
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    """White space as signs that can be seen; what a font cannot show as a dot."""
+    text = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list]:

@@ -22,7 +22,8 @@ from ai_learning.checks import check, hint, picture, quiz, show
 from ai_learning.generate import generate_text
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
-from ai_learning.model.gpt import MLP, Block, gelu_new
+from ai_learning.model.gpt import Block
+from ai_learning.model.mlp import MLP, gelu_new
 from ai_learning.presets import preset
 from ai_learning.text import read_text
 from ai_learning.tokenizers import ByteTokenizer

@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ai_learning.batches import TokenBatches, digest, evaluation_batches, open_tokens, split, tokenize
+from ai_learning.batches import (
+    Prefetched,
+    TokenBatches,
+    digest,
+    evaluation_batches,
+    open_tokens,
+    split,
+    tokenize,
+)
 from ai_learning.errors import InputError
 from ai_learning.token_file import TokenFileWriter
 from ai_learning.tokenizers import ByteTokenizer
@@ -86,3 +96,51 @@ def test_a_model_refuses_anothers_tokens(tmp_path: Path) -> None:
         open_tokens(path, 300, "ours")
     with pytest.raises(InputError, match="has ids up to 299, the model only 258"):
         open_tokens(path, 258)
+
+
+@given(
+    world_size=st.integers(1, 8),
+    rows=st.integers(1, 5),
+    step=st.integers(0, 10**9),
+    seed=st.integers(0, 10**9),
+)
+def test_ranks_share_out_one_global_batch(world_size: int, rows: int, step: int, seed: int) -> None:
+    """Every row of the batch of one process is in exactly one of many, in the order of their ranks."""
+    tokens, batch_size = np.arange(5000), rows * world_size  # a row is told by its first token
+    whole, _ = TokenBatches(tokens, 7, batch_size, seed)(step)
+    shares = [
+        TokenBatches(tokens, 7, batch_size, seed, rank, world_size)(step)[0] for rank in range(world_size)
+    ]
+    assert all(len(share) == rows for share in shares)
+    rebuilt = torch.empty_like(whole)
+    for rank, share in enumerate(shares):
+        rebuilt[rank::world_size] = share
+    assert torch.equal(rebuilt, whole)
+    starts = torch.cat([share[:, 0] for share in shares]).tolist()
+    assert sorted(starts) == sorted(whole[:, 0].tolist())
+
+
+def test_batches_read_ahead_are_the_same_whatever_the_order() -> None:
+    batches = TokenBatches(np.arange(1000), 8, 4, seed=3)
+    read: list[int] = []
+
+    class Spy(TokenBatches):
+        def __call__(self, step: int):  # type: ignore[no-untyped-def]
+            read.append(step)
+            return super().__call__(step)
+
+    ahead = Prefetched(Spy(np.arange(1000), 8, 4, seed=3))
+    for step in (0, 1, 1, 2, 7, 3):
+        for mine, theirs in zip(ahead(step), batches(step), strict=True):
+            assert torch.equal(mine, theirs)
+    ahead._reader.shutdown()
+    assert read == [0, 1, 2, 3, 7, 8, 3, 4]  # each once, while it is near
+
+
+def test_an_error_in_reading_ahead_arrives() -> None:
+    class Broken(TokenBatches):
+        def __call__(self, step: int):  # type: ignore[no-untyped-def]
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        Prefetched(Broken(np.arange(100), 8, 4))(0)

@@ -13,10 +13,10 @@ ROOT = Path(ai_learning.__file__).parent
 
 LAYERS = [
     {"shapes", "errors", "files"},
-    {"text", "token_file", "tokenizers", "model", "adapters"},
+    {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "generate", "pretrained", "run_folder", "viz"},
-    {"checkpoint", "train", "distributed", "evaluate", "finetune", "sft"},
-    {"toolformer", "reflexion", "chat_model", "trace", "checks", "presets"},
+    {"checkpoint", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"},
+    {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets"},
     {"cli", "web"},
 ]
 STRANGERS = [{"model", "adapters"}, {"model", "tokenizers"}]

@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "fine-tune a pre-trained GPT on a labelled task"),
     "generate": ("generate", "continue a prompt"),
     "evaluate": ("evaluate", "perplexity and bits per byte of a text, accuracy on a task"),
+    "export": ("export", "a checkpoint as a folder that transformers opens; merge adapters; push to the hub"),
+    "inspect": ("inspect", "attention, residual stream, logit lens and per-token loss of a text, as plots"),
     "web": ("web", "a page on this machine: a model's tokens, next-token probabilities and text"),
 }
 
@@ -72,6 +74,11 @@ def _run(name: str, args: list[str]) -> int:
 
 
 def _fail(name: str, message: str, code: int) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of many processes, most of which fail alike
+        from ..distributed import first_to_say
+
+        if not first_to_say(message):
+            return code
     print(
         f"ai-learning {name}: error: {message}" if code == 2 else f"ai-learning {name}: {message}",
         file=sys.stderr,

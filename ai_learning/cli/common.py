@@ -166,6 +166,7 @@ class TrainingProgress:
             "val_accuracy": "accuracy {:.1%}",
             "tokens_per_s": "{:,.0f} tokens/s",
             "mfu": "MFU {:.1%}",
+            "compile_s": "compiled in {:.0f} s",
         }
         return ", ".join(
             text.format(self.figures[name]) for name, text in names.items() if name in self.figures

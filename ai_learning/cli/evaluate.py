@@ -5,15 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
-from ..checkpoint import build_model, load_checkpoint, open_tokenizer
+from ..checkpoint import build_model, load_checkpoint, open_model, open_tokenizer
 from ..errors import InputError
 from ..evaluate import score_tokens
 from ..files import write_text
 from ..finetune import TaskBatches, read_examples, task_metrics
-from ..model import GPT
 from ..model.heads import TaskModel, TaskTokens
+from ..multiple_choice import evaluate_questions, read_questions
 from ..tokenizers import Tokenizer
 from ..train import pick_device
 from .common import console, parse, read_tokens, tokenizer_by_name
@@ -24,8 +25,12 @@ from .finetune import load_task
 class Evaluate:
     """Perplexity and bits per byte of a text; with a fine-tuned checkpoint, accuracy on its task."""
 
-    checkpoint: Path = Path("runs/demo/gpt1_tiny_pretrain.pt")
-    """a .pt file of pretrain, finetune or demo"""
+    checkpoint: str = "runs/demo/gpt1_tiny_pretrain.pt"
+    """a .pt file of pretrain, finetune or demo; a Hugging Face folder; or a name on the hub"""
+    task: str | None = None
+    """hellaswag, lambada or multiple_choice: score answers by likelihood, from --data or the hub"""
+    limit: int = 0
+    """of a task, at most this many questions; 0 asks all"""
     data: str | None = None
     """text to score (builtin:reference when left out); of a task model a JSONL file, all of it, or when left
     out what was held out in its training"""
@@ -55,29 +60,47 @@ def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Evaluate, args, "evaluate")
     device = pick_device(options.device)
-    checkpoint = load_checkpoint(options.checkpoint, device)
-    model = build_model(checkpoint).to(device)
-    if options.tokenizer is None:
-        tokenizer = open_tokenizer(checkpoint, options.checkpoint)
-    else:
-        tokenizer = tokenizer_by_name(options.tokenizer)
     figures: dict[str, float]
-    if isinstance(model, TaskModel):
-        figures = _score_task(model, checkpoint, tokenizer, options)
+    if (task_checkpoint := _task_checkpoint(options, device)) is not None:
+        model = build_model(task_checkpoint).to(device)
+        assert isinstance(model, TaskModel)
+        tokenizer = _tokenizer(options) or open_tokenizer(task_checkpoint, options.checkpoint)
+        figures = _score_task(model, task_checkpoint, tokenizer, options)
     else:
-        assert isinstance(model, GPT)
-        ids = read_tokens(options.data or "builtin:reference", tokenizer)
-        ids = ids[: options.max_tokens or None]
-        n_bytes = len(tokenizer.decode_bytes(i for i in ids.tolist() if i != tokenizer.eos_id))
-        figures = asdict(
-            score_tokens(model, ids, n_bytes, stride=options.stride, batch_size=options.batch_size)
-        )
+        figures = _score_language(options, device)
     table = Table("figure", "value")
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
     console.print(options.checkpoint, table)
     if options.out:
         write_text(options.out, json.dumps(figures, indent=2) + "\n")
+
+
+def _task_checkpoint(options: Evaluate, device: torch.device) -> dict[str, Any] | None:
+    """The checkpoint, where it is that of a fine-tuned task model."""
+    path = Path(options.checkpoint)
+    if path.suffix != ".pt" and not path.is_file():
+        return None
+    checkpoint = load_checkpoint(path, device)
+    return checkpoint if "task" in checkpoint["config"] else None
+
+
+def _tokenizer(options: Evaluate) -> Tokenizer | None:
+    return None if options.tokenizer is None else tokenizer_by_name(options.tokenizer)
+
+
+def _score_language(options: Evaluate, device: torch.device) -> dict[str, float]:
+    model, tokenizer, _ = open_model(options.checkpoint, device)
+    tokenizer = _tokenizer(options) or tokenizer
+    if tokenizer is None:
+        raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
+    if options.task is not None:
+        questions = read_questions(options.task, options.data, options.limit)
+        return evaluate_questions(model, tokenizer, questions)
+    ids = read_tokens(options.data or "builtin:reference", tokenizer)
+    ids = ids[: options.max_tokens or None]
+    n_bytes = len(tokenizer.decode_bytes(i for i in ids.tolist() if i != tokenizer.eos_id))
+    return asdict(score_tokens(model, ids, n_bytes, stride=options.stride, batch_size=options.batch_size))
 
 
 def _score_task(

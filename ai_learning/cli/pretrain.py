@@ -1,29 +1,34 @@
 """``ai-learning pretrain``: text → tokens → batches → a trained GPT."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..batches import TokenBatches, digest, evaluation_batches, split
+from ..batches import Prefetched, TokenBatches, digest, evaluation_batches, split
 from ..checkpoint import tokenizer_reference
+from ..distributed import sum_over_processes, world
 from ..generate import generate_text
 from ..loss import next_token_loss
 from ..model import GPT, GPTConfig
 from ..presets import preset
 from ..run_folder import read_metrics, read_options
 from ..tokenizers import Tokenizer
-from ..train import DivergedError, Interrupted, TrainConfig, TrainResult, train
+from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, pick_device, train
 from ..viz import plot_loss
 from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read_tokens, tokenizer_by_name
 
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Train a GPT on text from nothing; resumable, bit for bit."""
+    """Train a GPT on text from nothing; resumable, bit for bit.
+
+    On many processes and machines: ``torchrun --nproc-per-node=8 -m ai_learning.cli pretrain …``; the same
+    options give the same training on any number of them, apart from dropout (docs/scale.md).
+    """
 
     data: str = "builtin:stdlib"
     """builtin:reference, :stdlib, :docstrings; a file or folder; -; hf:NAME; or a .tokens file"""
@@ -53,6 +58,8 @@ def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Pretrain, args, "pretrain", default=_defaults(args))
     result = pretrain(options)
+    if not world().is_main:
+        return
     console.print(
         f"done: step {result.step}, held-out loss {result.best_val_loss:.4f}, {result.seconds:.0f} s; "
         f"see {options.out}/loss.png"
@@ -84,20 +91,23 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     config = fit_vocabulary(options.model, tokenizer)
     tokens = read_tokens(options.data, tokenizer)
     training, held_out = split(tokens, options.held_out)
-    batches = TokenBatches(training, config.block_size, options.train.batch_size, options.train.seed)
+    here, how = world(), options.train
+    batches = TokenBatches(training, config.block_size, how.batch_size, how.seed, here.rank, here.size)
+    ahead = Prefetched(batches, pin=pick_device(how.device).type == "cuda")
     val = evaluation_batches(held_out, config.block_size, options.train.batch_size, options.eval_batches)
     torch.manual_seed(options.train.seed)
     model = GPT(config)
-    console.print(f"{options.data}: {len(tokens):,} tokens; model: {model.n_params():,} parameters")
+    if here.is_main:
+        console.print(f"{options.data}: {len(tokens):,} tokens; model: {model.n_params():,} parameters")
     record = {**asdict(options), "command": "pretrain", "out": str(options.out), "resume": False}
     with (
-        TrainingProgress(options.train.steps, title) as progress,
-        loss_plot(options.out, title, options.data),
+        TrainingProgress(options.train.steps, title) if here.is_main else nullcontext(_silent) as progress,
+        loss_plot(options.out, title, options.data) if here.is_main else nullcontext(),
     ):
         return train(
             model,
             lambda model, batch: next_token_loss(model, *batch),
-            batches,
+            ahead,
             options.train,
             options.out,
             evaluate=lambda model: {"val_loss": mean_loss(model, val)},
@@ -109,6 +119,10 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
             options=record,
             extra={"tokenizer": tokenizer_reference(tokenizer)},
         )
+
+
+def _silent(row: Metrics) -> None:
+    """What the processes beside the first one show."""
 
 
 @contextmanager
@@ -129,10 +143,18 @@ def loss_plot(out: Path, title: str, data: str) -> Iterator[None]:
 
 
 def mean_loss(model: Any, batches: list) -> float:
-    """Mean next-token loss over batches, the last of which may be smaller."""
-    device = next(model.parameters()).device
-    total = sum(float(next_token_loss(model, x.to(device), y.to(device))) * y.numel() for x, y in batches)
-    return total / sum(y.numel() for _, y in batches)
+    """Mean next-token loss over batches, the last of which may be smaller; every process takes its rows."""
+    device, here = next(model.parameters()).device, world()
+    sums = torch.zeros(2, dtype=torch.float64)  # of the loss, of the targets
+    for x, y in batches:
+        mine = slice(here.rank, None, here.size)
+        rows_x, rows_y = (x[mine], y[mine]) if here.rank < len(x) else (x[:1], y[:1])
+        loss = float(next_token_loss(model, rows_x.to(device), rows_y.to(device)))
+        # All take part in every batch, as FSDP needs; a process without rows counts for nothing.
+        n = rows_y.numel() if here.rank < len(x) else 0
+        sums += torch.tensor([loss * n, n], dtype=torch.float64)
+    total, count = sum_over_processes(sums).tolist()
+    return total / count
 
 
 def sample(model: Any, tokenizer: Tokenizer, prompt: str = "", n: int = 200) -> str:

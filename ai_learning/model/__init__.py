@@ -2,7 +2,10 @@
 
 from .attention import ATTENTION, CausalSelfAttention, causal_mask, fast_attention, reference_attention
 from .cache import KVCache
-from .gpt import GPT, MLP, Block, GPTConfig
+from .gpt import GPT, Block, GPTConfig
+from .mlp import MLP, GatedMLP, gelu_new
+from .norms import RMSNorm
+from .rotary import RopeScaling, RotaryEmbedding, rotate
 from .tiny import TinyTransformer
 
 __all__ = [
@@ -12,9 +15,15 @@ __all__ = [
     "Block",
     "CausalSelfAttention",
     "GPTConfig",
+    "GatedMLP",
     "KVCache",
+    "RMSNorm",
+    "RopeScaling",
+    "RotaryEmbedding",
     "TinyTransformer",
     "causal_mask",
     "fast_attention",
+    "gelu_new",
     "reference_attention",
+    "rotate",
 ]

@@ -13,10 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shapes import Heads, Hidden, Mask, Weights
+from .norms import RMSNorm
+from .rotary import Angles, rotate
 
 if TYPE_CHECKING:
     from .cache import LayerCache
     from .gpt import GPTConfig
+
+MASK_SIZE = 1024
+"""rows of the mask that a layer begins with: a context of 128k would take 16 GB a layer, used or not"""
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -100,7 +105,7 @@ class CausalSelfAttention(nn.Module):
     """Multi-head self-attention in which no position sees a later one (Vaswani et al. 2017, section 3.2).
 
     Args:
-        config: its ``n_embd``, ``n_head``, ``block_size``, ``bias``, ``dropout`` and ``attention`` are used.
+        config: sizes, ``bias``, ``dropout``, ``qk_norm`` and the name of the ``attention`` function.
 
     Example:
         >>> from ai_learning.model import GPTConfig
@@ -114,17 +119,25 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: "GPTConfig") -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, self.kv_heads, self.head_size = config.n_head, config.kv_heads, config.head_size
         self.n_embd = config.n_embd
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v in one product
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        heads = config.n_head + 2 * config.kv_heads
+        self.c_attn = nn.Linear(config.n_embd, heads * config.head_size, bias=config.bias)  # q, k, v at once
+        self.c_proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
+        self.q_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.register_buffer("mask", causal_mask(config.block_size), persistent=False)
+        self.block_size = config.block_size
+        self.register_buffer("mask", causal_mask(min(config.block_size, MASK_SIZE)), persistent=False)
         self.attention = ATTENTION[config.attention]
 
     def forward(
-        self, x: Hidden, cache: "LayerCache | None" = None, mask: Mask | None = None
+        self,
+        x: Hidden,
+        cache: "LayerCache | None" = None,
+        mask: Mask | None = None,
+        angles: Angles | None = None,
     ) -> tuple[Hidden, Weights | None]:
         """Attend from each position to itself and those before it.
 
@@ -132,6 +145,7 @@ class CausalSelfAttention(nn.Module):
             x: (B, T, C).
             cache: keys and values of earlier positions; the new ones are appended.
             mask: broadcasts to (B, 1, T, S): what to hide besides the future (padding, other documents).
+            angles: of the T positions, where they are rotary.
 
         Returns:
             (B, T, C) output, and (B, H, T, S) weights where the attention function gives them.
@@ -141,26 +155,26 @@ class CausalSelfAttention(nn.Module):
         """
         if x.dim() != 3 or x.size(-1) != self.n_embd:
             raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=-1)  # 3 × (B, T, C)
-        q = self._split_heads(q)  # (B, H, T, D)
-        k = self._split_heads(k)
-        v = self._split_heads(v)
+        B, T, _ = x.shape
+        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, 3H, T, D)
+        q, k, v = heads.split((self.n_head, self.kv_heads, self.kv_heads), dim=1)  # 3 × (B, H, T, D)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         S = T if cache is None else cache.length + T
-        block_size = self.mask.size(0)
-        if S > block_size:
-            raise ValueError(f"{S} positions exceed block_size={block_size}: shorten the input")
+        if S > self.block_size:
+            raise ValueError(f"{S} positions exceed block_size={self.block_size}: shorten the input")
+        if S > self.mask.size(0):
+            self.mask = causal_mask(min(2 * S, self.block_size)).to(self.mask.device)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D)
+        if self.kv_heads < self.n_head:  # each key and value serves several queries (Ainslie et al. 2023)
+            k, v = (t.repeat_interleave(self.n_head // self.kv_heads, dim=1) for t in (k, v))
         is_causal = mask is None and T > 1
         if T > 1:  # a single new token may see all that is there
             causal = self.mask[S - T : S, :S]  # (T, S): the last query sees every key
             mask = causal if mask is None else causal & mask
         dropout_p = self.dropout if self.training else 0.0
         output, weights = self.attention(q, k, v, mask, is_causal=is_causal, dropout_p=dropout_p)
-        output = output.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
+        output = output.transpose(1, 2).reshape(B, T, -1)  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
         return self.resid_dropout(self.c_proj(output)), weights
-
-    def _split_heads(self, x: Hidden) -> Heads:
-        B, T, C = x.shape
-        return x.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)

@@ -62,7 +62,7 @@ class KVCache:
         device: torch.device | str | None = None,
     ) -> None:
         capacity = config.block_size if max_length is None else max_length
-        shape = (batch_size, config.n_head, capacity, config.n_embd // config.n_head)
+        shape = (batch_size, config.kv_heads, capacity, config.head_size)
         self.layers = [
             LayerCache(
                 torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)

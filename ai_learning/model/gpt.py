@@ -2,30 +2,24 @@
 
     idx ─ wte + wpe ─ block × n_layer ─ ln_f ─ lm_head ─ logits
 
-Module names are GPT-2's published ones. The model knows nothing of training, sampling, adapters or
-quantization: those act on it from outside.
+Module names are GPT-2's published ones. What Llama and Qwen changed (RMSNorm, rotary positions, a gated MLP,
+shared keys and values) stands in files of its own, chosen by the configuration. The model knows nothing of
+training, sampling, adapters or quantization: those act on it from outside.
 """
 
 import difflib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..shapes import Hidden, Logits, Mask, Tokens
 from .attention import ATTENTION, CausalSelfAttention
 from .cache import KVCache, LayerCache
-
-
-def gelu_new(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation, as in both GPT papers' code (Hendrycks & Gimpel 2016)."""
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu_new": gelu_new, "gelu": F.gelu, "relu": F.relu}
+from .mlp import ACTIVATION, MLPS
+from .norms import NORM
+from .rotary import Angles, RopeScaling, RotaryEmbedding
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class GPTConfig:
     norm_first: bool = True
     """True: layer norm before each branch and a final one (GPT-2); False: after each residual sum (GPT-1)"""
     activation: str = "gelu_new"
-    """gelu_new, gelu or relu"""
+    """gelu_new, gelu, relu, relu2 or silu"""
     tie_weights: bool = True
     """the output head shares the token embedding's weight"""
     layer_norm_eps: float = 1e-5
@@ -61,11 +55,31 @@ class GPTConfig:
     attention: str = "fast"
     """fast (fused kernel) or reference (the formula written out; gives the weights)"""
 
+    # What later models changed; GPT-1 and GPT-2 leave it all as it is.
+    norm: str = "layernorm"
+    """layernorm or rmsnorm"""
+    positions: str = "learned"
+    """learned (an embedding of each place) or rotary (queries and keys turned by an angle)"""
+    mlp: str = "plain"
+    """plain or gated (SwiGLU, with activation silu)"""
+    n_kv_head: int | None = None
+    """heads of keys and values, each shared by n_head / n_kv_head queries; n_head when None"""
+    head_dim: int | None = None
+    """size of one head's vectors; n_embd / n_head when None"""
+    intermediate_size: int | None = None
+    """hidden features of the MLP; 4 · n_embd when None"""
+    qk_norm: bool = False
+    """RMSNorm on every query and key"""
+    rope_theta: float = 10000.0
+    """base of the rotary angles"""
+    rope_scaling: RopeScaling | None = None
+    """stretched angles for contexts longer than those of pre-training"""
+
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.n_embd % self.n_head:
+        if self.head_dim is None and self.n_embd % self.n_head:
             divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
             near = [h for h in divisors if h < self.n_head][-1:] + [h for h in divisors if h > self.n_head][
                 :1
@@ -76,27 +90,41 @@ class GPTConfig:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.layer_norm_eps <= 0:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must be positive, e.g. 1e-5")
-        for name, known in (("activation", list(ACTIVATION)), ("attention", list(ATTENTION))):
+        if isinstance(self.rope_scaling, dict):  # as a checkpoint keeps it
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        for name in ("n_kv_head", "head_dim", "intermediate_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1; leave it out for the usual size")
+        if self.n_head % self.kv_heads:
+            raise ValueError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
+        for name, known in (
+            ("activation", list(ACTIVATION)),
+            ("attention", list(ATTENTION)),
+            ("norm", list(NORM)),
+            ("positions", ["learned", "rotary"]),
+            ("mlp", list(MLPS)),
+        ):
             value = getattr(self, name)
             if value not in known:
                 guess = difflib.get_close_matches(value, known, n=1)
                 hint = f"did you mean {guess[0]!r}?" if guess else f"use {' or '.join(map(repr, known))}"
                 raise ValueError(f"{name}={value!r} is not known; {hint}")
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
 
-class MLP(nn.Module):
-    """Position-wise feed-forward layer: widen four times, bend, narrow (Vaswani et al. 2017, section 3.3)."""
+    @property
+    def head_size(self) -> int:
+        """D, the size of one head's vectors."""
+        return self.head_dim or self.n_embd // self.n_head
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.activation = ACTIVATION[config.activation]
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Hidden) -> Hidden:
-        """(B, T, C) → (B, T, 4C) → (B, T, C)."""
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+    @property
+    def mlp_width(self) -> int:
+        """Hidden features of the MLP."""
+        return self.intermediate_size or 4 * self.n_embd
 
 
 class Block(nn.Module):
@@ -105,17 +133,23 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm_first = config.norm_first
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps, bias=config.bias)
+        self.ln_1 = NORM[config.norm](config.n_embd, config.layer_norm_eps, config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps, bias=config.bias)
-        self.mlp = MLP(config)
+        self.ln_2 = NORM[config.norm](config.n_embd, config.layer_norm_eps, config.bias)
+        self.mlp = MLPS[config.mlp](config)
 
-    def forward(self, x: Hidden, cache: LayerCache | None = None, mask: Mask | None = None) -> Hidden:
+    def forward(
+        self,
+        x: Hidden,
+        cache: LayerCache | None = None,
+        mask: Mask | None = None,
+        angles: Angles | None = None,
+    ) -> Hidden:
         """(B, T, C) → (B, T, C)."""
         if self.norm_first:  # GPT-2: the stream itself is never normalised
-            x = x + self.attn(self.ln_1(x), cache, mask)[0]
+            x = x + self.attn(self.ln_1(x), cache, mask, angles)[0]
             return x + self.mlp(self.ln_2(x))
-        x = self.ln_1(x + self.attn(x, cache, mask)[0])  # GPT-1
+        x = self.ln_1(x + self.attn(x, cache, mask, angles)[0])  # GPT-1
         return self.ln_2(x + self.mlp(x))
 
 
@@ -135,11 +169,15 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        learned = config.positions == "learned"
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
+        self.rotary = (
+            None if learned else RotaryEmbedding(config.head_size, config.rope_theta, config.rope_scaling)
+        )
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = (
-            nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps, bias=config.bias)
+            NORM[config.norm](config.n_embd, config.layer_norm_eps, config.bias)
             if config.norm_first
             else nn.Identity()  # GPT-1's last block already ends in a norm
         )
@@ -196,10 +234,14 @@ class GPT(nn.Module):
         self._check_input(idx, start)
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
-        x = self.drop(self.wte(idx) + self.wpe(positions))  # (B, T, C)
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        angles = self.rotary(positions) if self.rotary is not None else None
+        x = self.drop(x)
         layer_caches = cache if cache is not None else [None] * len(self.h)
         for block, layer_cache in zip(self.h, layer_caches, strict=True):
-            x = block(x, layer_cache, mask)
+            x = block(x, layer_cache, mask, angles)
         return self.ln_f(x)
 
     def n_params(self) -> int:

@@ -12,10 +12,12 @@ streaming, encode_files, batch     text in pieces, files into token files, many 
 special, offsets                   special tokens; where in the text a token stands
 formats                            tokenizer.json, vocab.json + merges.txt, tiktoken, minbpe
 render                             tokens in colour, merges step by step
+gpt1                               GPT-1's own, over characters
 """
 
 from .base import Tokenizer, load
 from .bpe_tokenizer import BPETokenizer, UnknownTokenError
 from .bytes import ByteTokenizer
+from .gpt1 import GPT1Tokenizer
 
-__all__ = ["BPETokenizer", "ByteTokenizer", "Tokenizer", "UnknownTokenError", "load"]
+__all__ = ["BPETokenizer", "ByteTokenizer", "GPT1Tokenizer", "Tokenizer", "UnknownTokenError", "load"]

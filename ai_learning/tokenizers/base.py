@@ -60,6 +60,10 @@ def load(folder: Path | str) -> Tokenizer:
         from .bytes import ByteTokenizer
 
         return ByteTokenizer(errors=config.get("errors", "ignore"))
+    if config.get("tokenizer_class") == "OpenAIGPTTokenizer" and (folder / "merges.txt").is_file():
+        from .gpt1 import GPT1Tokenizer
+
+        return GPT1Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
     if (folder / TOKENIZER_FILE).is_file():
         from .bpe_tokenizer import BPETokenizer
 

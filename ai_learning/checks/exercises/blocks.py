@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...model.gpt import MLP, Block, gelu_new
+from ...model.gpt import Block
+from ...model.mlp import MLP, gelu_new
 from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form, same_gradients
 
 

@@ -81,7 +81,7 @@ def test_faults_name_the_tensor(folder: Path) -> None:
     with pytest.raises(InputError, match=r"lacks h\.1\.mlp\.c_fc\.weight"):
         load_pretrained(folder)
     edit(folder, lambda tensors: tensors.update({"transformer.h.1.mlp.c_fc.weight": torch.zeros(3, 4)}))
-    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc\.weight has shape \(4, 3\), expected \(128, 32\)"):
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc\.weight has shape \(3, 4\), expected \(32, 128\)"):
         load_pretrained(folder)
     edit(folder, lambda tensors: tensors.update({"transformer.h.2.ln_1.weight": torch.zeros(32)}))
     with pytest.raises(InputError, match=r"has h\.2\.ln_1\.weight, which ours has no place for"):
@@ -109,7 +109,9 @@ def test_damaged_and_missing_files(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_counterpart() -> None:
-    with pytest.raises(InputError, match="has no counterpart in transformers"):
+    with pytest.raises(
+        InputError, match=r"no architecture of transformers has .*activation='gelu', norm_first=False"
+    ):
         config_to_hf(replace(CONFIG, norm_first=False, activation="gelu"))
     assert config_to_hf(preset("gpt1")).model_type == "openai-gpt"
     assert config_to_hf(preset("gpt2-xl")).n_embd == 1600
@@ -118,16 +120,16 @@ def test_no_counterpart() -> None:
 def test_loading_holds_little_more_than_the_model(tmp_path: Path) -> None:
     config = replace(CONFIG, n_embd=768, n_head=12, n_layer=6, vocab_size=20_000)
     save_pretrained(GPT(config), tmp_path)
+    save_pretrained(GPT(CONFIG), tmp_path / "small")
     size = (tmp_path / "model.safetensors").stat().st_size
     code = f"""
 import resource, torch, transformers, safetensors
-from ai_learning.pretrained import load_pretrained, _read_config
-from pathlib import Path
-_read_config(Path({str(tmp_path)!r}))
+from ai_learning.pretrained import load_pretrained
+load_pretrained({str(tmp_path / "small")!r})  # what importing and the first call take
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load_pretrained({str(tmp_path)!r})
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / {size})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.5
+    assert float(done.stdout) <= 1.15

@@ -1,0 +1,65 @@
+"""The position-wise feed-forward layer, plain and gated; ``GPTConfig.mlp`` names one."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shapes import Hidden
+
+if TYPE_CHECKING:
+    from .gpt import GPTConfig
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, as in both GPT papers' code (Hendrycks & Gimpel 2016)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def relu2(x: Tensor) -> Tensor:
+    """The square of ReLU (So et al. 2021, "Primer")."""
+    return F.relu(x).square()
+
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": gelu_new,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu2": relu2,
+    "silu": F.silu,
+}
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward layer: widen four times, bend, narrow (Vaswani et al. 2017, section 3.3)."""
+
+    def __init__(self, config: "GPTConfig") -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.activation = ACTIVATION[config.activation]
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Hidden) -> Hidden:
+        """(B, T, C) → (B, T, 4C) → (B, T, C)."""
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+
+
+class GatedMLP(nn.Module):
+    """One half opens the other: with SiLU it is SwiGLU (Shazeer 2020, equation 6), Llama's and Qwen's MLP."""
+
+    def __init__(self, config: "GPTConfig") -> None:
+        super().__init__()
+        self.c_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.activation = ACTIVATION[config.activation]
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Hidden) -> Hidden:
+        """(B, T, C) → 2 × (B, T, mlp_width) → (B, T, C)."""
+        return self.dropout(self.c_proj(self.activation(self.c_gate(x)) * self.c_fc(x)))
+
+
+MLPS: dict[str, Callable[["GPTConfig"], nn.Module]] = {"plain": MLP, "gated": GatedMLP}

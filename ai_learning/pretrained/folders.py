@@ -1,0 +1,179 @@
+"""A folder or a name on the hub: what ``AutoModelForCausalLM`` opens, opened and written."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..model import GPT
+from ..tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from .families import family_of_hf
+from .weights import empty_gpt, fill, to_hf
+
+# safetensors' names of the dtypes that a model may compute in
+_DTYPE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def save_pretrained(model: GPT, folder: Path | str, tokenizer: Tokenizer | None = None) -> None:
+    """Write a folder that ``AutoModelForCausalLM`` and (with a tokenizer) ``AutoTokenizer`` open.
+
+    Args:
+        model: what to write: ``config.json`` and ``model.safetensors``.
+        folder: made if need be; each file appears whole or not at all.
+        tokenizer: its files go along.
+
+    Raises:
+        InputError: an architecture that transformers does not have.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    theirs = to_hf(model)
+    if tokenizer is not None:
+        theirs.config.eos_token_id = tokenizer.eos_id
+        theirs.generation_config.eos_token_id = tokenizer.eos_id
+        export_tokenizer(tokenizer, folder)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with _no_progress_bar():
+            theirs.save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            file.replace(folder / file.name)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files that ``AutoTokenizer`` opens, giving the same ids.
+
+    The byte tokenizer becomes a byte-pair encoding without a single merge.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        special = {"<|endoftext|>": tokenizer.eos_id, "<|classify|>": tokenizer.cls_id}
+        tokenizer = BPETokenizer({i: bytes([i]) for i in range(256)}, [], special, pattern=None)
+    tokenizer.save(folder)
+
+
+def load_pretrained(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+) -> GPT:
+    """A published model by its name on the hub, or one in a folder; weights from safetensors only.
+
+    Weights are copied a few rows at a time, so little more than the model itself is ever held.
+
+    Args:
+        name_or_folder: a folder with ``config.json`` and safetensors, or a hub name such as ``gpt2``.
+        dtype: of the weights; as they are in the file when ``None``.
+        device: where to put them.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: nothing there, no safetensors, another architecture, or a tensor that does not fit.
+    """
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        folder = download(str(name_or_folder), revision)
+    theirs = _read_config(folder)
+    family = family_of_hf(theirs)
+    sources = _tensors(folder)
+    stored = next(iter(sources.values())).dtype
+    if stored is None:
+        raise InputError(f"the weights in {folder} are of no dtype that a model computes in")
+    ours = empty_gpt(family.ours(theirs), dtype or stored, torch.device(device))
+    fill(ours, family, sources)
+    return ours.eval()
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder of a model on the hub, fetched where it is not in the cache.
+
+    The token comes from where huggingface_hub keeps it (``HF_TOKEN``, or ``hf auth login``), broken-off
+    downloads go on, and with ``HF_HUB_OFFLINE=1`` only the cache is asked.
+
+    Raises:
+        InputError: it is not to be had, with the hub's reason.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [
+        "config.json",
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+    ]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub's errors share no base class
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name!r} is no folder here, and not to be had from the hub: {reason}") from None
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no config.json in {folder}")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder}/config.json cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _tensors(folder: Path) -> dict[str, "InFile"]:
+    """Every tensor of a folder's safetensors files, by name, to be read when it is asked for."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"no .safetensors in {folder}; other weight files are not read: they can run code")
+    found: dict[str, InFile] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - no mapping
+                    stored = opened.get_slice(name)
+                    found[name] = InFile(
+                        file, name, tuple(stored.get_shape()), _DTYPE.get(stored.get_dtype())
+                    )
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged or no safetensors file: {error}") from None
+    return found
+
+
+class InFile:
+    """A tensor of a safetensors file, read from a memory map that is opened for each piece.
+
+    Pages of a map count as memory while it is open: a map of the whole file, held until the end, would be a
+    second copy of the model to whoever limits memory.
+    """
+
+    def __init__(self, file: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+        self.file, self.name, self.shape, self.dtype = file, name, shape, dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """A copy of some rows."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_slice(self.name)[start:stop]
+            return tensor

@@ -1,0 +1,117 @@
+"""Chat templates beside transformers' own rendering."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ai_learning.chat_template import CHATML, apply_chat_template, read_chat_template
+from ai_learning.errors import InputError
+
+LLAMA3 = """{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role not in ["system", "user", "assistant"] %}
+        {{- raise_exception("unknown role " + message.role) }}
+    {%- endif %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"""
+QWEN3 = """{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "<|im_end|>\n" }}
+{%- endif %}
+{%- set ns = namespace(last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if message.role == "user" %}
+        {%- set ns.last = index %}
+        {%- break %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if loop.index0 < ns.last %}
+        {%- set content = message.content.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"""
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "  What is <b>2 + 2</b>? é"},
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\n4"},
+    {"role": "user", "content": "Sure?"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
+    )
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, QWEN3], ids=["chatml", "llama3", "qwen3"])
+@pytest.mark.parametrize("prompt", [False, True])
+def test_renders_as_transformers_does(template: str, prompt: bool, tokenizer: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "añadir", "parameters": {"a": [1, 2]}}}]
+    for more in ({}, {"enable_thinking": False}, {"tools": tools}):
+        expected = tokenizer.apply_chat_template(
+            TALK, chat_template=template, tokenize=False, add_generation_prompt=prompt, **more
+        )
+        found = apply_chat_template(
+            template,
+            TALK,
+            add_generation_prompt=prompt,
+            bos_token="<|begin_of_text|>",
+            eos_token="<|eot_id|>",
+            **{"tools": None, **more},
+        )
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for %}", "chat template: "),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|not safely callable"),
+    ],
+)
+def test_a_bad_or_hostile_template_is_refused(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        apply_chat_template(template, list(TALK))
+
+
+def test_found_beside_a_tokenizer(tmp_path: Path) -> None:
+    assert read_chat_template(tmp_path) is None
+    config = {"chat_template": "old", "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert read_chat_template(tmp_path) == ("old", {"bos_token": "<s>", "eos_token": "</s>"})
+    (tmp_path / "chat_template.jinja").write_text("new")
+    assert read_chat_template(tmp_path) == ("new", {"bos_token": "<s>", "eos_token": "</s>"})
+    (tmp_path / "chat_template.jinja").unlink()
+    several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert read_chat_template(tmp_path) == ("d", {})
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_chat_template(tmp_path)

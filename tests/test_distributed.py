@@ -1,0 +1,317 @@
+"""Two real processes (gloo) train as one does: curves, gradients, checkpoints for other ranks, kills."""
+
+import math
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_worker import HOW, MODEL, STOP_AFTER, TOKENS, run
+
+from ai_learning.batches import TokenBatches
+from ai_learning.checkpoint import load_checkpoint
+from ai_learning.distributed import Team, latest, load_shards, read_state, world
+from ai_learning.errors import CheckpointError, InputError
+from ai_learning.loss import next_token_loss
+from ai_learning.model import GPT
+from ai_learning.run_folder import read_metrics
+from ai_learning.train import TrainConfig, checkpointed, train
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def curve(folder: Path, *names: str) -> list[float]:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [row[name] for name in names or ("loss", "val_loss", "grad_norm") for row in rows if name in row]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every run of the worker, and ``one``, the same training in this process."""
+    home = tmp_path_factory.mktemp("processes")
+    run(home / "one")
+    run(home / "one-then-ddp", stop_after=STOP_AFTER)
+    shutil.copytree(home / "one-then-ddp", home / "one-then-fsdp")
+    done = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+         str(HERE / "distributed_worker.py"), str(home)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp-recomputed", "fsdp-recomputed"])
+def test_two_processes_give_the_curve_of_one(home: Path, name: str) -> None:
+    assert len(curve(home / "one")) == 2 * HOW.steps + 3
+    assert curve(home / name) == pytest.approx(curve(home / "one"), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["one-then-ddp", "one-then-fsdp", "fsdp-then-ddp"])
+def test_a_run_goes_on_with_other_processes(home: Path, name: str) -> None:
+    assert curve(home / name) == pytest.approx(curve(home / "one"), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_processes_resumes_in_one(home: Path, kind: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / f"{kind}-stopped", tmp_path / "run")
+    shards = latest(folder)
+    # SIGTERM reached one process, in the step after which all of them stopped
+    assert (
+        shards is not None and read_state(shards)["step"] == STOP_AFTER and not (folder / "last.pt").exists()
+    )
+    run(folder, resume=True)
+    assert curve(folder) == pytest.approx(curve(home / "one"), abs=1e-6)
+
+
+def test_the_file_at_the_end_holds_whole_tensors(home: Path) -> None:
+    one = load_checkpoint(home / "one" / "last.pt")
+    for kind in ("ddp", "fsdp"):
+        two = load_checkpoint(home / kind / "last.pt")
+        assert two["state_dict"].keys() == one["state_dict"].keys() and two["step"] == HOW.steps
+        for name, value in one["state_dict"].items():
+            torch.testing.assert_close(two["state_dict"][name], value, atol=1e-5, rtol=0)
+        for number, values in one["optimizer"]["state"].items():
+            for name, value in values.items():
+                torch.testing.assert_close(
+                    two["optimizer"]["state"][number][name], value, atol=1e-6, rtol=1e-3
+                )
+
+
+def test_gradients_travel_with_the_last_batch_only(home: Path) -> None:
+    found = torch.load(home / "gradients.pt")
+    torch.manual_seed(0)
+    model = GPT(MODEL)
+    for number in range(2):
+        (next_token_loss(model, *TokenBatches(TOKENS, 16, 4, 0)(number)) / 2).backward()
+    expected = model.h[0].attn.c_proj.weight.grad
+    assert found["unsynchronised differ"]["ddp"] and found["ddp"]["same"] == [True]
+    assert found["fsdp"]["before"] == [True]  # nothing was reduced into the shares yet
+    for kind in ("ddp", "fsdp"):
+        torch.testing.assert_close(found[kind]["after"], expected, atol=1e-7, rtol=1e-5)
+
+
+def test_bfloat16_trains_on_two_processes(home: Path) -> None:
+    for kind in ("ddp", "fsdp"):
+        low = curve(home / f"{kind}-bfloat16", "loss")
+        assert low == pytest.approx(curve(home / "one", "loss"), rel=0.02)
+        assert low != pytest.approx(curve(home / "one", "loss"), abs=1e-6)  # it really was another arithmetic
+
+
+# --- damage and misuse --------------------------------------------------------------------------------------
+
+
+def test_a_damaged_distributed_checkpoint_is_one_line(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "ddp-stopped", tmp_path / "run")
+    shards = latest(folder)
+    assert shards is not None
+    for file in shards.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"cannot read .*step-00000004"):
+        run(folder, resume=True)
+    shutil.rmtree(shards)
+    with pytest.raises(CheckpointError, match="latest names step-00000004, which is not there or not whole"):
+        run(folder, resume=True)
+
+
+class _Evil:
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return os.mkdir, ("executed",)
+
+
+def test_an_index_that_asks_to_run_code_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(home / "ddp-stopped", tmp_path / "run")
+    shards = latest(folder)
+    assert shards is not None
+    (shards / ".metadata").write_bytes(pickle.dumps(_Evil()))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="it asks to run code"):
+        load_shards(shards, {"model.wte.weight": torch.zeros(32, 32)})
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_in_shards_is_not_overwritten(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "ddp-stopped", tmp_path / "run")
+    with pytest.raises(InputError, match="already holds a run: --resume it"):
+        run(folder)
+
+
+def test_parallel_needs_torchrun(tmp_path: Path) -> None:
+    assert world().size == 1
+    with pytest.raises(InputError, match="parallel='fsdp' needs several processes: start with `torchrun"):
+        run(tmp_path, replace(HOW, parallel="fsdp"))
+    with pytest.raises(ValueError, match="parallel='dpp' is not known; use auto, ddp, fsdp"):
+        TrainConfig(parallel="dpp")
+
+
+def test_batches_of_other_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="runs in one process, not in 1"):
+        train(
+            GPT(MODEL),
+            lambda model, batch: next_token_loss(model, *batch),
+            TokenBatches(TOKENS, 16, 4, rank=0, world_size=2),
+            HOW,
+            tmp_path,
+        )
+
+
+def test_alone_a_team_answers_at_once() -> None:
+    with Team("auto", torch.device("cpu")) as team:
+        assert team.highest(15) == 15 and team.from_main("x") == "x" and not team.distributed
+        assert math.isnan(float(team.mean(torch.tensor(math.nan))))
+        with pytest.raises(InputError, match="mine"), team.agreed():
+            raise InputError("mine")
+
+
+def test_recomputed_activations_give_the_same_gradients_with_less_kept() -> None:
+    shape = replace(MODEL, dropout=0.1)
+    x, y = TokenBatches(TOKENS, 16, 4)(0)
+    kept, gradients = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model, saved = GPT(shape), 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            if recompute:
+                with checkpointed(model):
+                    next_token_loss(model, x, y).backward()
+                assert all("forward" not in vars(block) for block in model.h)
+            else:
+                next_token_loss(model, x, y).backward()
+        kept.append(saved)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad, atol=0, rtol=0)
+    # the hooks see what is kept for the backward pass; what is made again inside it is not counted there
+    assert kept[1] < kept[0] / 3
+
+
+# --- the command, killed -----------------------------------------------------------------------------------
+
+OPTIONS = (
+    "--data {data} --n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --batch-size 4 --warmup 2 "
+    "--eval-every 50 --save-every 20 --log-every 1 --eval-batches 2 --device cpu"
+)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    return OPTIONS.format(data=tmp_path / "text.txt").split()
+
+
+def start(out: Path, options: list[str], *launcher: str, **environment: str) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, *launcher, "-m", "ai_learning.cli", "pretrain", "--out", str(out), *options]
+    job = subprocess.Popen(
+        command, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    _jobs.append(job)
+    return job
+
+
+_jobs: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_job_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    while _jobs:
+        if (job := _jobs.pop()).poll() is None:
+            job.kill()
+            for _, number in workers(tmp_path / "run"):  # torchrun gives them sessions of their own
+                os.kill(number, signal.SIGKILL)
+
+
+def workers(out: Path) -> Iterator[tuple[int, int]]:
+    """(rank, process id) of the processes that train into ``out``."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode().split("\0")
+            variables = dict(
+                line.split("=", 1)
+                for line in (folder / "environ").read_bytes().decode().split("\0")
+                if "=" in line
+            )
+        except (OSError, UnicodeDecodeError, ValueError):
+            continue
+        if str(out) in command and "RANK" in variables and "torch.distributed.run" not in command:
+            yield int(variables["RANK"]), int(folder.name)
+
+
+def wait_for_step(out: Path, step: int, *processes: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while max((row["step"] for row in read_metrics(out / "metrics.jsonl")), default=0) < step:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), "it never got there"
+        time.sleep(0.02)
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="finds processes through /proc"
+)
+
+
+@needs_proc
+def test_a_killed_process_ends_the_job_and_loses_nothing(tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "run"
+    job = start(out, [*options, "--steps", "5000"], "--nproc-per-node=2", "--standalone")
+    wait_for_step(out, 45, job)
+    os.kill(dict(workers(out))[1], signal.SIGKILL)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode != 0
+    lines = [line for line in errors.splitlines() if line.startswith("ai-learning pretrain:")]
+    assert len(lines) == 1, errors
+    shards = latest(out)
+    assert shards is not None and read_state(shards)["step"] >= 40
+    assert lines[0] == (
+        "ai-learning pretrain: a process of this job is gone; "
+        f"the last checkpoint is {shards}: run the same command with --resume"
+    )
+    model = {"model.wte.weight": torch.full((258, 16), math.nan)}
+    load_shards(shards, model)
+    assert model["model.wte.weight"].isfinite().all()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow  # torchrun needs most of half a minute to meet again
+@needs_proc
+def test_two_machines_go_on_after_a_kill(tmp_path: Path, options: list[str]) -> None:
+    """The launch that docs/scale.md gives, both agents on loopback; the second one's process is killed."""
+    out, options = tmp_path / "run", [*options, "--steps", "120"]
+    launcher = [
+        "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=job", "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1",
+    ]  # fmt: skip
+    fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    agents = [start(out, options, *launcher, **fresh) for _ in range(2)]
+    wait_for_step(out, 45, *agents)
+    os.kill(dict(workers(out))[1], signal.SIGKILL)
+    outputs = [agent.communicate(timeout=60) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum("done: step 120" in output for output, _ in outputs) == 1
+    whole = start(tmp_path / "whole", options, "--nproc-per-node=1", "--standalone")
+    assert whole.wait(timeout=60) == 0
+    assert curve(out) == pytest.approx(curve(tmp_path / "whole"), abs=1e-5)
+    assert len(curve(out, "loss")) == 120
