@@ -6,7 +6,9 @@ positions are absolute everything in the cache is out of date, so each further t
 
 import codecs
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,30 +53,68 @@ def apply_repetition_penalty(logits: Tensor, idx: Tokens, penalty: float) -> Ten
     return logits.scatter(-1, idx, torch.where(seen > 0, seen / penalty, seen * penalty))
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from logits; filters apply in the order of the fields.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    temperature: float = 1.0
+    """0 takes the likeliest token"""
+    top_k: int | None = None
+    """keep that many tokens"""
+    top_p: float | None = None
+    """keep the likeliest tokens that reach this probability"""
+    min_p: float | None = None
+    """keep tokens at least this share as likely as the likeliest"""
+    repetition_penalty: float = 1.0
+    """above 1 discourages tokens already there"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or positive")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 1; leave it out to keep every token")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} must be from 0 to 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            given = f"repetition_penalty={self.repetition_penalty}"
+            raise ValueError(f"{given} must be positive; 1 changes nothing")
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) → (B, V) float32 at a temperature above 0, with what may not be drawn at ``-inf``."""
+    logits = apply_temperature(logits.float(), sampling.temperature)
+    if sampling.top_k is not None:
+        logits = apply_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = apply_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None and sampling.min_p > 0:
+        logits = apply_min_p(logits, sampling.min_p)
+    return logits
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) → (B, V): what tokens are drawn from; greedy puts all on the likeliest."""
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return filter_logits(logits, sampling).softmax(-1)
+
+
 def next_token(
-    logits: Tensor,
-    idx: Tokens,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    generator: torch.Generator | None = None,
+    logits: Tensor, idx: Tokens, sampling: Sampling, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(B, V) logits → (B,) ids. ``temperature=0`` takes the likeliest; filters apply in the order given."""
-    if repetition_penalty != 1.0:
-        logits = apply_repetition_penalty(logits, idx, repetition_penalty)
-    if temperature == 0:
+    """(B, V) logits that follow (B, T) ``idx`` → (B,) ids."""
+    if sampling.repetition_penalty != 1.0:
+        logits = apply_repetition_penalty(logits, idx, sampling.repetition_penalty)
+    if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = apply_temperature(logits.float(), temperature)
-    if top_k is not None:
-        logits = apply_top_k(logits, top_k)
-    if top_p is not None:
-        logits = apply_top_p(logits, top_p)
-    if min_p is not None and min_p > 0:
-        logits = apply_min_p(logits, min_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+    p = filter_logits(logits, sampling).softmax(dim=-1)
+    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
@@ -85,17 +125,31 @@ def stream(
     model: GPT,
     idx: Tokens,
     max_new_tokens: int,
+    sampling: Sampling | None = None,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
     seed: int | None = None,
     use_cache: bool = True,
+    padding: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield (B,) ids, one step at a time; the arguments are those of ``generate``."""
-    check_sampling(temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, seed)
+    """Yield (B,) ids, one step at a time.
+
+    Args:
+        model: any ``GPT``; put in evaluation mode while this runs.
+        idx: (B, T) prompts.
+        max_new_tokens: how many steps.
+        sampling: how to draw; ``Sampling()`` when ``None``.
+        seed: makes the sample repeatable.
+        use_cache: keep keys and values instead of computing them again.
+        padding: (B,) how many ids at each row's beginning only fill it up; ``None`` when none do.
+
+    Raises:
+        ValueError: ``idx`` is not (B, T), or a number is negative.
+    """
+    sampling = sampling or Sampling()
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed={seed} must not be negative")
     if idx.dim() != 2:
         raise ValueError(f"idx must have shape (B, T), got {tuple(idx.shape)}")
     block_size = model.config.block_size
@@ -114,19 +168,11 @@ def stream(
         for length in range(T, end):
             start = max(0, length - block_size)  # the window slides once the context is full
             if cache is not None and start == 0:
-                logits = _last_logits(model, tokens[:, cache.length : length], cache)
+                logits = _last_logits(model, tokens[:, cache.length : length], cache, padding)
             else:
-                logits = _last_logits(model, tokens[:, start:length], None)
-            chosen = next_token(
-                logits,
-                tokens[:, :length],
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                generator=generator,
-            )
+                left = None if padding is None else (padding - start).clamp(min=0)
+                logits = _last_logits(model, tokens[:, start:length], None, left)
+            chosen = next_token(logits, tokens[:, :length], sampling, generator)
             if length == tokens.size(1):
                 tokens = torch.cat([tokens, torch.empty_like(tokens)], dim=1)
             tokens[:, length] = chosen
@@ -180,18 +226,8 @@ def generate(
     columns = [idx]
     finished = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     filler = torch.zeros(idx.size(0), dtype=idx.dtype, device=idx.device)
-    for chosen in stream(
-        model,
-        idx,
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        use_cache=use_cache,
-    ):
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    for chosen in stream(model, idx, max_new_tokens, sampling, seed=seed, use_cache=use_cache):
         column = torch.where(finished, filler, chosen)
         columns.append(column[:, None])
         if len(stops):
@@ -203,6 +239,72 @@ def generate(
     return torch.cat(columns, dim=1)
 
 
+def generate_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    stop: int | Sequence[int] | None = None,
+    seed: int | None = None,
+    use_cache: bool = True,
+    **sampling: Any,
+) -> list[list[int]]:
+    """Continue prompts of different lengths together; each as if it were alone.
+
+    Shorter ones are filled up on the left, where nothing looks, and every row counts its own positions.
+    Samples depend on who shares the batch, since one generator serves all; greedy ids do not.
+
+    Args:
+        model: any ``GPT``.
+        prompts: lists of ids, none empty.
+        max_new_tokens: how many to add to each.
+        stop: id or ids that end a row; kept as its last.
+        seed: makes the samples repeatable.
+        use_cache: keep keys and values instead of computing them again.
+        sampling: fields of ``Sampling``.
+
+    Returns:
+        Each prompt with its continuation.
+
+    Raises:
+        ValueError: an empty prompt, or a value out of its range.
+
+    Example:
+        >>> from ai_learning.model import GPTConfig
+        >>> model = GPT(GPTConfig(vocab_size=16, block_size=8, n_layer=1, n_head=1, n_embd=8))
+        >>> [len(ids) for ids in generate_batch(model, [[1], [2, 3, 4]], 2, temperature=0)]
+        [3, 5]
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("every prompt needs at least one id")
+    stops = {stop} if isinstance(stop, int) else set(stop or ())
+    T = max(map(len, prompts))
+    # Filled up with the row's own first id: a repetition penalty then counts nothing that is not there.
+    rows = [[prompt[0]] * (T - len(prompt)) + list(prompt) for prompt in prompts]
+    device = model.wte.weight.device
+    padding = torch.tensor([T - len(prompt) for prompt in prompts], device=device)
+    found = [list(prompt) for prompt in prompts]
+    open_rows = set(range(len(prompts)))
+    steps = stream(
+        model,
+        torch.tensor(rows, device=device),
+        max_new_tokens,
+        Sampling(**sampling),
+        seed=seed,
+        use_cache=use_cache,
+        padding=padding if bool(padding.any()) else None,
+    )
+    for chosen in steps:
+        for row, token in enumerate(chosen.tolist()):
+            if row in open_rows:
+                found[row].append(token)
+                if token in stops:
+                    open_rows.remove(row)
+        if not open_rows:
+            break
+    return found
+
+
 def stream_text(
     model: GPT,
     tokenizer: Tokenizer,
@@ -211,7 +313,9 @@ def stream_text(
     *,
     stop: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    **sampling: float | int | bool | None,
+    seed: int | None = None,
+    use_cache: bool = True,
+    **sampling: Any,
 ) -> Iterator[str]:
     """Yield the continuation of ``prompt`` as text, never half a character and never past a stop string.
 
@@ -224,19 +328,32 @@ def stream_text(
         max_new_tokens: at most this many tokens.
         stop: strings that end the text; they are not shown themselves.
         should_stop: asked after every token; ``True`` ends the text.
-        sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed, use_cache.
+        seed: makes the sample repeatable.
+        use_cache: keep keys and values instead of computing them again.
+        sampling: fields of ``Sampling``.
     """
     if "" in stop:
         raise ValueError("a stop string is empty: it would end every text at once")
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id or 0]
     idx = torch.tensor([ids], device=model.wte.weight.device)
+    steps = stream(model, idx, max_new_tokens, Sampling(**sampling), seed=seed, use_cache=use_cache)
+    yield from decode_stream((int(chosen) for chosen in steps), tokenizer, stop=stop, should_stop=should_stop)
+
+
+def decode_stream(
+    ids: Iterable[int],
+    tokenizer: Tokenizer,
+    *,
+    stop: Sequence[str] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[str]:
+    """Yield the text of ids as they come; see ``stream_text``."""
     held = max((len(s) for s in stop), default=1) - 1  # what could be the beginning of a stop string
     # Waits for the rest of a character that ends in a later token.
     errors = "ignore" if getattr(tokenizer, "errors", "replace") == "ignore" else "replace"
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     text, shown = "", 0
-    for chosen in stream(model, idx, max_new_tokens, **sampling):  # type: ignore[arg-type]
-        token = int(chosen)
+    for token in ids:
         if token == tokenizer.eos_id or should_stop():
             break
         text += decoder.decode(tokenizer.decode_bytes([token]))
@@ -260,32 +377,15 @@ def generate_text(
     return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, **options))  # type: ignore[arg-type]
 
 
-def _last_logits(model: GPT, idx: Tokens, cache: KVCache | None) -> Tensor:
+def _last_logits(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor | None = None) -> Tensor:
     """(B, V): the head is asked for the last position only."""
-    return model.lm_head(model.hidden(idx, cache=cache)[:, -1])
-
-
-def check_sampling(
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float,
-    max_new_tokens: int,
-    seed: int | None,
-) -> None:
-    """Raise ``ValueError`` for a value out of its range."""
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed={seed} must not be negative")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1; leave it out to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise ValueError(f"min_p={min_p} must be from 0 to 1")
-    if not 0 < repetition_penalty < math.inf:
-        raise ValueError(f"repetition_penalty={repetition_penalty} must be positive; 1 changes nothing")
+    if padding is None:
+        return model.lm_head(model.hidden(idx, cache=cache)[:, -1])
+    start = 0 if cache is None else cache.length
+    columns = torch.arange(start + idx.size(1), device=idx.device)  # (S,)
+    queries = columns[start:]
+    positions = (queries - padding[:, None]).clamp(min=0)  # (B, T): each row counts from its own first id
+    shown = columns >= padding[:, None]  # (B, S)
+    own = columns == queries[:, None]  # (T, S): filling sees itself, so that no row of weights is empty
+    mask = shown[:, None, None, :] | own
+    return model.lm_head(model.hidden(idx, cache=cache, positions=positions, mask=mask)[:, -1])

@@ -94,16 +94,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
         d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
-        chunk = max(1, _CHUNK_BYTES // (V * total.element_size()))
+        chunk = min(N, max(1, _CHUNK_BYTES // (V * total.element_size())))
+        # One buffer for all chunks: what is freed and allocated again is not always given back in between.
+        buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
-            logits = (hidden[rows] @ weight.T).to(dtype)  # (n, V)
-            log_p = F.log_softmax(logits, dim=-1)
+            p = buffer[: rows.stop - start]  # (n, V): logits, then probabilities, then their gradient
+            if hidden.dtype == dtype:
+                torch.mm(hidden[rows], weight.T, out=p)
+            else:
+                p.copy_(hidden[rows] @ weight.T)
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
-            total -= (log_p.gather(1, target) * share).sum()
+            highest = p.amax(dim=1, keepdim=True)
+            chosen = p.gather(1, target) - highest
+            norm = p.sub_(highest).exp_().sum(dim=1, keepdim=True)  # softmax, step by step and in place
+            total += ((norm.log() - chosen) * share).sum()
             if needs_hidden or needs_weight:
-                # d loss / d logits = share · (softmax − one_hot), made in place of the log-probabilities
-                d_logits = log_p.exp_().mul_(share).scatter_add_(1, target, -share).to(hidden.dtype)
+                # d loss / d logits = share · (softmax − one_hot)
+                d_logits = p.mul_(share / norm).scatter_add_(1, target, -share).to(hidden.dtype)
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[rows])
                 if d_weight is not None and d_weight.dtype == d_logits.dtype:
@@ -118,6 +126,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
+        # A loss that is the end of the graph has a gradient of 1: then nothing is copied. (Asking an accelerator
+        # would stall it, and its memory is faster.)
+        if grad.device.type == "cpu" and grad.item() == 1:
+            return d_hidden, d_weight, None, None
         return (
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else d_weight * grad.to(d_weight.dtype),

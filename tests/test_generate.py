@@ -1,6 +1,7 @@
 """Sampling functions, the cached loop, stop strings and long contexts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ai_learning.generate import (
+    Sampling,
     apply_min_p,
     apply_repetition_penalty,
     apply_temperature,
     apply_top_k,
     apply_top_p,
     generate,
+    generate_batch,
     generate_text,
     next_token,
     stream,
@@ -98,9 +101,8 @@ def test_filters_equal_transformers(filters: dict[str, float]) -> None:
 
 def test_samples_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
-    chosen = next_token(
-        LOGITS.expand(20_000, -1), torch.zeros(20_000, 1, dtype=torch.long), generator=generator
-    )
+    idx = torch.zeros(20_000, 1, dtype=torch.long)
+    chosen = next_token(LOGITS.expand(20_000, -1), idx, Sampling(), generator)
     frequency = chosen.bincount(minlength=4) / 20_000
     torch.testing.assert_close(frequency, PROBABILITIES[0], atol=0.015, rtol=0)
 
@@ -255,3 +257,41 @@ def test_strings_and_shapes_that_cannot_be_used(model: GPT) -> None:
 def test_empty_prompt_raises(model: GPT) -> None:
     with pytest.raises(ValueError, match=r"\(B, T\) with T ≥ 1"):
         generate(model, torch.zeros(1, 0, dtype=torch.long), 2)
+
+
+ROTARY = GPTConfig(
+    vocab_size=258, block_size=24, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, positions="rotary", bias=False
+)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("attention", ["fast", "reference"])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("n_new", [6, 30])
+def test_prompts_of_different_lengths_are_each_as_if_alone(
+    model: GPT, positions: str, attention: str, use_cache: bool, n_new: int
+) -> None:
+    """Also where the longest has slid out of its context (of 24) and the shortest has not."""
+    base = ROTARY if positions == "rotary" else model.config
+    torch.manual_seed(5)
+    gpt = GPT(replace(base, attention=attention)).eval()
+    with torch.no_grad():
+        for p in gpt.parameters():
+            if p.dim() == 2:
+                p.mul_(8)
+    prompts = [[5], list(range(40, 52)), [9, 9, 200], list(range(100, 117))]
+    together = generate_batch(gpt, prompts, n_new, temperature=0, use_cache=use_cache)
+    for prompt, ids in zip(prompts, together, strict=True):
+        alone = generate(gpt, torch.tensor([prompt]), n_new, temperature=0, use_cache=use_cache)
+        assert ids == alone[0].tolist()
+
+
+def test_a_row_that_stops_leaves_the_others_going(model: GPT) -> None:
+    prompts = [[5], [9, 9, 200]]
+    free = generate_batch(model, prompts, 8, temperature=0)
+    stop = free[0][3]
+    stopped = generate_batch(model, prompts, 8, temperature=0, stop=stop)
+    assert stopped[0] == free[0][: free[0].index(stop, 1) + 1] and stopped[0][-1] == stop
+    assert stopped[1][:3] == prompts[1] and (stop in stopped[1][3:] or len(stopped[1]) == 11)
+    with pytest.raises(ValueError, match="every prompt needs at least one id"):
+        generate_batch(model, [[1], []], 2)

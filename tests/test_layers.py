@@ -14,7 +14,7 @@ ROOT = Path(ai_learning.__file__).parent
 LAYERS = [
     {"shapes", "errors", "files"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
-    {"batches", "loss", "optim", "generate", "pretrained", "run_folder", "viz"},
+    {"batches", "loss", "optim", "generate", "int8", "speculative", "pretrained", "run_folder", "viz"},
     {"checkpoint", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"},
     {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets"},
     {"cli", "web"},

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..evaluate import score_tokens
 from ..files import write_text
 from ..finetune import TaskBatches, read_examples, task_metrics
+from ..int8 import quantize_int8
 from ..model.heads import TaskModel, TaskTokens
 from ..multiple_choice import evaluate_questions, read_questions
 from ..tokenizers import Tokenizer
@@ -40,6 +41,8 @@ class Evaluate:
     """score at most this many tokens; 0 scores all"""
     batch_size: int = 16
     """windows, or examples, at once"""
+    int8: bool = False
+    """score the model with weights in 8 bits, as `generate --int8` runs it"""
     seed: int | None = None
     """of the split into training and held-out examples; the checkpoint's own when left out"""
     tokenizer: str | None = None
@@ -94,6 +97,8 @@ def _score_language(options: Evaluate, device: torch.device) -> dict[str, float]
     tokenizer = _tokenizer(options) or tokenizer
     if tokenizer is None:
         raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
+    if options.int8:
+        quantize_int8(model)
     if options.task is not None:
         questions = read_questions(options.task, options.data, options.limit)
         return evaluate_questions(model, tokenizer, questions)

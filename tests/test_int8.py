@@ -1,0 +1,49 @@
+"""Int8 weights: close to fp32, applied from outside, and refused where they cannot be."""
+
+import pytest
+import torch
+from torch import nn
+
+from ai_learning.errors import InputError
+from ai_learning.generate import generate
+from ai_learning.int8 import Int8Linear, quantize_int8
+from ai_learning.model import GPT, GPTConfig
+
+CONFIG = GPTConfig(vocab_size=258, block_size=32, n_layer=2, n_head=2, n_embd=64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_have_their_own_scale_and_errors_are_small(bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40, bias=bias)
+    linear.weight.data[3] *= 1000  # an outlier row must not spoil the others
+    quantized = Int8Linear(linear)
+    off = (quantized.weight - linear.weight).abs().amax(dim=1) / linear.weight.abs().amax(dim=1)
+    assert off.max() <= 0.5 / 127 + 1e-6
+    x = torch.randn(5, 7, 96)
+    expected = linear(x)
+    error = (quantized(x) - expected).norm(dim=(0, 1)) / expected.norm(dim=(0, 1))
+    assert quantized(x).shape == (5, 7, 40) and error.max() < 0.03
+    assert quantized(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_model_keeps_its_predictions() -> None:
+    torch.manual_seed(1)
+    model = GPT(CONFIG).eval()
+    idx = torch.randint(0, 258, (2, 32))
+    expected = model(idx).log_softmax(-1)
+    kept = model.wte.weight.clone()
+    assert quantize_int8(model) is model
+    assert not any(type(m) is nn.Linear for m in model.modules())
+    assert torch.equal(model.wte.weight, kept) and isinstance(model.lm_head, Int8Linear)
+    found = model(idx).log_softmax(-1)
+    divergence = (expected.exp() * (expected - found)).sum(-1).mean()
+    assert 0 < divergence < 1e-3
+    assert generate(model, idx[:, :4], 8, temperature=0).shape == (2, 12)
+
+
+def test_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"holds no nn\.Linear"):
+        quantize_int8(nn.LayerNorm(3))
+    with pytest.raises(InputError, match="move the model there first"):
+        quantize_int8(GPT(CONFIG).to("meta"))
