@@ -56,7 +56,8 @@ def test_mixed_languages(pair: tuple[Any, GPT1Tokenizer]) -> None:
 def test_random_texts(pair: tuple[Any, GPT1Tokenizer], text: str) -> None:
     theirs, ours = pair
     # transformers' category tables are older than Python's: only what both know can agree.
-    text = "".join(c for c in text if unicodedata.ucd_3_2_0.category(c) != "Cn").replace("<unk>", "")
+    known = (c for c in text if unicodedata.ucd_3_2_0.category(c) != "Cn" and ord(c) not in CHANGED)
+    text = "".join(known).replace("<unk>", "")
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
