@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -126,7 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
-        # A loss that is the end of the graph has a gradient of 1: then nothing is copied. (Asking an accelerator
+        # A loss at the end of the graph has a gradient of 1: then nothing is copied. (Asking an accelerator
         # would stall it, and its memory is faster.)
         if grad.device.type == "cpu" and grad.item() == 1:
             return d_hidden, d_weight, None, None

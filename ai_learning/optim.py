@@ -1,10 +1,11 @@
 """Which parameters decay, and how the learning rate moves."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -35,6 +36,85 @@ def adamw(
     if not groups:
         raise ValueError("every parameter is frozen: nothing to train")
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def muon_with_adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    muon_lr: float | None = None,
+    lr_by_name: Mapping[str, float] | None = None,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.0,
+    eps: float = 1e-8,
+) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for all else.
+
+    Muon replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction moves alike.
+    That makes sense for maps between hidden states, not for tables of embeddings, gains or the head.
+
+    Args:
+        model: matrices below ``h.`` are Muon's.
+        lr: AdamW's rate.
+        muon_lr: Muon's rate; AdamW takes the matrices as well when ``None``.
+        lr_by_name: rates of parameters that need their own.
+        betas: AdamW's.
+        weight_decay: AdamW's, on what has two axes or more.
+        eps: AdamW's.
+
+    Returns:
+        One or two optimizers; step them all.
+    """
+    own = dict(lr_by_name or {})
+    matrices, groups = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if muon_lr is not None and parameter.dim() == 2 and name.startswith("h."):
+            matrices.append(parameter)
+        else:
+            decay = weight_decay if parameter.dim() >= 2 else 0.0
+            groups.append({"params": [parameter], "lr": own.get(name, lr), "weight_decay": decay})
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
+    if matrices and muon_lr is not None:
+        found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0))
+    return found
+
+
+def reference_adamw_step(
+    p: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2), written out to be read.
+
+    Args:
+        p: parameter, any shape.
+        grad: its gradient.
+        m: running mean of the gradient so far.
+        v: running mean of its square.
+        step: counts from 1.
+        lr: learning rate.
+        betas: how slowly the two means move.
+        eps: added to the root.
+        weight_decay: share of the weight, times ``lr``, that is taken away.
+
+    Returns:
+        New ``(p, m, v)``; the inputs stay as they are.
+    """
+    beta1, beta2 = betas
+    m = beta1 * m + (1 - beta1) * grad
+    v = beta2 * v + (1 - beta2) * grad.square()
+    m_hat = m / (1 - beta1**step)  # both began at zero and are too small at first
+    v_hat = v / (1 - beta2**step)
+    return p * (1 - lr * weight_decay) - lr * m_hat / (v_hat.sqrt() + eps), m, v
 
 
 def lr_factor(step: int, total: int, schedule: str = "cosine", warmup: int = 0, floor: float = 0.0) -> float:

@@ -16,7 +16,7 @@ LAYERS = [
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "generate", "int8", "speculative", "pretrained", "run_folder", "viz"},
     {"checkpoint", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"},
-    {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets"},
+    {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets", "recipes"},
     {"cli", "web"},
 ]
 STRANGERS = [{"model", "adapters"}, {"model", "tokenizers"}]

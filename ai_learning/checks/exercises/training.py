@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...loss import linear_cross_entropy
-from ...optim import adamw, lr_factor
+from ...optim import lr_factor, reference_adamw_step
 from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form, same_gradients
 
 # --- day4.cross_entropy -------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def adamw_step(p, grad, m, v, step, lr, betas, eps, weight_decay):
     """
     raise NotImplementedError
 ''',
-    solution=adamw,
+    solution=reference_adamw_step,
     reference=_adamw_reference,
     steps=(
         same_form(_adamw_reference, _adamw_cases, "new (p, m, v)"),

@@ -1,0 +1,160 @@
+"""How much is learned from 1.5 million characters: recipes at one size, and what each change brings.
+
+    python -m benchmarks.sample_efficiency --data tinyshakespeare.txt
+    python -m benchmarks.sample_efficiency --data tinyshakespeare.txt --recipes record --ablations
+
+The text is split as nanoGPT splits it (90 % training, 10 % held out), over its own characters; the loss is
+that of the whole held-out part in windows of 64 characters, in nats a character.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ai_learning.optim import lr_factor
+from ai_learning.recipes import RECIPES, Recipe
+
+from .common import hardware
+
+
+def characters(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the training and of the held-out part."""
+    if not path.is_file():
+        sys.exit(f"no text at {path}: give --data")
+    text = path.read_text(encoding="utf-8", newline="")
+    ids = {c: i for i, c in enumerate(sorted(set(text)))}
+    if len(ids) != 65:
+        sys.exit(f"{path} has {len(ids)} characters: the setting is tinyshakespeare's, which has 65")
+    tokens = np.array([ids[c] for c in text])
+    cut = int(0.9 * len(tokens))
+    return tokens[:cut], tokens[cut:]
+
+
+def windows(tokens: np.ndarray, starts: np.ndarray, T: int) -> torch.Tensor:
+    """(len(starts), T + 1) int64."""
+    return torch.from_numpy(np.stack([tokens[s : s + T + 1] for s in starts]))
+
+
+def starts(recipe: Recipe, n_tokens: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Where the windows of each batch begin."""
+    T, B = recipe.model.block_size, recipe.batch_size
+    while True:
+        if not recipe.every_token_once:
+            yield generator.integers(0, n_tokens - T, size=B)
+            continue
+        places = np.arange(int(generator.integers(0, T)), n_tokens - T - 1, T)
+        generator.shuffle(places)
+        for i in range(0, len(places) - B + 1, B):
+            yield places[i : i + B]
+
+
+@torch.inference_mode()
+def held_out_loss(model: torch.nn.Module, tokens: np.ndarray, T: int) -> float:
+    """Nats a character of the whole held-out part."""
+    total, count = 0.0, 0
+    places = np.arange(0, len(tokens) - T - 1, T)
+    for i in range(0, len(places), 64):
+        w = windows(tokens, places[i : i + 64], T)
+        total += F.cross_entropy(model(w[:, :-1]).flatten(0, 1), w[:, 1:].flatten(), reduction="sum").item()
+        count += w[:, 1:].numel()
+    return total / count
+
+
+def train(recipe: Recipe, training: np.ndarray, held_out: np.ndarray, seed: int) -> dict[str, float]:
+    """Train one model; its held-out loss, parameters and CPU seconds."""
+    torch.manual_seed(seed)
+    model = recipe.build()
+    optimizers = recipe.optimizers(model)
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    batches = starts(recipe, len(training), np.random.default_rng(seed))
+    T = recipe.model.block_size
+    began = time.process_time()
+    for step in range(recipe.steps):
+        factor = lr_factor(step, recipe.steps, recipe.schedule, recipe.warmup, recipe.lr_floor)
+        for optimizer, rates in zip(optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = peak * factor
+        w = windows(training, next(batches), T)
+        loss = F.cross_entropy(model(w[:, :-1]).flatten(0, 1), w[:, 1:].flatten())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    seconds = time.process_time() - began
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"loss": held_out_loss(model.eval(), held_out, T), "parameters": parameters, "seconds": seconds}
+
+
+def ablations() -> dict[str, Recipe]:
+    """Each recipe with one thing taken away."""
+    modern, record = RECIPES["modern"], RECIPES["record"]
+    return {
+        "modern, learned positions": replace(modern, model=replace(modern.model, positions="learned")),
+        "modern without QK-norm": replace(modern, model=replace(modern.model, qk_norm=False)),
+        "modern with GELU": replace(modern, model=replace(modern.model, activation="gelu_new")),
+        "modern, projections not zero": replace(modern, zero_projections=False),
+        "modern, one rate for all": replace(modern, embedding_lr=None),
+        "record with AdamW only": replace(record, muon_lr=None, lr=5e-3, embedding_lr=5e-2),
+        "record without a softcap": replace(record, softcap=math.inf),
+        "record, random windows": replace(record, every_token_once=False),
+        "record's recipe on modern's model": replace(record, record=False),
+    }
+
+
+def main() -> None:
+    """Print the table; finished runs are kept in ``--out`` and not made again."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare as one file")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--ablations", action="store_true", help="also each with one thing taken away")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, help="fewer, to try it out")
+    parser.add_argument("--out", type=Path, default=Path("runs/sample_efficiency.jsonl"))
+    options = parser.parse_args()
+    chosen = {name: RECIPES[name] for name in options.recipes}
+    chosen |= ablations() if options.ablations else {}
+    training, held_out = characters(options.data)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    done = {(row["name"], row["seed"], row["steps"]): row for row in map(json.loads, lines)}
+    print(f"Held-out loss, nats a character, mean ± spread of seeds {options.seeds} ({hardware()})\n")
+    print("| recipe | loss | parameters | CPU seconds |\n|---|---|---|---|")
+    for name, recipe in chosen.items():
+        recipe = replace(recipe, steps=options.steps or recipe.steps)
+        rows = []
+        for seed in options.seeds:
+            key = (name, seed, recipe.steps)
+            if key not in done:
+                row = {
+                    "name": name,
+                    "seed": seed,
+                    "steps": recipe.steps,
+                    **train(recipe, training, held_out, seed),
+                }
+                with options.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                done[key] = row
+            rows.append(done[key])
+        losses = [row["loss"] for row in rows]
+        spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+        seconds = statistics.mean(row["seconds"] for row in rows)
+        loss = f"{statistics.mean(losses):.4f} ± {spread:.4f}"
+        print(f"| {name} | {loss} | {rows[0]['parameters']:,} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Recipes at one size: the same number of parameters, and each learns."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ai_learning.model.record import RecordGPT, ShortConvolution
+from ai_learning.optim import muon_with_adamw, reference_adamw_step
+from ai_learning.recipes import RECIPES
+from ai_learning.text import read_text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_same_size_and_no_look_ahead(name: str) -> None:
+    torch.manual_seed(0)
+    recipe = RECIPES[name]
+    model = recipe.build().eval()
+    # nanoGPT counts 0.80 M
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(804_000, rel=0.01)
+    for parameter in model.parameters():  # zeros would hide a leak
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    idx = torch.randint(0, 65, (2, 64))
+    changed = idx.clone()
+    changed[:, 40:] = 7
+    torch.testing.assert_close(model(idx)[:, :40], model(changed)[:, :40], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model(idx)[:, 40:], model(changed)[:, 40:], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_learns(name: str) -> None:
+    torch.manual_seed(0)
+    recipe = RECIPES[name]
+    model = recipe.build()
+    optimizers = recipe.optimizers(model)
+    assert len(optimizers) == (1 if recipe.muon_lr is None else 2)
+    text = (
+        np.frombuffer(read_text("builtin:reference")[:20_000].encode("ascii", "ignore"), dtype=np.uint8) % 65
+    )
+    tokens = torch.from_numpy(text.astype(np.int64))
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(30):
+        starts = torch.randint(0, len(tokens) - 65, (12,), generator=generator)
+        w = torch.stack([tokens[s : s + 65] for s in starts.tolist()])
+        loss = F.cross_entropy(model(w[:, :-1]).flatten(0, 1), w[:, 1:].flatten())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(65), abs=0.6)
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.7
+
+
+def test_every_parameter_has_one_optimizer_and_its_own_rate() -> None:
+    model = RECIPES["record"].build()
+    optimizers = muon_with_adamw(model, lr=1.0, muon_lr=2.0, lr_by_name={"wte.weight": 3.0}, weight_decay=0.5)
+    rates = {
+        id(p): (type(o).__name__, g["lr"], g["weight_decay"])
+        for o in optimizers
+        for g in o.param_groups
+        for p in g["params"]
+    }
+    assert len(rates) == len(list(model.parameters()))
+    names = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert names["wte.weight"] == ("AdamW", 3.0, 0.5) and names["h.0.attn.c_attn.weight"] == (
+        "Muon",
+        2.0,
+        0.0,
+    )
+    assert names["ln_f.weight"] == ("AdamW", 1.0, 0.0) and names["lm_head.weight"] == ("AdamW", 1.0, 0.5)
+
+
+def test_short_convolution_begins_as_nothing_and_looks_back_only() -> None:
+    convolution = ShortConvolution(3, length=4)
+    x = torch.randn(2, 9, 3)
+    assert torch.equal(convolution(x), x)
+    torch.nn.init.normal_(convolution.weight)
+    expected = x.clone()
+    for t in range(9):
+        for back in range(min(4, t + 1)):
+            expected[:, t] += x[:, t - back] * convolution.weight[:, 0, 3 - back]
+    torch.testing.assert_close(convolution(x), expected)
+
+
+def test_record_mixes_the_first_values() -> None:
+    torch.manual_seed(0)
+    model = RecordGPT(RECIPES["record"].model)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    idx = torch.randint(0, 65, (1, 8))
+    before = model(idx)
+    model.h[2].attn.value_mix.data[1] += 1.0
+    assert not torch.allclose(before, model(idx), atol=1e-4)
+    assert model(idx).abs().max() < model.softcap
+
+
+def test_adamw_step_written_out_is_torchs() -> None:
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=(0.8, 0.9), eps=1e-2, weight_decay=0.3)
+    p, m, v = parameter.detach().clone(), torch.zeros_like(parameter), torch.zeros_like(parameter)
+    for step in range(1, 6):
+        parameter.grad = torch.randn_like(parameter)
+        p, m, v = reference_adamw_step(
+            p, parameter.grad, m, v, step, lr=0.1, betas=(0.8, 0.9), eps=1e-2, weight_decay=0.3
+        )
+        optimizer.step()
+        torch.testing.assert_close(p, parameter.detach())
