@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTHON ?= python3
 
-.PHONY: demo test test-slow lint format bench lessons web clean
+.PHONY: demo test test-slow lint format bench lessons notebooks web clean
 
 demo: $(READY)            ## train, sample, fine-tune and report on this machine (about three minutes)
 	$(BIN)/ai-learning demo
@@ -31,7 +31,10 @@ bench: $(READY)           ## side by side with the peers; fill the cores with no
 	$(BIN)/python -m benchmarks.adapters
 
 lessons: $(READY)         ## run every lesson and check what it asserts
-	$(BIN)/python -m pytest tests/test_lessons.py
+	$(BIN)/python -m pytest tests/test_lessons.py -m "not gpu"
+
+notebooks: $(READY)       ## make the notebooks anew from their sources, with outputs
+	$(BIN)/python lessons/build.py
 
 web: $(READY)             ## the playground on http://127.0.0.1:8000, with the demo's model
 	@test -f runs/demo/gpt1_tiny_pretrain.pt || $(BIN)/ai-learning demo

@@ -86,7 +86,7 @@ class Recipe:
 _SIZES = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
 _MODERN = GPTConfig(
     vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False, tie_weights=False,
-    norm="rmsnorm", positions="rotary", qk_norm=True, activation="relu2",
+    norm="rmsnorm", positions="rotary", rope_theta=200.0, qk_norm=True, activation="relu2",
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
@@ -97,7 +97,8 @@ RECIPES: dict[str, Recipe] = {
         weight_std=0.08,
         zero_projections=True,
         lr=4e-3,
-        embedding_lr=1e-1,
+        embedding_lr=2e-1,
+        head_lr=6e-3,
         betas=(0.9, 0.98),
         weight_decay=0.0,
         warmup=50,

@@ -51,8 +51,8 @@ show(MLP)
 show(Block)
 
 # %% [markdown]
-# `norm_first=False` is GPT-1. **Predict first:** the input is multiplied by 10. What happens to the output of a
-# layer norm? And to that of the MLP?
+# `norm_first=False` is GPT-1. **Predict first:** the input is multiplied by 10. What happens to the output
+# of a layer norm? And to that of the MLP?
 
 # %%
 x = torch.randn(1, 4, 16)
@@ -131,9 +131,8 @@ tokens = np.array(tokenizer.encode(read_text("builtin:reference")), dtype=np.int
 held_out, training = tokens[:20_000], tokens[20_000:]
 batches = TokenBatches(training, config.block_size, batch_size=24, seed=1)
 loss = next_token_loss(model, *batches(0))
-print(
-    f"{len(tokens):,} bytes of Python's language reference; loss {loss.item():.2f}, ln 258 = {math.log(258):.2f}"
-)
+print(f"{len(tokens):,} bytes of Python's language reference")
+print(f"loss {loss.item():.2f}, ln 258 = {math.log(258):.2f}")
 assert abs(loss.item() - math.log(258)) < 0.5
 
 # %% [markdown]
@@ -175,13 +174,13 @@ picture(out / "loss.png")
 print(generate_text(model, tokenizer, "The ", 200, temperature=0.7, seed=1))
 
 # %% [markdown]
-# Less than a minute of training gave it letters, words and spaces. `make demo` trains the same architecture for
-# two minutes.
+# Less than a minute of training gave it letters, words and spaces. `make demo` trains the same architecture
+# for two minutes.
 #
 # ## 4 · Pre-norm against post-norm
 #
-# **Predict first:** the same model, the same steps, *no* warm-up and a learning rate of 4e-3. Which of the two
-# suffers more?
+# **Predict first:** the same model, the same steps, *no* warm-up and a learning rate of 4e-3. Which of the
+# two suffers more?
 
 # %%
 final = {}
@@ -212,9 +211,10 @@ assert final["pre-norm"] < final["post-norm"]
 #     ai-learning lessons check day2_exercises.py
 #
 # 1. **Write the MLP and the block** as functions and have them checked.
-# 2. **Without positions.** Set `model.wpe.weight` to zero, freeze it and train. How much worse is it? What can it
-#    still learn?
-# 3. **One wide or three narrow?** `n_layer=1` with `n_embd=160` has about as many parameters. Which is better?
+# 2. **Without positions.** Set `model.wpe.weight` to zero, freeze it and train. How much worse is it? What
+#    can it still learn?
+# 3. **One wide or three narrow?** `n_layer=1` with `n_embd=160` has about as many parameters. Which is
+#    better?
 #
 # ## Quiz
 
@@ -230,5 +230,6 @@ quiz("day2.mlp")
 #
 # - Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*, section 3.
 # - Ba, Kiros, Hinton 2016, *Layer Normalization*; Hendrycks, Gimpel 2016, *Gaussian Error Linear Units*.
-# - Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*: why pre-norm needs no warm-up.
+# - Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*: why pre-norm needs no
+#   warm-up.
 # - Day 3: GPT-2, the same block in another order, and much larger.

@@ -27,8 +27,8 @@ torch.manual_seed(3)
 # ## 1 · What changed
 #
 # Radford et al. 2019, section 2.3, in one paragraph: the layer norm moves to the *input* of each branch, one
-# more is added after the last block, the weights that end a residual branch begin smaller by $1/\sqrt{N}$, and
-# vocabulary, context and batch grow. In the library that is the same class with another configuration:
+# more is added after the last block, the weights that end a residual branch begin smaller by $1/\sqrt{N}$,
+# and vocabulary, context and batch grow. In the library that is the same class with another configuration:
 
 # %%
 print("gpt1:", preset("gpt1"))
@@ -162,8 +162,8 @@ print("median of all others:", f"{row_sizes.median().item():.2e}")
 assert row_sizes[13] > 20 * row_sizes.median() and (row_sizes > 0).all()
 
 # %% [markdown]
-# Every row gets one from the head: the softmax pushes all other tokens down a little. Only the three tokens of
-# the input get one from the input side as well.
+# Every row gets one from the head: the softmax pushes all other tokens down a little. Only the three tokens
+# of the input get one from the input side as well.
 #
 # A model that knows nothing loses ln V nats a token. Does ours, at the start?
 

@@ -178,7 +178,8 @@ print(f"held out: {last:.3f} nats a byte, {last / math.log(2):.2f} bits a byte")
 assert last < 2.7
 
 # %% [markdown]
-# **Predict first:** train the same again, but press Ctrl-C after 250 steps and go on. Are the weights equal to
+# **Predict first:** train the same again, but press Ctrl-C after 250 steps and go on. Are the weights equal
+# to
 # 1e-6, or equal?
 
 # %%
@@ -215,7 +216,8 @@ assert worst < 1e-5
 # `ai-learning lessons start day4` writes a file with today's four: loss, AdamW, clipping, schedule.
 #
 # 1. **No warm-up**, and a rate of 0.01: what does the loss curve look like in the first 50 steps?
-# 2. **Clip harder.** `grad_clip=0.1` at the same rate. Why does it hurt so little? (Think of what Adam divides by.)
+# 2. **Clip harder.** `grad_clip=0.1` at the same rate. Why does it hurt so little? (Think of what Adam
+#    divides by.)
 # 3. **Kill it.** Start `ai-learning pretrain --out runs/mine --steps 2000`, press Ctrl-C, then
 #    `--resume`. Compare `metrics.jsonl` with that of an uninterrupted run.
 #

@@ -77,8 +77,8 @@ print(generate_text(model, tokenizer, "The ", 150, temperature=0))
 
 # %% [markdown]
 # Drawing from all of them is lively, and now and then picks something absurd from the long tail. The filters
-# cut the tail in different ways. **Predict first:** which of them keeps the same number of tokens whatever the
-# model thinks?
+# cut the tail in different ways. **Predict first:** which of them keeps the same number of tokens whatever
+# the model thinks?
 
 # %%
 for name, filtered in {
@@ -119,7 +119,8 @@ for temperature in (0.5, 1.0, 1.5):
 show(LayerCache)
 
 # %% [markdown]
-# **Predict first:** with the cache a step reads one token, without it the whole text. How many times faster are
+# **Predict first:** with the cache a step reads one token, without it the whole text. How many times faster
+# are
 # 120 tokens?
 
 # %%
@@ -206,8 +207,8 @@ picture(out)
 # `ai-learning lessons start day5` writes a file with today's five: temperature, top-k, top-p, min-p, cache.
 #
 # 1. **Repeat yourself.** Find a prompt at which greedy decoding loops. Which `repetition_penalty` ends it?
-# 2. **Longer than the context.** Ask for 400 tokens of a model with `block_size` 128. What happens to the time a
-#    token, and why?
+# 2. **Longer than the context.** Ask for 400 tokens of a model with `block_size` 128. What happens to the
+#    time a token, and why?
 # 3. **A cache for a batch.** Two prompts of the same length at once: is a step twice as slow?
 #
 # ## Quiz
