@@ -4,7 +4,7 @@ nanoGPT's published setting for a CPU (0.80 M parameters, 2000 steps of 12 × 64
 the yardstick; ``benchmarks/sample_efficiency.py`` measures all of them, and what each change brings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -104,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
         warmup=50,
     ),
     "record": Recipe(
-        _MODERN,
+        replace(_MODERN, rope_theta=10000.0),
         record=True,
         weight_std=0.06,
         embedding_std=1.0,

@@ -31,7 +31,7 @@ def characters(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the training and of the held-out part."""
     if not path.is_file():
         sys.exit(f"no text at {path}: give --data")
-    text = path.read_text(encoding="utf-8", newline="")
+    text = path.read_bytes().decode()
     ids = {c: i for i, c in enumerate(sorted(set(text)))}
     if len(ids) != 65:
         sys.exit(f"{path} has {len(ids)} characters: the setting is tinyshakespeare's, which has 65")
