@@ -96,6 +96,7 @@ show(GPT.init_weights)
 # %%
 config = GPTConfig(vocab_size=258, block_size=64, n_layer=24, n_head=4, n_embd=128)
 idx = torch.randint(0, 256, (4, 64))
+assert GPT(config)(idx).shape == (4, 64, config.vocab_size)
 
 
 def stream_sizes(model: GPT) -> list[float]:

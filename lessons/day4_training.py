@@ -199,6 +199,7 @@ print("equal to the last bit")
 
 # %%
 x, y = batches(0)
+assert x.shape == y.shape == (16, config.block_size)
 whole = torch.autograd.grad(next_token_loss(model, x, y), list(model.parameters()))
 summed = [torch.zeros_like(g) for g in whole]
 for part in range(4):

@@ -64,6 +64,7 @@ assert loss.item() < 2.4
 prompt = torch.tensor([tokenizer.encode("the valu")])
 with torch.no_grad():
     logits = model(prompt)[:, -1]  # (1, V)
+assert logits.shape == (1, config.vocab_size)
 probabilities = logits.softmax(-1)[0]
 for p, i in zip(*probabilities.topk(6), strict=True):
     print(f"{tokenizer.decode([int(i)])!r:6} {p:.3f}")
