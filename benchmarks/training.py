@@ -169,7 +169,7 @@ def main() -> None:
         own = mb["ai_learning"] or 0.0
         cells = [f"{m:,.0f} ({own / m:.2f})" if (m := mb[who]) else "–" for who in NAMES[1:]]
         print(f"| {name} | {own:,.0f} | {' | '.join(cells)} |", flush=True)
-    print("\n–: not at hand (nanoGPT is not on PyPI; LitGPT needs the extra `bench`).")
+    print("\n–: not at hand (nanoGPT is not on PyPI; LitGPT needs the extra `bench-litgpt`).")
 
 
 if __name__ == "__main__":
