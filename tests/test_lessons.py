@@ -18,7 +18,7 @@ from ai_learning.model import causal_mask
 ROOT = Path(ai_learning.__file__).parents[1]
 SCRIPTS = sorted((ROOT / "lessons").glob("[dD]ay*.py"))
 NOTEBOOKS = [script for script in SCRIPTS if not script.name.startswith("day1_")]
-QUICK = ("day1_", "day3_")  # the others train for half a minute and more
+QUICK = ("day1_", "day3_", "day6_", "day15_", "Day16_")  # the others train for half a minute and more
 
 
 @pytest.mark.parametrize(
