@@ -7,6 +7,8 @@ is taken in integers by PyTorch's own kernels (Jacob et al. 2018; VNNI instructi
 Applied from outside, like NF4: the model does not know.
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,11 @@ class Int8Linear(nn.Module):
             min=1e-12
         )  # one a row: an outlier spoils its row only
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        self.quantized = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+        with (
+            warnings.catch_warnings()
+        ):  # these tensors are to go from PyTorch; its int8 kernels still take them
+            warnings.simplefilter("ignore", UserWarning)
+            self.quantized = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
         bias = None if linear.bias is None else linear.bias.detach().float()
         self.packed = torch.ops.quantized.linear_prepack(self.quantized, bias)
 

@@ -82,9 +82,11 @@ def peers(setting: tuple[int, ...], nanogpt: Path | None) -> dict[str, Run]:
     theirs = GPT2LMHeadModel(config).eval()
     ours = from_hf(theirs)
     idx = torch.randint(0, V, (batch, 16))
+    every = torch.ones_like(idx)  # or transformers takes the id that it pads with for padding
+    how = {"attention_mask": every, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     runs: dict[str, Run] = {
         "ai_learning": lambda: generate(ours, idx, NEW, temperature=0),
-        "transformers": lambda: theirs.generate(idx, max_new_tokens=NEW, do_sample=False, pad_token_id=0),
+        "transformers": lambda: theirs.generate(idx, **how),
     }
     if not torch.equal(runs["ai_learning"](), runs["transformers"]()):
         sys.exit("not the same tokens")

@@ -130,15 +130,23 @@ def print_one_peak(who: str, setting: Setting, nanogpt: Path | None) -> None:
         step()
     del warm
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     pair = loss_of(who, setting, nanogpt)
     if pair is None:
         return
     step = trainer(*pair)
     for _ in range(3):
         step()
-    scale = 1 if sys.platform == "darwin" else 1024
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale / 1e6)
+    print((peak_bytes() - before) / 1e6)
+
+
+def peak_bytes() -> int:
+    """The most that this process has held; ``ru_maxrss`` would begin with the parent's peak on Linux."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes
 
 
 def main() -> None:
