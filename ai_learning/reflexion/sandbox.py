@@ -13,6 +13,7 @@ returns, everything that it started is dead. ``docs/sandbox.md`` says what holds
 import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -166,20 +167,7 @@ class Sandbox:
             raise SandboxError(f"the sandbox needs Linux, not {sys.platform}: run it in a container or a virtual machine")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    getattr(sys, "_base_executable", None) or sys.executable,
-                    *("-s", "-S", "-P", "-X", "utf8", "-c", _START, str(Path(__file__).parent)),
-                    *(str(theirs.fileno()), *self.without),
-                ],
-                env=_clean_environment(),
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            self._process = self._popen(theirs)
         ours.settimeout(60)
         try:
             hello = json.loads(ours.recv(65536))
@@ -190,6 +178,28 @@ class Sandbox:
         self._control = ours
         self.report = hello["report"]
         self.walls = tuple(name for name, holds in hello["walls"].items() if holds)
+
+    def _popen(self, control: socket.socket) -> "subprocess.Popen[bytes]":
+        """Start the fork server: with this interpreter, or with one of the same version that we may execute."""
+        error: OSError | None = None
+        for interpreter in _interpreters():
+            try:
+                return subprocess.Popen(
+                    [
+                        *(interpreter, "-s", "-S", "-P", "-X", "utf8", "-c", _START, str(Path(__file__).parent)),
+                        *(str(control.fileno()), *self.without),
+                    ],
+                    env=_clean_environment(),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[control.fileno()],
+                    start_new_session=True,
+                )
+            except OSError as problem:
+                error = error or problem
+        raise SandboxError(f"the sandbox's interpreter cannot be started: {error}")
 
 
 def run_python(
@@ -236,6 +246,13 @@ def run_python(
         raise InputError(f"memory_mb={memory_mb} is too little for Python: give at least 16")
     limits = replace(limits or Limits(), timeout_s=float(timeout_s), memory_mb=int(memory_mb))
     return _common().run(code, tests, limits, entry_point, allow_unsafe)
+
+
+def _interpreters() -> list[str]:
+    """Who left root's rights may have lost those to the interpreter that runs us."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    candidates = (getattr(sys, "_base_executable", ""), sys.executable, shutil.which(version) or "", f"/usr/bin/{version}")
+    return [path for path in dict.fromkeys(candidates) if path]
 
 
 def _clean_environment() -> dict[str, str]:

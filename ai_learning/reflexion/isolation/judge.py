@@ -133,7 +133,7 @@ def judge(control: socket.socket, channel: socket.socket, worker: int, progress:
 
 def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict: dict[str, Any]) -> str:
     """Run the code; what went wrong, or nothing."""
-    wanted = sorted(tests.names | {request["entry_point"] or ""}) if tests else []
+    wanted = sorted(tests.names | ({request["entry_point"]} - {None})) if tests else []
     program = Remote(peer, PROGRAM, "program")
     try:
         found = program(request["code"], wanted, tests is None)

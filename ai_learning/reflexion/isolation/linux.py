@@ -106,11 +106,15 @@ def make_read_only(target: str) -> None:
         mount("", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | kept)
 
 
-def drop_capabilities() -> None:
-    """Give up every capability for good: the bounding and ambient sets, then those held."""
+def bound_capabilities() -> None:
+    """Empty the bounding set: no program that is executed later gains a capability."""
     for capability in range(64):
-        with contextlib.suppress(OSError):  # beyond the kernel's last, or none to drop with
+        with contextlib.suppress(OSError):  # beyond the kernel's last, or no right to
             prctl(PR_CAPBSET_DROP, capability)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability that is held."""
     with contextlib.suppress(OSError):
         prctl(PR_CAP_AMBIENT, 4)  # PR_CAP_AMBIENT_CLEAR_ALL
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)

@@ -39,6 +39,7 @@ def serve(control: socket.socket, without: set[str]) -> None:
     walls, report = find_walls(without)
     if walls.namespaces:
         jail.enter()
+    linux.bound_capabilities()
     control.send(json.dumps({"walls": asdict(walls), "report": report}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runs are not waited for
     gc.collect()

@@ -73,8 +73,8 @@ class Worker(Peer):
             extra[PRINTED] = printed.getvalue()
         known = self.module.__dict__
         for name in self.wanted:
-            if isinstance(known.get(name), int | float | str | list | dict | set | tuple | type(None)):
-                extra[name] = known.get(name)
+            if isinstance(known.get(name, self), int | float | str | list | dict | set | tuple | type(None)):
+                extra[name] = known[name]
         return value, extra
 
     def trace(self, error: BaseException) -> str:
