@@ -36,7 +36,7 @@ class surroundings:  # noqa: N801 - a context manager
             "port": self.server.getsockname()[1],
             "abstract": f"sandbox-test-{os.getpid()}",
             "parent": os.getpid(),
-            "repository": Path(__file__).parents[2],
+            "repository": Path(__file__).parent,
             "marker": MARKER,
         }
 
@@ -46,13 +46,13 @@ class surroundings:  # noqa: N801 - a context manager
         self.abstract.close()
 
 
-def attack(sandbox: Sandbox, name: str, around: dict[str, object]) -> RunResult:
+def attack(sandbox: Sandbox, name: str, around: dict[str, object], timeout_s: float = 1.0) -> RunResult:
     """Run one program and assert what must hold of all."""
     code = hostile.ATTACKS[name]
     if "%(" in code:
         code = code % {**around, "namespaces": "namespaces" in sandbox.walls}
     started = time.monotonic()
-    result = sandbox.run(code, limits=Limits(timeout_s=3.0, memory_mb=128))
+    result = sandbox.run(code, limits=Limits(timeout_s=timeout_s, memory_mb=128))
     seen = result.stdout + result.stderr + result.error
     assert "ESCAPED" not in seen, (name, seen[:2000])
     assert "TOP SECRET" not in seen, (name, seen[:2000])

@@ -302,7 +302,7 @@ try:
 except OSError as e: print("held", e, written >> 20)
 """,
     "one large file": "open('x', 'wb').write(b'x' * (20 << 20))\nprint('ESCAPED')",
-    "sparse file": "f = open('x', 'wb'); f.truncate(1 << 40); print('ESCAPED')",
+    "sparse file": "f = open('x', 'wb'); f.truncate(1 << 40)\nprint('ESCAPED')",
     "100k files": """
 try:
     for n in range(100000): open(f"f{n}", "w").close()
@@ -373,7 +373,7 @@ print(sorted(os.environ))
     "/proc": """
 import os
 for pid in ("self", "1", str(os.getppid()), "%(parent)d", "thread-self"):
-    for name in ("environ", "mem", "maps", "cmdline", "cwd", "root/etc/passwd", "fd", "status", "root/work"):
+    for name in ("environ", "mem", "maps", "cmdline", "cwd/..", "root/etc/passwd", "fd", "status", "root/work"):
         path = f"/proc/{pid}/{name}"
         try:
             print("ESCAPED", path, os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(10))
@@ -521,7 +521,7 @@ import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 fd = libc.inotify_init()
 print(libc.inotify_add_watch(fd, b"%(secret)s", 0xFFF))
-if libc.inotify_add_watch(fd, b"/etc", 0xFFF) >= 0 and %(namespaces)d: print("ESCAPED")
+if libc.inotify_add_watch(fd, b"/etc/passwd", 0xFFF) >= 0 and %(namespaces)d: print("ESCAPED")
 """,
     "waiting for input": "print('held' if open(0).read() == '' else 'ESCAPED')\ntry: input()\nexcept EOFError: print('held')",
     "terminal": "import fcntl, os\ntry: os.open('/dev/tty', os.O_RDWR); print('ESCAPED')\nexcept OSError: print('held')",

@@ -52,14 +52,20 @@ def choose_users() -> Users:
     return Users(first, first + 1) if _mapped(first + 1) else Users(NOBODY, NOBODY - 1)
 
 
-def become(user: int | None) -> None:
-    """Leave root's identity, every capability, and the way back to both."""
+def become(user: int | None, may_read: bool = False) -> None:
+    """Leave root's identity, every capability, and the way back to both.
+
+    Args:
+        user: whom to become, for root.
+        may_read: keep the right to read what belongs to others; Landlock then says which files these are.
+    """
     if user is not None:
+        linux.prctl(linux.PR_SET_KEEPCAPS, int(may_read))
         with contextlib.suppress(PermissionError):  # denied in a user namespace that maps one user
             os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    linux.drop_capabilities()
+    linux.keep_capabilities(linux.CAP_DAC_READ_SEARCH if may_read and user is not None else 0)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # /proc/<pid> belongs to root, no core files, no ptrace
 
@@ -109,6 +115,13 @@ def measure_address_space() -> None:
 
 
 BASE_ADDRESS_SPACE = 64 * MIB
+
+
+def library_is_private() -> bool:
+    """Whether other users may not read Python's library (an interpreter in root's home)."""
+    parts = os.__file__.split("/")
+    folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
+    return not all(os.stat(folder).st_mode & 1 for folder in folders)
 
 
 def _mapped(user: int) -> bool:

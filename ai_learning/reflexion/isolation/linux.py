@@ -32,10 +32,12 @@ MNT_DETACH = 2
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+CAP_DAC_READ_SEARCH = 1 << 2
 _SIGCHLD = 17
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
@@ -113,12 +115,12 @@ def bound_capabilities() -> None:
             prctl(PR_CAPBSET_DROP, capability)
 
 
-def drop_capabilities() -> None:
-    """Give up every capability that is held."""
+def keep_capabilities(kept: int) -> None:
+    """Give up every capability that is held, but those of a set of bits."""
     with contextlib.suppress(OSError):
         prctl(PR_CAP_AMBIENT, 4)  # PR_CAP_AMBIENT_CLEAR_ALL
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    syscall("capset", header, (ctypes.c_uint32 * 6)())
+    syscall("capset", header, (ctypes.c_uint32 * 6)(kept, kept))
 
 
 def _checked(result: int, what: str) -> int:

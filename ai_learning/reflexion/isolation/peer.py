@@ -95,6 +95,8 @@ class Peer:
                 raise PermissionError(f"{operation} is not for the other side")
             work = OPERATIONS[operation]
             value, extra = self.perform(lambda: work(target, *arguments, **named), options)
+        except WireError as error:
+            raised = ValueError(str(error))  # never a class of ours: what is given may be called
         except BaseException as error:
             raised = error
         self._reply(read, sent, values, value, raised, extra)

@@ -33,12 +33,13 @@ def serve(control: socket.socket, without: set[str]) -> None:
     """
     for name in _PRELOAD:
         importlib.import_module(name)
-    os.umask(0o077)
+    os.umask(0o022)
     limits.measure_address_space()
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     walls, report = find_walls(without)
     if walls.namespaces:
         jail.enter()
+    os.umask(0o077)
     linux.bound_capabilities()
     control.send(json.dumps({"walls": asdict(walls), "report": report}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runs are not waited for

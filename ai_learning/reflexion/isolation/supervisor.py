@@ -77,12 +77,14 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
     inner.close()
     for _, writer in streams:
         os.close(writer)
-    watch = _Watch(job, control, [r for r, _ in streams], settings, pid, proc)
+    watched = "" if walls.namespaces else folder  # a mounted workplace has its own bounds
+    watch = _Watch(job, control, [r for r, _ in streams], settings, pid, proc, watched)
     try:
         verdict = watch.run()
     finally:
         _kill(pid, walls, proc)
         if not walls.namespaces:
+            _disk_use(folder)  # opens folders that were closed
             shutil.rmtree(folder, ignore_errors=True)
     watch.drain()
     stdout, stderr = watch.outputs
@@ -107,12 +109,20 @@ class _Watch:
     """Waits for the verdict, or for a limit to be reached."""
 
     def __init__(
-        self, job: socket.socket, control: socket.socket, streams: list[int], settings: Limits, pid: int, proc: int
+        self,
+        job: socket.socket,
+        control: socket.socket,
+        streams: list[int],
+        settings: Limits,
+        pid: int,
+        proc: int,
+        folder: str,
     ) -> None:
         self.job, self.control, self.streams, self.settings = job, control, streams, settings
-        self.pid, self.proc = pid, proc
+        self.pid, self.proc, self.folder = pid, proc, folder
         self.outputs = [_Output(), _Output()]
         self.asserts: list[str] = []
+        self.next_look = time.monotonic() + _TICK
         self.bare = _anonymous_memory(proc, os.getpid())
 
     def run(self) -> dict[str, Any]:
@@ -142,8 +152,9 @@ class _Watch:
                         return verdict
                 if self.job in ready:
                     raise SystemExit(0)  # the caller is gone
-                if self._used_mb() > self.settings.memory_mb + 16:
-                    return {"error": f"used more than {self.settings.memory_mb} MB of memory"}
+                limit = self._reached()
+                if limit:
+                    return {"error": limit}
 
     def drain(self) -> None:
         """Read what is left in the pipes; nobody holds their other ends any more."""
@@ -169,10 +180,20 @@ class _Watch:
         self.outputs[number].add(data, self.settings.stdout_kb * 1024)
         return bool(data)
 
-    def _used_mb(self) -> float:
-        """Memory that the worker and all it started have written to, beyond a bare interpreter each."""
+    def _reached(self) -> str:
+        """The limit that the worker and all it started reached together, if any."""
+        if time.monotonic() < self.next_look:
+            return ""
+        self.next_look = time.monotonic() + _TICK
         below = descendants(self.proc, self.pid)
-        return sum(max(0, _anonymous_memory(self.proc, pid) - self.bare) for pid in below) / MIB
+        used = sum(max(0, _anonymous_memory(self.proc, pid) - self.bare) for pid in below)
+        if used > (self.settings.memory_mb + 16) * MIB:  # beyond a bare interpreter each
+            return f"used more than {self.settings.memory_mb} MB of memory"
+        if self.folder:
+            size, count = _disk_use(self.folder)
+            if size > self.settings.disk_mb * MIB or count > self.settings.files:
+                return f"wrote more than {self.settings.disk_mb} MB or {self.settings.files} files"
+        return ""
 
 
 def _unexpected() -> dict[str, Any]:
@@ -216,7 +237,7 @@ def _inside(
 
 def _wall_in(settings: Limits, memory_mb: int, walls: Walls, user: int | None, writable: list[str]) -> None:
     limits.restrain(settings, memory_mb)
-    limits.become(user)
+    limits.become(user, walls.landlock and not walls.namespaces and limits.library_is_private())
     if walls.landlock:
         readable = ["/"] if walls.namespaces else jail.readable_paths()
         landlock.restrict(readable, [*writable, *(f"/dev/{name}" for name in jail.DEVICES)])
@@ -277,6 +298,25 @@ def _read_file(path: str, folder: int) -> bytes:
         return os.read(descriptor, 65536)
     finally:
         os.close(descriptor)
+
+
+def _disk_use(folder: str) -> tuple[int, int]:
+    """(bytes, files) below a folder; folders that the program closed to us are opened."""
+    size = count = 0
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        with contextlib.suppress(OSError):
+            if os.stat(current).st_mode & 0o700 != 0o700:
+                os.chmod(current, 0o700)
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    count += 1
+                    with contextlib.suppress(OSError):
+                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+    return size, count
 
 
 def _make_folder(users: Users) -> str:
