@@ -23,14 +23,22 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .isolation.jail import readable_paths
 from .isolation.limits import Limits
 from .isolation.wire import MAX_FRAME, WireError, receive, send
 
+if TYPE_CHECKING:
+    from .doctor import Diagnosis
+
 _GRACE_S = 30.0  # for starting and ending a run on a busy machine, beyond its own time
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from isolation.server import main; sys.path.pop(0); main()"
+_BUBBLE = (
+    "--unshare-all --unshare-user --uid 65534 --gid 65534 --cap-drop ALL --die-with-parent --new-session "
+    "--proc /proc --dev /dev --tmpfs /tmp"
+).split()
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class RunResult:
     duration_s: float
     """wall time, with the sandbox's own"""
     isolation: tuple[str, ...]
-    """the walls in force: namespaces, landlock, seccomp, limits"""
+    """the walls in force: namespaces, bubblewrap, landlock, seccomp, limits"""
 
 
 class SandboxError(InputError):
@@ -63,7 +71,8 @@ class Sandbox:
     """A fork server and its walls. Threads may share one; `run_python` uses a common one.
 
     Args:
-        without: walls to leave out, as if the machine lacked them: ``namespaces``, ``landlock``, ``seccomp``.
+        without: walls to leave out, as if the machine lacked them: ``namespaces``, ``bubblewrap``, ``landlock``,
+            ``seccomp``.
     """
 
     def __init__(self, without: Iterable[str] = ()) -> None:
@@ -164,29 +173,53 @@ class Sandbox:
         if self._control is not None:
             return
         if not sys.platform.startswith("linux"):
-            raise SandboxError(f"the sandbox needs Linux, not {sys.platform}: run it in a container or a virtual machine")
+            raise SandboxError(
+                f"the sandbox needs Linux, not {sys.platform}: use a container or a virtual machine"
+            )
+        self._launch([])
+        bwrap = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin")
+        if "namespaces" in self.walls or "bubblewrap" in self.without or bwrap is None:
+            return
+        # Where only bubblewrap may make namespaces (Ubuntu's AppArmor), the fork server lives inside one.
+        plain = (self._control, self._process, self.walls, self.report)
+        try:
+            self._launch([bwrap, *_BUBBLE, *(word for path in readable_paths() for word in ("--ro-bind", path, path))])
+        except SandboxError as error:
+            self._control, self._process, self.walls, self.report = plain
+            self.report["bubblewrap"] = str(error)
+            return
+        self.walls = ("bubblewrap", *self.walls)
+        assert plain[0] is not None
+        plain[0].close()
+
+    def _launch(self, wrapper: list[str]) -> None:
+        """Start a fork server and read its report."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = self._popen(theirs)
+            process = self._popen(theirs, wrapper)
         ours.settimeout(60)
         try:
             hello = json.loads(ours.recv(65536))
         except (OSError, ValueError) as error:
             ours.close()
+            process.kill()
+            process.wait()
             raise SandboxError(f"the sandbox's fork server did not start: {error}") from None
         ours.settimeout(None)
-        self._control = ours
-        self.report = hello["report"]
+        self._control, self._process, self.report = ours, process, hello["report"]
         self.walls = tuple(name for name, holds in hello["walls"].items() if holds)
 
-    def _popen(self, control: socket.socket) -> "subprocess.Popen[bytes]":
-        """Start the fork server: with this interpreter, or with one of the same version that we may execute."""
+    def _popen(self, control: socket.socket, wrapper: list[str]) -> "subprocess.Popen[bytes]":
+        """Run the server with this interpreter, or with one of the same version that we may execute."""
+        room = str(Path(__file__).parent)
+        if wrapper:
+            wrapper = [*wrapper, "--ro-bind", room, room]
         error: OSError | None = None
         for interpreter in _interpreters():
             try:
                 return subprocess.Popen(
                     [
-                        *(interpreter, "-s", "-S", "-P", "-X", "utf8", "-c", _START, str(Path(__file__).parent)),
+                        *(*wrapper, interpreter, "-s", "-S", "-P", "-X", "utf8", "-c", _START, room),
                         *(str(control.fileno()), *self.without),
                     ],
                     env=_clean_environment(),
@@ -278,3 +311,10 @@ def _close_shared() -> None:
     sandbox = _shared.get(os.getpid())
     if sandbox is not None:
         sandbox.close()
+
+
+def doctor() -> "Diagnosis":
+    """Which walls are in force on this machine, and why others are not; see ``doctor.py``."""
+    from .doctor import doctor as examine
+
+    return examine()

@@ -13,7 +13,16 @@ from ai_learning.reflexion.sandbox import RunResult, Sandbox
 from . import hostile
 
 MARKER = 86_399_123  # seconds that survivors would sleep: found in the process list if one lives
-MODES = {"namespaces": (), "landlock and seccomp": ("namespaces",)}
+MODES: dict[str, tuple[str, ...]] = {
+    "namespaces": (),
+    "bubblewrap": ("namespaces",),
+    "landlock and seccomp": ("namespaces", "bubblewrap"),
+}
+
+
+def in_force(sandbox: Sandbox, mode: str) -> bool:
+    """Whether the machine has what the mode is named after."""
+    return not sandbox.weakness and (mode == "landlock and seccomp" or mode in sandbox.walls)
 
 
 class surroundings:  # noqa: N801 - a context manager
@@ -93,7 +102,7 @@ def main() -> None:
     for mode, without in MODES.items():
         sandbox = Sandbox(without=without)
         sandbox.start()
-        if sandbox.weakness or (not without and "namespaces" not in sandbox.walls):
+        if not in_force(sandbox, mode):
             print(f"skipped {mode}: {sandbox.report}")
             continue
         with surroundings(Path(sys.argv[1])) as around:

@@ -53,6 +53,10 @@ def enter() -> None:
         with suppress(FileExistsError):
             os.symlink(target, root + path)
     os.symlink(WORKPLACE, root + "/dev/shm")
+    for path, _ in sources:
+        for end in range(1, len(path)):
+            if path[end] == "/":
+                os.chmod(root + path[:end], 0o111)  # the way to a folder does not tell whose home it is in
     os.mkdir(root + WORKPLACE)
 
     os.chdir(root)

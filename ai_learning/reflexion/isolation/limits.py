@@ -49,7 +49,9 @@ def choose_users() -> Users:
     if os.geteuid() != 0:
         return Users()
     first = 1_000_000_000 + 2 * secrets.randbelow(500_000_000)
-    return Users(first, first + 1) if _mapped(first + 1) else Users(NOBODY, NOBODY - 1)
+    if _mapped(first + 1):
+        return Users(first, first + 1)
+    return Users(NOBODY, NOBODY - 1) if _mapped(NOBODY) and _mapped(NOBODY - 1) else Users()
 
 
 def become(user: int | None, may_read: bool = False) -> None:
@@ -74,7 +76,7 @@ def restrain(limits: Limits, memory_mb: int) -> None:
     """Set this process's resource limits; nothing started from it can raise them."""
     cpu = int(limits.timeout_s) + 2
     for kind, value in (
-        (resource.RLIMIT_AS, _address_space() + memory_mb * MIB),
+        (resource.RLIMIT_AS, _bare_interpreter + memory_mb * MIB),
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_NPROC, limits.processes),
         (resource.RLIMIT_NOFILE, limits.open_files),
@@ -102,19 +104,18 @@ def keep_only(descriptors: set[int]) -> None:
     os.closerange(start, min(top, 1 << 20))
 
 
-def _address_space() -> int:
-    """Bytes that the interpreter itself has mapped, as told before the walls went up."""
-    return BASE_ADDRESS_SPACE
-
-
-def measure_address_space() -> None:
-    """Note what a bare interpreter maps: a run's memory comes on top of it."""
-    global BASE_ADDRESS_SPACE
+def measure() -> None:
+    """Note what only /proc tells, before it is out of sight."""
+    global _bare_interpreter, _mapped_users
     with contextlib.suppress(OSError), open("/proc/self/statm") as file:
-        BASE_ADDRESS_SPACE = int(file.read().split()[0]) * resource.getpagesize()
+        _bare_interpreter = int(file.read().split()[0]) * resource.getpagesize()
+    with contextlib.suppress(OSError), open("/proc/self/uid_map") as file:
+        lines = [tuple(map(int, line.split())) for line in file]
+        _mapped_users = [range(first, first + count) for first, _, count in lines]
 
 
-BASE_ADDRESS_SPACE = 64 * MIB
+_bare_interpreter = 64 * MIB  # bytes of address space: a run's memory comes on top of it
+_mapped_users: list[range] = []
 
 
 def library_is_private() -> bool:
@@ -125,9 +126,4 @@ def library_is_private() -> bool:
 
 
 def _mapped(user: int) -> bool:
-    try:
-        with open("/proc/self/uid_map") as file:
-            ranges = [tuple(map(int, line.split())) for line in file]
-    except OSError:
-        return False
-    return any(first <= user < first + count for first, _, count in ranges)
+    return any(user in users for users in _mapped_users)

@@ -34,7 +34,7 @@ def serve(control: socket.socket, without: set[str]) -> None:
     for name in _PRELOAD:
         importlib.import_module(name)
     os.umask(0o022)
-    limits.measure_address_space()
+    limits.measure()
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     walls, report = find_walls(without)
     if walls.namespaces:

@@ -184,15 +184,19 @@ class _Watch:
         """The limit that the worker and all it started reached together, if any."""
         if time.monotonic() < self.next_look:
             return ""
-        self.next_look = time.monotonic() + _TICK
+        started = time.monotonic()
         below = descendants(self.proc, self.pid)
         used = sum(max(0, _anonymous_memory(self.proc, pid) - self.bare) for pid in below)
         if used > (self.settings.memory_mb + 16) * MIB:  # beyond a bare interpreter each
             return f"used more than {self.settings.memory_mb} MB of memory"
+        if len(below) > 2 * self.settings.processes:  # the kernel does not count root's
+            return f"started more than {self.settings.processes} processes"
         if self.folder:
             size, count = _disk_use(self.folder)
             if size > self.settings.disk_mb * MIB or count > self.settings.files:
                 return f"wrote more than {self.settings.disk_mb} MB or {self.settings.files} files"
+        now = time.monotonic()
+        self.next_look = now + max(_TICK, 4 * (now - started))
         return ""
 
 
