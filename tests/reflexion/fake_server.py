@@ -77,9 +77,10 @@ class FakeServer:
                     time.sleep(found.stall_s)
                     self.send(found.status, found.body, found.headers, found.trickle_s)
                     return
+                message = {"role": "assistant", "content": found}
                 body = {
                     "id": "x", "object": "chat.completion", "created": 0, "model": "fake",
-                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": found}}],
+                    "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
                     "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
                 }  # fmt: skip
                 self.send(200, json.dumps(body), {})
