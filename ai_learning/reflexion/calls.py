@@ -44,7 +44,7 @@ class Budget:
 
     max_calls: int | None = None
     """requests to models, failed ones included"""
-    max_tokens: int | None = None
+    max_total_tokens: int | None = None
     """tokens read and written"""
     max_cost: float | None = None
     """US dollars, by the two prices"""
@@ -194,7 +194,7 @@ class Caller:
         seconds = time.monotonic() - self._began
         for name, used in (
             ("max_calls", self.spent.calls),
-            ("max_tokens", self.spent.input_tokens + self.spent.output_tokens),
+            ("max_total_tokens", self.spent.input_tokens + self.spent.output_tokens),
             ("max_cost", self.spent.cost),
             ("max_seconds", seconds),
         ):
@@ -299,4 +299,6 @@ def retry_after(error: BaseException) -> float | None:
 def describe(error: BaseException) -> str:
     """One line, not too long."""
     text = " ".join(str(error).split())
+    if isinstance(error, ModelError | InputError):  # worded for people already
+        return text[:300]
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__

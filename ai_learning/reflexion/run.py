@@ -36,6 +36,10 @@ from .tasks.base import ActingTask, ProgrammingTask, Strategy, Task
 from .trace import Event, TraceFile, read_trace, write_page
 
 
+MAY_DIFFER = {"base_url", "device"}
+"""where a model runs may be another place when a run is resumed"""
+
+
 class Reflexion:
     """An agent that tries, fails, reflects, and tries again.
 
@@ -229,7 +233,7 @@ class Reflexion:
             raise InputError(f"{self.out} holds a run already: resume it, or choose another folder")
         if self.resume:
             found = read_options(self.out, "reflexion")
-            for key in {**wanted, **found}:
+            for key in wanted.keys() - MAY_DIFFER:
                 if found.get(key) != wanted.get(key):
                     raise InputError(
                         f"the run in {self.out} was made with other {key}: {_brief(found.get(key))}, "

@@ -5,8 +5,10 @@ EnvironmentTask("pick-1", lambda: AlfworldEnvironment(env))
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+from ...errors import InputError
 from .base import Attempt, TextEnvironment, Verdict
 
 
@@ -78,3 +80,43 @@ class AlfworldEnvironment:
         """One command."""
         text, _, done, infos = self.env.step([action])
         return str(text[0]).strip(), bool(done[0]), bool(infos["won"][0])
+
+
+def load_environments(name: str) -> list[EnvironmentTask]:
+    """Tasks from ``MODULE:FUNCTION``, or ``FILE.py:FUNCTION``; it returns an iterable of tasks.
+
+    Raises:
+        InputError: no such module or function, or it returns something else.
+
+    Example:
+        >>> load_environments("my_games:test_split")  # doctest: +SKIP
+    """
+    where, _, function = name.rpartition(":")
+    if not where:
+        raise InputError(f"{name!r} names no function: give MODULE:FUNCTION or FILE.py:FUNCTION")
+    try:
+        module = _from_file(where) if where.endswith(".py") else import_module(where)
+    except ImportError as error:
+        raise InputError(f"{where} cannot be imported: {error}") from None
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise InputError(f"{where} has no function {function!r}")
+    tasks = list(make())
+    for task in tasks:
+        if not callable(getattr(task, "environment", None)):
+            raise InputError(f"{name} returned a {type(task).__name__}, which is no task with an environment")
+    return tasks
+
+
+def _from_file(path: str) -> Any:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("environments_of_the_user", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError:
+        raise ImportError(f"no file at {path}") from None
+    return module

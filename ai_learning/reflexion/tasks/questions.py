@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,11 @@ class QuestionTask:
         id: HotPotQA's ``_id``.
         question: what is asked.
         answer: the right answer.
-        library: where a ReAct actor searches; ``None`` makes the question one for chain of thought only.
     """
 
     id: str
     question: str
     answer: str
-    library: "Library | None" = None
     kind: str = "questions"
 
     @property
@@ -48,28 +46,32 @@ class QuestionTask:
         """The question."""
         return f"Question: {self.question}"
 
-    def environment(self) -> TextEnvironment:
-        """A reader with the library.
-
-        Raises:
-            InputError: there is no library.
-        """
-        if self.library is None:
-            raise InputError(
-                f"question {self.id!r} has no articles to search: use the actor cot, or give some"
-            )
-        return QuestionEnvironment(self.library, self.answer)
-
     def evaluate(self, attempt: Attempt) -> Verdict:
         """Exact match after normalisation, the paper's signal: right or wrong and no more."""
-        given = finish_of(attempt.answer)
-        if given is None:
-            given = attempt.answer if not attempt.answer.endswith("]") else ""
-        if not given.strip():
+        given = answer_in(attempt.answer)
+        if not given:
             return Verdict(False, "No answer was given.")
         if exact_match(given, self.answer):
             return Verdict(True, "The answer is correct.")
         return Verdict(False, f"The answer {given!r} is incorrect.")
+
+
+@dataclass(frozen=True)
+class SearchTask(QuestionTask):
+    """A question with articles to search, for a ReAct actor.
+
+    Attributes:
+        library: where it searches.
+    """
+
+    library: "Library" = field(default_factory=lambda: Library([]), repr=False)
+
+    def environment(self) -> TextEnvironment:
+        """A reader with the library."""
+        return QuestionEnvironment(self.library, self.answer)
+
+
+_ACTION = re.compile(r"\s*(search|lookup|finish)\s*\[(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class QuestionEnvironment:
@@ -92,7 +94,7 @@ class QuestionEnvironment:
 
     def step(self, action: str) -> tuple[str, bool, bool]:
         """Search, look up, or finish."""
-        match = re.match(r"\s*(search|lookup|finish)\s*\[(.*)\]?\s*$", action, re.IGNORECASE | re.DOTALL)
+        match = _ACTION.match(action)
         if not match:
             return (
                 "That is no action. There are Search[words], Lookup[words] and Finish[answer].",
@@ -182,15 +184,16 @@ def read_questions(
         common = Library(_read_folder(Path(articles)))
     elif shared:
         common = Library(article for found in own for article in found)
-    tasks = []
+    tasks: list[QuestionTask] = []
     for number, (row, found) in enumerate(zip(rows, own, strict=True), 1):
         question, answer = row.get("question"), row.get("answer")
         if not isinstance(question, str) or not isinstance(answer, str) or not question.strip():
             raise InputError(f"{path}, row {number}: it needs the texts `question` and `answer`")
         name = str(row.get("_id") or row.get("id") or number)
-        tasks.append(
-            QuestionTask(name, question.strip(), answer, common or (Library(found) if found else None))
-        )
+        if common or found:
+            tasks.append(SearchTask(name, question.strip(), answer, library=common or Library(found)))
+        else:
+            tasks.append(QuestionTask(name, question.strip(), answer))
     return tasks
 
 
@@ -251,6 +254,14 @@ def _read_folder(folder: Path) -> Iterator[Article]:
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
         yield file.stem.replace("_", " "), tuple(re.split(r"(?<=[.!?])\s+", text.strip()))
+
+
+def answer_in(action: str) -> str:
+    """The answer in ``Finish[…]``, or all of it where it is no action."""
+    found = finish_of(action)
+    if found is None:
+        found = "" if _ACTION.match(action) else action
+    return found.strip()
 
 
 def normalized(answer: str) -> str:
