@@ -5,7 +5,6 @@ own stands in front of ours, file by file.
 """
 
 import re
-from functools import lru_cache
 from pathlib import Path
 from string import Template
 
@@ -56,13 +55,8 @@ class Prompts:
     def _read(self, name: str) -> str:
         for folder in self.folders:
             if (folder / name).is_file():
-                return _text(folder / name)
+                return (folder / name).read_text(encoding="utf-8")
         raise InputError(f"no prompt {name} in {self.folders[0]}")
-
-
-@lru_cache(maxsize=64)
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
 
 
 def fill(text: str, name: str, values: dict) -> str:

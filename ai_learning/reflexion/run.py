@@ -26,15 +26,16 @@ from ..chat_model import open_chat_model
 from ..errors import InputError
 from ..files import write_text
 from ..run_folder import RunFolder, read_options
-from .actors import ACTORS
+from .actors import ACTORS, Situation
 from .calls import Budget, BudgetError, Caller, Retry, Spent, StoppedError, describe
-from .evaluators import EVALUATORS, MOST_ACTIONS
+from .evaluators import EVALUATORS, MOST_ACTIONS, judge_messages
 from .graph import Context, Method, build_graph
+from .memory import Memory
 from .prompt_files import Prompts
+from .reflector import reflection_messages
 from .results import RunResult
-from .tasks.base import ActingTask, ProgrammingTask, Strategy, Task
+from .tasks.base import ActingTask, Attempt, ProgrammingTask, Step, Strategy, Task
 from .trace import Event, TraceFile, read_trace, write_page
-
 
 MAY_DIFFER = {"base_url", "device"}
 """where a model runs may be another place when a run is resumed"""
@@ -194,7 +195,7 @@ class Reflexion:
                 "evaluator 'truth' would show hidden tests' verdict to the agent; use unit_tests or model"
             )
         prompts = Prompts(task.kind, self.prompts)
-        return Method(
+        method = Method(
             strategy=self.strategy,
             trials=self.trials,
             window=self.window or (1 if programs else 3),
@@ -209,6 +210,8 @@ class Reflexion:
             judge=self.judge,
             caller=Caller(self.budget, self.retry, spent),
         )
+        _check_prompts(method, task)
+        return method
 
     def _open_folder(self, tasks: list[Task], about: dict[str, Any], opened: ExitStack) -> Path | None:
         """Lock the folder, and see that what is in it is this run or nothing."""
@@ -367,6 +370,18 @@ def _check_tasks(tasks: Sequence[Task]) -> None:
         raise InputError(f"two tasks have the id {twice!r}")
     if len({task.kind for task in tasks}) > 1:
         raise InputError(f"tasks of several kinds in one run: {', '.join(sorted({t.kind for t in tasks}))}")
+
+
+def _check_prompts(method: Method, task: Task) -> None:
+    """Fill in every prompt once: a mistake in one of them is not to be found out in the middle of a run."""
+    memory, attempt = Memory(1, ("…",)), Attempt((Step("…"),), "…")
+    method.actor.messages(Situation(task, method.strategy, memory, attempt.steps, "…"))
+    if method.strategy.reflects:
+        reflection_messages(method.prompts, task, attempt, "…", memory)
+    if method.evaluator == "model":
+        judge_messages(method.prompts, task, attempt)
+    if method.evaluator == "unit_tests":
+        method.prompts.messages("tests", task=task.prompt, n=1)
 
 
 def _one_of(name: str, kind: Any, value: Any) -> Any:
