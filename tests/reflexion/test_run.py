@@ -59,9 +59,8 @@ def test_success_ends_the_trials_and_the_last_failure_is_not_reflected_on() -> N
     ],
 )
 def test_what_each_strategy_shows(strategy: str, shows_attempt: bool, shows_reflection: bool) -> None:
-    model = RuleModel(
-        rule=lambda s, u: "MY ADVICE" if is_reflection(s) else "Thought: MINE\nAction: open green"
-    )
+    acted = "Thought: MINE\nAction: open green"
+    model = RuleModel(rule=lambda s, u: "MY ADVICE" if is_reflection(s) else acted)
     Reflexion(model, strategy=strategy, trials=2).run([cat()])
     second = acting_prompts(model)[1]
     assert ("Thought: MINE" in second) is shows_attempt
@@ -165,7 +164,7 @@ def test_a_task_that_broke_is_tried_again_on_resume(tmp_path: Path) -> None:
                 raise RuntimeError("the game crashed")
             return super().step(action)
 
-    model = RuleModel(rule=opens_in_order, calls=[])
+    model = RuleModel(rule=opens_in_order)
     options = {"trials": 1, "out": tmp_path}
     task = EnvironmentTask("a", lambda: Shaky("green"))
     assert Reflexion(model, **options).run([task]).tasks[0].error
@@ -201,7 +200,7 @@ def test_concurrency_is_bounded_and_used() -> None:
 )
 def test_a_budget_stops_the_run_and_more_of_it_goes_on(budget: Budget, calls: int, tmp_path: Path) -> None:
     tasks = [cat("red", "a"), cat("red", "b")]
-    model = RuleModel(rule=opens_in_order, calls=[])
+    model = RuleModel(rule=opens_in_order)
     first = Reflexion(model, trials=3, budget=budget, out=tmp_path).run(tasks)
     assert len(model.calls) == calls
     assert "is used up" in first.stopped
@@ -214,7 +213,7 @@ def test_a_budget_stops_the_run_and_more_of_it_goes_on(budget: Budget, calls: in
 
 
 def test_leaving_the_loop_stops_the_run_and_it_can_be_resumed(tmp_path: Path) -> None:
-    model = RuleModel(rule=opens_in_order, calls=[])
+    model = RuleModel(rule=opens_in_order)
     for event in Reflexion(model, trials=3, out=tmp_path).stream([cat("red")]):
         if event.node == "reflect":
             break
@@ -234,7 +233,7 @@ def test_the_world_is_played_again_when_a_trial_is_resumed(tmp_path: Path) -> No
     answers = iter(
         ["Action: look around", "Thought: no action here.\nNone.", "Action: jump", "Action: open red"]
     )
-    model = RuleModel(rule=lambda s, u: next(answers), calls=[])
+    model = RuleModel(rule=lambda s, u: next(answers))
     task = EnvironmentTask("one", make)
     first = Reflexion(model, trials=1, budget=Budget(max_calls=3), out=tmp_path).run([task])
     assert first.stopped
@@ -299,7 +298,7 @@ def test_lines_lost_from_the_trace_come_back_from_the_checkpoints(tmp_path: Path
     path = tmp_path / "trace.jsonl"
     whole = path.read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[:4]))
-    model = RuleModel(rule=opens_in_order, calls=[])
+    model = RuleModel(rule=opens_in_order)
     Reflexion(model, **settings, resume=True).run([cat()])
     assert path.read_text() == whole and model.calls == []
 
@@ -337,7 +336,7 @@ def test_bad_settings_are_one_line(settings: dict, message: str) -> None:
 
 
 def test_tasks_are_checked_before_anything_is_asked() -> None:
-    agent = Reflexion(RuleModel(rule=opens_in_order, calls=[]))
+    agent = Reflexion(RuleModel(rule=opens_in_order))
     with pytest.raises(InputError, match="no task"):
         agent.run([])
     with pytest.raises(InputError, match="two tasks have the id 'cat'"):

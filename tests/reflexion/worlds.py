@@ -7,6 +7,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field
 
 from ai_learning.reflexion.tasks.environments import EnvironmentTask
 from ai_learning.reflexion.tasks.questions import Library, QuestionTask, SearchTask
@@ -23,7 +24,7 @@ class RuleModel(BaseChatModel):
     """Answers ``rule(system text, user text)``; an exception as an answer is raised."""
 
     rule: Callable[[str, str], Any]
-    calls: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = Field(default_factory=list)
 
     @property
     def _llm_type(self) -> str:
