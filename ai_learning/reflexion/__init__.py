@@ -12,13 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .graph import Reflexion as Reflexion
     from .memory import Memory as Memory
+    from .run import Reflexion as Reflexion
     from .sandbox import run_python as run_python
     from .tasks.base import Strategy as Strategy
 
 # Looked up when first used: the sandbox needs no langgraph, and the memory needs neither.
-_HOMES = {"Reflexion": "graph", "Memory": "memory", "run_python": "sandbox", "Strategy": "tasks.base"}
+_HOMES = {"Reflexion": "run", "Memory": "memory", "run_python": "sandbox", "Strategy": "tasks.base"}
 
 __all__ = ["Memory", "Reflexion", "Strategy", "run_python"]
 
