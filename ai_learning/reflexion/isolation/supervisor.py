@@ -245,7 +245,8 @@ def _inside(
 
 
 def _wall_in(settings: Limits, memory_mb: int, walls: Walls, user: int | None, writable: list[str]) -> None:
-    limits.restrain(settings, memory_mb)
+    shared = not walls.namespaces and user is None and os.path.isdir("/proc/self")
+    limits.restrain(settings, memory_mb, limits.count_tasks(os.getuid()) if shared else 0)
     limits.become(user, walls.landlock and not walls.namespaces and limits.library_is_private())
     if walls.landlock:
         readable = ["/"] if walls.namespaces else jail.readable_paths()
