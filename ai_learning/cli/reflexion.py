@@ -1,9 +1,11 @@
 """``ai-learning reflexion``: run an agent that reflects, report on runs, look at the sandbox, see a demo."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -401,7 +403,9 @@ def _task_row(task: TaskResult) -> list[str]:
 
 # --- doctor -------------------------------------------------------------------------------------------------
 
-PROVIDERS = {
+PROVIDERS: dict[str, tuple[str | None, str | None]] = {
+    "ours": (None, None),
+    "hf": (None, None),
     "openai": ("langchain_openai", "OPENAI_API_KEY"),
     "anthropic": ("langchain_anthropic", "ANTHROPIC_API_KEY"),
     "ollama": ("langchain_ollama", None),
@@ -409,29 +413,36 @@ PROVIDERS = {
 
 
 def _doctor(args: list[str]) -> int:
-    """What is in force, and whether it is enough."""
-    import os
-    from importlib.util import find_spec
-
-    from ..reflexion.sandbox import doctor
-
     if args and args[0] in ("-h", "--help"):
-        console.print(
-            f"usage: ai-learning reflexion doctor\n\n{HELP['doctor']}", markup=False, soft_wrap=True
-        )
+        console.print(f"usage: ai-learning reflexion doctor\n\n{HELP['doctor']}", markup=False)
         return 0
     if args:
         raise InputError(f"reflexion doctor takes no options, not {args[0]!r}")
-    report = doctor()
-    console.print(str(report), markup=False, soft_wrap=True)
-    console.print("\nchat models", markup=False, soft_wrap=True)
-    console.print("  ours:PATH, hf:NAME    always; on this machine", markup=False, soft_wrap=True)
-    for name, (package, key) in PROVIDERS.items():
-        if find_spec(package) is None:
-            state = f'not installed: pip install "ai-learning[{name}]"'
-        elif key and not os.environ.get(key):
-            state = f"installed; {key} is not set (a server of your own needs none: --base-url)"
-        else:
-            state = "ready"
-        console.print(f"  {name + ':MODEL':<22}{state}", markup=False, soft_wrap=True)
-    return 0
+    from ..reflexion.sandbox import doctor
+
+    found = doctor()
+    _print_rows("sandbox", found.rows)
+    console.print(found.summary, style="bold", markup=False, soft_wrap=True)
+    _print_rows("\nchat models", [(f"{name}:MODEL", *_provider(name)) for name in PROVIDERS])
+    return 0 if found.safe else 1
+
+
+def _provider(name: str) -> tuple[str, str]:
+    """Whether a provider's models can be asked, and what is missing. No key is shown or tried."""
+    package, key = PROVIDERS[name]
+    if package and find_spec(package) is None:
+        return "not installed", f'pip install "ai-learning[{name}]"'
+    if key and not os.environ.get(key):
+        return "no key", f"{key} is not set; a server of your own needs none: --base-url"
+    return "ready", ""
+
+
+def _print_rows(title: str, rows: list[tuple[str, str, str]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
