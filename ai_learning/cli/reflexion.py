@@ -3,8 +3,9 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,6 +75,10 @@ class Run:
     """hotpotqa: a folder of text files to search in place of the questions' own paragraphs"""
     shared: bool = False
     """hotpotqa: search the paragraphs of all questions, not only the question's own"""
+    shown_tests: int = 0
+    """mbpp: tests that become examples in the prompt and are hidden tests no longer"""
+    samples: int = 1
+    """independent runs of each task, for pass@k by the unbiased estimator"""
     limit: int | None = None
     """only the first so many tasks"""
     temperature: float | None = None
@@ -102,6 +107,10 @@ class Run:
 
 NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose"}
 """of no matter to a run that is resumed"""
+
+
+SAMPLE = "#"
+"""between a task's id and the number of its sample"""
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,7 @@ def _run(args: list[str]) -> int:
     except KeyboardInterrupt:
         console.print(go_on, markup=False, soft_wrap=True)
         raise
-    _print_curve(f"{options.strategy}, {time.monotonic() - began:.0f} s", result)
+    _print_curve(f"{options.strategy}, {time.monotonic() - began:.0f} s", result, options.samples)
     if result.stopped:
         console.print(f"stopped: {result.stopped}; {go_on}, and more of it", markup=False, soft_wrap=True)
     console.print(
@@ -235,28 +244,34 @@ def load_tasks(options: Run) -> list[Task]:
     Raises:
         InputError: no data named, or data that cannot be read.
     """
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"limit={options.limit} must be at least 1")
+    for name, value in (("limit", options.limit), ("samples", options.samples)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
     if options.task != "programs" and not options.data:
         what = "MODULE:FUNCTION" if options.task == "env" else "a file of its format"
         raise InputError(f"task {options.task} needs --data: {what}")
-    tasks: Iterable[Any]
+    tasks = list(_read_tasks(options))[: options.limit]
+    if options.samples == 1:
+        return tasks
+    numbers = range(1, options.samples + 1)
+    return [replace(task, id=f"{task.id}{SAMPLE}{number}") for task in tasks for number in numbers]
+
+
+def _read_tasks(options: Run) -> Sequence[Any]:
     if options.task == "hotpotqa":
         from ..reflexion.tasks.questions import read_questions
 
-        tasks = read_questions(options.data, articles=options.articles, shared=options.shared)
-    elif options.task == "env":
+        return read_questions(options.data, articles=options.articles, shared=options.shared)
+    if options.task == "env":
         from ..reflexion.tasks.environments import load_environments
 
-        tasks = load_environments(options.data)
-    else:
-        from ..reflexion.scripted import PROGRAMS
-        from ..reflexion.tasks.programming import read_humaneval, read_mbpp
+        return load_environments(options.data)
+    from ..reflexion.scripted import PROGRAMS
+    from ..reflexion.tasks.programming import read_humaneval, read_mbpp
 
-        tasks = (
-            read_mbpp(options.data) if options.task == "mbpp" else read_humaneval(options.data or PROGRAMS)
-        )
-    return list(tasks)[: options.limit]
+    if options.task == "mbpp":
+        return read_mbpp(options.data, shown_tests=options.shown_tests)
+    return read_humaneval(options.data or PROGRAMS)
 
 
 class _Progress:
@@ -316,18 +331,33 @@ class _Progress:
                 self.bar.console.print(f"{head}\n{event.data[name]}\n", markup=False, soft_wrap=True)
 
 
-def _print_curve(title: str, result: RunResult) -> None:
+def pass_at(result: RunResult, samples: int) -> dict[int, float]:
+    """pass@k for k = 1, 10, 100 as far as the samples go, of the programs after the last trial."""
+    from ..reflexion.tasks.programming import pass_at_k
+
+    right: Counter[str] = Counter()
+    for task in result.tasks:
+        right[task.id.rpartition(SAMPLE)[0]] += task.solved
+    ks = [k for k in (1, 10, 100) if k <= samples]
+    return {k: sum(pass_at_k(samples, c, k) for c in right.values()) / len(right) for k in ks}
+
+
+def _print_curve(title: str, result: RunResult, samples: int = 1) -> None:
     """The share solved after each trial, and what it took."""
     curve = "  ".join(f"{share:.1%}" for share in result.success_by_trial())
     spent = result.spent
     cost = f", ${spent.cost:.4f}" if spent.cost else ""
     tokens = f"{spent.input_tokens:,} tokens read and {spent.output_tokens:,} written"
     solved = sum(task.solved for task in result.tasks)
-    for line in (
+    lines = [
         title,
         f"  solved after trial 1 to {result.trials}: {curve}",
         f"  {solved} of {len(result.tasks)} tasks solved; {spent.calls:,} calls, {tokens}{cost}",
-    ):
+    ]
+    if samples > 1:
+        estimates = ", ".join(f"pass@{k} {value:.1%}" for k, value in pass_at(result, samples).items())
+        lines.append(f"  {estimates} (unbiased, {samples} samples a task, after the last trial)")
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -365,7 +395,8 @@ def _report(args: list[str]) -> None:
         )
     page.write(out)
     for label, result, about in runs:
-        _print_curve(f"{label}: {about['strategy']}, {about.get('model', '')}", result)
+        title = f"{label}: {about['strategy']}, {about.get('model', '')}"
+        _print_curve(title, result, about.get("samples", 1))
     console.print(f"→ {out}, {plot}", markup=False, soft_wrap=True)
 
 
@@ -439,10 +470,11 @@ def _provider(name: str) -> tuple[str, str]:
 
 def _print_rows(title: str, rows: list[tuple[str, str, str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     for _ in range(3):
         table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # not as markup: [x] is a text like any other
     console.print(table)

@@ -21,6 +21,10 @@ PROGRAMS = Path(__file__).parent / "programs" / "problems.jsonl"
 SCRIPT = Path(__file__).parent / "programs" / "script.json"
 
 
+NOTHING = "It looks right to me."
+"""the reflection on a last attempt"""
+
+
 class ScriptedModel(BaseChatModel):
     """Answers the prompts of ``prompts/programming`` for the problems in ``programs/problems.jsonl``."""
 
@@ -51,7 +55,9 @@ class ScriptedModel(BaseChatModel):
             return _block("\n".join(part["tests"]))
         if "looking back" in system:
             tried = max(i for i, attempt in enumerate(attempts) if attempt.strip() in user)
-            return str(reflections[tried]) if tried < len(reflections) else "I do not know."
+            return str(reflections[tried]) if tried < len(reflections) else NOTHING
+        if NOTHING in user:
+            return _block(next(attempt for attempt in reversed(attempts) if attempt.strip() in user))
         known = [i for i, reflection in enumerate(reflections) if reflection in user]
         return _block(attempts[max(known) + 1 if known else 0])
 
