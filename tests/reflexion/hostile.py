@@ -5,7 +5,9 @@ forgery expect 4 from ``f(2)``, which no forger is told.
 """
 
 TESTS = "assert f(2) == 4\nassert f(3) == 9, 'second'"
-HUMANEVAL_TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(3) - 9) < 1e-6\n"
+HUMANEVAL_TESTS = (
+    "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(3) - 9) < 1e-6\n"
+)
 UNITTEST_TESTS = """
 import unittest
 class T(unittest.TestCase):

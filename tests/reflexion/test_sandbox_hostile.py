@@ -46,7 +46,9 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, objec
 def test_attacks_are_held(sandbox: Sandbox, name: str, around: dict[str, object]) -> None:
     if name in ("32-bit system calls", "machine code") and os.uname().machine != "x86_64":
         pytest.skip("machine code of another machine")
-    result = attack(sandbox, name, around, timeout_s=4.0 if "memory" in name or "files" in name or "disk" in name else 0.7)
+    result = attack(
+        sandbox, name, around, timeout_s=4.0 if "memory" in name or "files" in name or "disk" in name else 0.7
+    )
     if name.startswith(("endless", "stopping", "regular")):
         assert result.timed_out or "CPU" in result.error
     if name.startswith(("1 GB", "output after")):

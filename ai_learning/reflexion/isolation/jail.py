@@ -63,7 +63,9 @@ def enter() -> None:
     linux.syscall("pivot_root", b".", b".")
     linux.unmount(".")
     os.chdir("/")
-    linux.mount("", "/", flags=linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+    linux.mount(
+        "", "/", flags=linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+    )
 
 
 def mount_workplace(limits: Limits, owner: int | None) -> None:

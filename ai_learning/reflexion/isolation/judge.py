@@ -28,10 +28,23 @@ PROGRAM = 0
 """the worker's handle for the function that runs the code"""
 _TESTS = "tests"
 _ITERATION = {"iter", "next"}
-_OF_INSTANCES = {"getattr", "setattr", "len", "getitem", "setitem", "bool", "repr", "str", "hash", "eq", "iter", "next"}
+_OF_INSTANCES = {
+    "getattr",
+    "setattr",
+    "len",
+    "getitem",
+    "setitem",
+    "bool",
+    "repr",
+    "str",
+    "hash",
+    "eq",
+    "iter",
+    "next",
+}
 
 
-class WorkerGone(BaseException):  # noqa: N818 - not an Exception: tests must not catch it
+class WorkerGone(BaseException):
     """The code's process ended, or wrote what no worker writes."""
 
 
@@ -94,7 +107,9 @@ class Judge(Peer):
 
     def export(self, value: Any) -> Tree:
         """Functions of the standard library go by name."""
-        if isinstance(value, types.BuiltinFunctionType) and value.__self__ is sys.modules.get(value.__module__ or ""):
+        if isinstance(value, types.BuiltinFunctionType) and value.__self__ is sys.modules.get(
+            value.__module__ or ""
+        ):
             return ["function", value.__module__, value.__name__]
         return super().export(value)
 
@@ -191,7 +206,11 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
             elif name.startswith("test") and name not in tests.names and not function.args.args:
                 namespace[name]()
         for value in list(namespace.values()):
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == _TESTS:
+            if (
+                isinstance(value, type)
+                and issubclass(value, unittest.TestCase)
+                and value.__module__ == _TESTS
+            ):
                 error = _run_case(value, tests)
                 if error:
                     return error
@@ -258,10 +277,16 @@ def _ended(worker: int, reason: str) -> dict[str, Any]:
         if pid:
             code = os.waitstatus_to_exitcode(status)
             if code >= 0:
-                return {"error": f"the code ended its process (exit code {code}) before its end", "exit_code": code}
+                return {
+                    "error": f"the code ended its process (exit code {code}) before its end",
+                    "exit_code": code,
+                }
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
             if name == "SIGXCPU":
                 return {"error": "the code used up its CPU time", "exit_code": code}
             return {"error": f"the code was killed by {name}", "exit_code": code}
         time.sleep(0.01)
-    return {"error": reason if "message" in reason else "the code closed the channel to its tests", "exit_code": -1}
+    return {
+        "error": reason if "message" in reason else "the code closed the channel to its tests",
+        "exit_code": -1,
+    }

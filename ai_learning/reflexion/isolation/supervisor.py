@@ -328,5 +328,3 @@ def _make_folder(users: Users) -> str:
     if users.worker is not None:
         os.chown(folder, users.worker, users.worker)
     return folder
-
-
