@@ -71,6 +71,8 @@ class Run:
     """in a trial; 30, for questions 6"""
     n_tests: int = 6
     """unit tests that the model may write"""
+    allow_unsafe: bool = False
+    """run programs even where the machine cannot isolate them: only for models that you trust"""
     articles: Path | None = None
     """hotpotqa: a folder of text files to search in place of the questions' own paragraphs"""
     shared: bool = False
@@ -105,7 +107,7 @@ class Run:
     """show every step as it happens"""
 
 
-NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose"}
+NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose", "allow_unsafe"}
 """of no matter to a run that is resumed"""
 
 
@@ -168,6 +170,7 @@ def _run(args: list[str]) -> int:
         judge=None if options.judge is None else _open(options, options.judge),
         most_actions=options.most_actions,
         n_tests=options.n_tests,
+        allow_unsafe=options.allow_unsafe,
         budget=options.budget,
         retry=options.retry,
         concurrency=options.concurrency,
@@ -270,8 +273,10 @@ def _read_tasks(options: Run) -> Sequence[Any]:
     from ..reflexion.tasks.programming import read_humaneval, read_mbpp
 
     if options.task == "mbpp":
-        return read_mbpp(options.data, shown_tests=options.shown_tests)
-    return read_humaneval(options.data or PROGRAMS)
+        tasks = read_mbpp(options.data, shown_tests=options.shown_tests)
+    else:
+        tasks = read_humaneval(options.data or PROGRAMS)
+    return [replace(task, allow_unsafe=options.allow_unsafe) for task in tasks]
 
 
 class _Progress:

@@ -65,6 +65,7 @@ class Method:
     evaluator: Literal["truth", "unit_tests", "model", "none"]
     most_actions: int
     n_tests: int
+    allow_unsafe: bool
     model: BaseChatModel
     reflector: BaseChatModel
     judge: BaseChatModel
@@ -175,7 +176,7 @@ def evaluate(state: State, runtime: Runtime[Context]) -> State:
         verdict = read_judgement(event["text"])
     elif method.evaluator == "unit_tests":
         assert isinstance(task, ProgrammingTask)
-        verdict = judge_by_tests(task, attempt, state["tests"])
+        verdict = judge_by_tests(task, attempt, state["tests"], method.allow_unsafe)
     else:
         verdict = Verdict(False, "It was not tested.")
     feedback = verdict.feedback if verdict.success else f"{state['over']} {verdict.feedback}".strip()

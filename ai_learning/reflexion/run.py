@@ -57,6 +57,8 @@ class Reflexion:
         judge: another model for ``evaluator="model"``; the actor's when ``None``.
         most_actions: in a trial; 30, for questions 6.
         n_tests: unit tests that the model may write for a program.
+        allow_unsafe: run programs even where the machine cannot isolate them (their hidden tests go by the
+            task's own ``allow_unsafe``).
         budget: of the whole run.
         retry: of each model call.
         concurrency: tasks at a time.
@@ -86,6 +88,7 @@ class Reflexion:
         judge: BaseChatModel | str | None = None,
         most_actions: int | None = None,
         n_tests: int = 6,
+        allow_unsafe: bool = False,
         budget: Budget | None = None,
         retry: Retry | None = None,
         concurrency: int = 1,
@@ -114,6 +117,7 @@ class Reflexion:
         self.judge = self.model if judge is None else _opened(judge)
         self.trials, self.window, self.actor, self.evaluator = trials, window, actor, evaluator
         self.most_actions, self.n_tests, self.concurrency = most_actions, n_tests, concurrency
+        self.allow_unsafe = allow_unsafe
         self.budget, self.retry = budget or Budget(), retry or Retry()
         self.prompts = prompts
         self.out, self.resume = None if out is None else Path(out), resume
@@ -205,6 +209,7 @@ class Reflexion:
             evaluator=evaluator,  # type: ignore[arg-type]
             most_actions=self.most_actions or MOST_ACTIONS.get(task.kind, MOST_ACTIONS["environment"]),
             n_tests=self.n_tests,
+            allow_unsafe=self.allow_unsafe,
             model=self.model,
             reflector=self.reflector,
             judge=self.judge,
@@ -212,7 +217,7 @@ class Reflexion:
         )
         _check_prompts(method, task)
         if programs:
-            _check_sandbox()
+            _check_sandbox(self.allow_unsafe)
         return method
 
     def _open_folder(self, tasks: list[Task], about: dict[str, Any], opened: ExitStack) -> Path | None:
@@ -258,21 +263,21 @@ def _worker(graph: Any, method: Method) -> Callable[[Task], Iterator[Event]]:
     def work(task: Task) -> Iterator[Event]:
         config = {**_thread(task), "recursion_limit": 1_000_000_000}
         before = graph.get_state(config)
-        if before.values and not before.next:
+        if before.values and not before.tasks:  # not `next`, which leaves out a node whose writes are there
             return  # done in an earlier run
         trial = before.values.get("trial", 0)
         clock = before.values.get("clock", 0)
         try:
-            for update in graph.stream(
+            for values in graph.stream(
                 None if before.values else {"clock": 0},
                 config,
                 context=Context(task, method),
-                stream_mode="updates",
-                durability="sync",  # the checkpoint is on the disk before the next node begins
+                stream_mode="values",
+                durability="sync",  # what comes out here is in the database already
             ):
-                for values in update.values():
-                    trial, clock = values.get("trial", trial), values["clock"]
-                    yield _event(task, {**values, "trial": trial})
+                if values.get("clock", 0) > clock:
+                    trial, clock = values["trial"], values["clock"]
+                    yield _event(task, values)
         except (BudgetError, StoppedError) as stop:
             method.caller.stop(str(stop))
         except Exception as error:  # this task's alone
@@ -328,7 +333,7 @@ def _thread(task: Task) -> dict[str, Any]:
 
 def _event(task: Task, values: dict[str, Any]) -> Event:
     data = dict(values["event"])
-    return Event(task.id, values["clock"], data.pop("node"), values.get("trial", 0), data)
+    return Event(task.id, values["clock"], data.pop("node"), values["trial"], data)
 
 
 def _repair(trace: TraceFile, graph: Any, tasks: Sequence[Task]) -> None:
@@ -337,9 +342,9 @@ def _repair(trace: TraceFile, graph: Any, tasks: Sequence[Task]) -> None:
         values = graph.get_state(_thread(task)).values
         if values.get("clock") and _event(task, values).key not in trace.known:
             history = [snapshot.values for snapshot in graph.get_state_history(_thread(task))]
-            for values in reversed(history):
-                if values.get("clock"):
-                    trace.append(_event(task, values))
+            for older in [*reversed(history), values]:
+                if older.get("clock"):
+                    trace.append(_event(task, older))
 
 
 @contextmanager
@@ -374,11 +379,11 @@ def _check_tasks(tasks: Sequence[Task]) -> None:
         raise InputError(f"tasks of several kinds in one run: {', '.join(sorted({t.kind for t in tasks}))}")
 
 
-def _check_sandbox() -> None:
+def _check_sandbox(allow_unsafe: bool) -> None:
     """Where programs cannot be held, nothing is to be asked first."""
     from .sandbox import run_python
 
-    run_python("")
+    run_python("", allow_unsafe=allow_unsafe)
 
 
 def _check_prompts(method: Method, task: Task) -> None:

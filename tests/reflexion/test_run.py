@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_server import FakeServer
+from langgraph.checkpoint.sqlite import SqliteSaver
 from worlds import Doors, RuleModel, berlin, cat, is_reflection, opens_in_order
 
 from ai_learning.errors import InputError
@@ -239,6 +241,45 @@ def test_the_world_is_played_again_when_a_trial_is_resumed(tmp_path: Path) -> No
     assert first.stopped
     assert Reflexion(model, trials=1, out=tmp_path, resume=True).run([task]).tasks[0].solved
     assert worlds[-1].seen == ["look around", "jump", "open red"]
+
+
+@pytest.mark.parametrize("write", ["put", "put_writes"])
+def test_a_crash_at_any_write_repeats_no_answer_that_was_written(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    Reflexion(RuleModel(rule=opens_in_order), trials=2, out=whole).run([cat("blue")])
+    expected = (whole / "trace.jsonl").read_text().count("\n")
+    original = getattr(SqliteSaver, write)
+    writes = [0]
+
+    def fail_once(self: SqliteSaver, *args: Any, **kwargs: Any) -> Any:
+        writes[0] += 1
+        if writes[0] == at:
+            raise OSError("the disk is gone")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SqliteSaver, write, fail_once)
+    for at in range(1, 12):
+        writes[0] = 0
+        out = tmp_path / str(at)
+        model = RuleModel(rule=opens_in_order)
+        first = Reflexion(model, trials=2, out=out).run([cat("blue")])
+        assert "the disk is gone" in first.tasks[0].error
+        result = Reflexion(model, trials=2, out=out, resume=True).run([cat("blue")])
+        assert result.tasks[0].solved
+        assert len(model.calls) <= 3 + (write == "put_writes")
+        events = [event for event in read_trace(out / "trace.jsonl") if event.node != "error"]
+        assert [event.clock for event in events] == list(range(1, expected + 1))
+
+
+def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
+    settings = {"trials": 1, "out": tmp_path}
+    Reflexion(RuleModel(rule=opens_in_order), **settings).run([cat()])
+    for file in tmp_path.glob("checkpoints.sqlite*"):
+        file.write_bytes(b"no database " * 1000)
+    with pytest.raises(InputError, match=r"checkpoints.sqlite cannot be used: file is not a database"):
+        Reflexion(RuleModel(rule=opens_in_order), **settings, resume=True).run([cat()])
 
 
 @pytest.mark.parametrize("change", [{"trials": 5}, {"strategy": "none"}, {"window": 2}])
