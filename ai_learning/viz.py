@@ -119,6 +119,7 @@ def plot_lines(
     ax = axes[0]
     for name, values in series.items():
         ax.plot(range(first, first + len(values)), values, "o-", label=name, markersize=3)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(x, **_PLAIN)
     ax.set_ylabel(y, **_PLAIN)
     ax.set_title(title, **_PLAIN)
