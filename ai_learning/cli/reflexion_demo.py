@@ -182,8 +182,8 @@ def findings(curves: dict[str, list[float]]) -> list[str]:
         f"{last[MAIN] - last['last attempt']:+.1f} against seeing the last attempt.",
         f"Without the words the gain is gone: empty reflections {last['empty reflections']:.1f} %, another "
         f"task's {last['shuffled reflections']:.1f} %, no memory {last['none']:.1f} %.",
-        "The last attempt shows three places; reflections pass on all that were seen. (A searcher with a fixed "
-        "order would need only the last: this actor chooses at random, as a sampled language model does.)",
+        "The last attempt shows three places; reflections pass on all that were seen. (A searcher with a "
+        "fixed order would need only the last: this actor draws, as a sampled language model does.)",
     ]
 
 

@@ -52,7 +52,7 @@ def _run(task: HouseholdTask, strategy: Strategy, trials: int, rng: random.Rando
     memory, last_attempt = Memory(rng.choice((1, 3))), ""
     found: list[Trial] = []
     while len(found) < trials and not (found and found[-1].success):
-        trial = Trial(task, strategy, memory, last_attempt)
+        trial = Trial(task, strategy, memory, last_attempt, slips=rng.choice((0.0, SLIPS)))
         trial.play(rng)
         found.append(trial)
         if len(found) < trials and not trial.success:
@@ -71,20 +71,22 @@ def last_attempt_text(steps: Sequence[Step]) -> str:
 class Trial:
     """One trial of the teacher's."""
 
-    def __init__(self, task: HouseholdTask, strategy: Strategy, memory: Memory, last_attempt: str) -> None:
+    def __init__(
+        self, task: HouseholdTask, strategy: Strategy, memory: Memory, last_attempt: str, slips: float
+    ) -> None:
         self.house = task.environment()
         self.steps = [Step("", "", self.house.reset())]
         self.task, self.strategy, self.memory = task, strategy, memory
         self.head = actor_prompt(task, strategy, memory, self.steps, last_attempt)
+        self.slips = slips
         self.slipped: list[bool] = []
         self.success = False
 
     def play(self, rng: random.Random) -> None:
         """To its end."""
-        slippery = rng.random() < 0.5
         notes = teacher.Notes(self.head)
         while not self.success and not heuristic(self.steps[1:], MAX_ACTIONS):
-            slip = slippery and rng.random() < SLIPS
+            slip = rng.random() < self.slips
             action = odd_action(rng) if slip else teacher.act(notes, rng)
             answer, _, self.success = self.house.step(action)
             self.slipped.append(slip)

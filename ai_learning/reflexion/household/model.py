@@ -31,7 +31,7 @@ class LookBackGPT(GPT):
         positions: Tokens | None = None,
         mask: Mask | None = None,
     ) -> Hidden:
-        """(B, T) → (B, T, C), as ``GPT.hidden``. Before the first token stands id 0, or a cache's last one."""
+        """(B, T) → (B, T, C), as ``GPT.hidden``. Before the first stands 0, or a cache's last."""
         start = 0 if cache is None else cache.length
         self._check_input(idx, start)
         last = self._before.get(cache) if cache is not None and start else None

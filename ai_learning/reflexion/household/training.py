@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...loss import next_token_loss
-from ...model import GPT, GPTConfig
+from ...model import GPTConfig
 from ...optim import lr_factor, muon_with_adamw
 from .demonstrations import Demonstration, demonstrate
 from .model import LookBackGPT
@@ -20,24 +20,29 @@ from .world import Pair
 class Schooling:
     """Sizes and rates."""
 
-    steps: int = 900
+    steps: int = 2500
     """batches"""
-    batch_size: int = 32
+    batch_size: int = 16
     """demonstrations in each"""
     n_layer: int = 3
     """blocks"""
-    n_embd: int = 128
+    n_embd: int = 64
     """width"""
     n_head: int = 4
     """attention heads a block"""
-    lr: float = 3e-3
+    lr: float = 2.4e-2
     """AdamW's rate, for what is not a block's matrix"""
-    embedding_lr: float = 2e-2
+    embedding_lr: float = 8e-2
     """of the token embedding"""
-    muon_lr: float = 2e-2
+    muon_lr: float = 1.5e-2
     """of the blocks' matrices"""
     warmup: int = 20
     """steps in which the rates rise; then they fall in a line"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     def model(self, seed: int = 0) -> LookBackGPT:
         """With its first weights: what ends a branch, and the head, begins at zero."""
