@@ -17,6 +17,7 @@ from ..files import write_text
 from ..model import GPT
 from ..reflexion import Reflexion
 from ..reflexion.household.experiment import CONDITIONS, MAIN, Experiment, Outcome, experiment, mean_curves
+from ..reflexion.household.runner import LONGEST_REFLECTION
 from ..reflexion.household.text import PROMPTS, TOKENIZER
 from ..reflexion.household.training import Schooling
 from ..reflexion.household.world import MAX_ACTIONS, PLACES, draw_task, split_pairs
@@ -87,13 +88,12 @@ def _example(options: Demo, model: GPT) -> Path:
     """One task through the real graph, to be read step by step."""
     _, held_out = split_pairs(options.seed)
     rng = random.Random(f"example {options.seed}")
-    chat = GPTChatModel(
-        gpt=model, tokenizer=TOKENIZER, temperature=0.7, seed=options.seed, name_of_model="demo"
-    )
-    greedy = GPTChatModel(gpt=model, tokenizer=TOKENIZER, name_of_model="demo")
+    options_of_both = {"gpt": model, "tokenizer": TOKENIZER, "name_of_model": "demo"}
+    actor = GPTChatModel(**options_of_both, max_tokens=2, temperature=0.7, seed=options.seed)
+    reflector = GPTChatModel(**options_of_both, max_tokens=LONGEST_REFLECTION)
     agent = Reflexion(
-        chat,
-        reflector=greedy,
+        actor,
+        reflector=reflector,
         trials=6,
         most_actions=MAX_ACTIONS,
         prompts=PROMPTS,

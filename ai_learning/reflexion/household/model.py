@@ -31,7 +31,7 @@ class LookBackGPT(GPT):
         positions: Tokens | None = None,
         mask: Mask | None = None,
     ) -> Hidden:
-        """(B, T) → (B, T, C), as ``GPT.hidden``. Before the first stands 0, or a cache's last."""
+        """(B, T) → (B, T, C), as ``GPT.hidden``. Before position 0, and in filling, stands id 0."""
         start = 0 if cache is None else cache.length
         self._check_input(idx, start)
         last = self._before.get(cache) if cache is not None and start else None
@@ -40,7 +40,7 @@ class LookBackGPT(GPT):
             self._before[cache] = idx[:, -1:]
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
-        before = torch.cat([last, idx[:, :-1]], dim=1)  # (B, T)
+        before = torch.cat([last, idx[:, :-1]], dim=1).masked_fill(positions == 0, 0)  # (B, T)
         x = self.wte(idx) + self.look_back * self.wte(before)  # (B, T, C)
         assert self.rotary is not None
         angles = self.rotary(positions)

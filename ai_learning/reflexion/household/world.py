@@ -55,9 +55,7 @@ class HouseholdTask:
     target: str
     """where to bring it"""
     hidden: str
-    """the place that holds it"""
-    others: tuple[tuple[str, str], ...] = ()
-    """other places and the things in them; all else is empty"""
+    """the place that holds it; all others are empty"""
     kind: str = "environment"
     prompt: str = ""
     """empty: the first observation says what is to be done"""
@@ -121,9 +119,7 @@ class Household:
 
     def _inside(self) -> str:
         """What is in the place where one is."""
-        if self.at == self.task.hidden:
-            return "empty" if self.held == self.task.thing else self.task.thing
-        return dict(self.task.others).get(self.at, "empty")
+        return self.task.thing if self.at == self.task.hidden and not self.held else "empty"
 
 
 Pair = tuple[str, str]
@@ -139,11 +135,6 @@ def split_pairs(seed: int, held_out: float = 0.2) -> tuple[list[Pair], list[Pair
 
 
 def draw_task(pairs: Sequence[Pair], rng: random.Random, number: int = 0) -> HouseholdTask:
-    """An instance of one of the pairs: where the thing is, what else lies about, and where it goes."""
+    """An instance of one of the pairs: where the thing is, and where it goes."""
     family, thing = rng.choice(pairs)
-    hidden, *places = rng.sample(PLACES, 4)
-    others = rng.sample([other for other in THINGS if other != thing], len(places))
-    target = rng.choice(TARGETS)
-    return HouseholdTask(
-        f"house-{number}", family, thing, target, hidden, tuple(zip(places, others, strict=True))
-    )
+    return HouseholdTask(f"house-{number}", family, thing, rng.choice(TARGETS), rng.choice(PLACES))
