@@ -1,10 +1,11 @@
 """``ai-learning reflexion demo``: a GPT that learns to reflect, here and now, and what that is worth."""
 
-import json
 import random
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,15 @@ from ..errors import InputError
 from ..files import write_text
 from ..model import GPT
 from ..reflexion import Reflexion
-from ..reflexion.household.experiment import CONDITIONS, MAIN, Experiment, Outcome, experiment, mean_curves
+from ..reflexion.household.experiment import (
+    Outcome,
+    Result,
+    experiment,
+    findings,
+    mean_curves,
+    seed_table,
+    success_table,
+)
 from ..reflexion.household.runner import LONGEST_REFLECTION
 from ..reflexion.household.text import PROMPTS, TOKENIZER
 from ..reflexion.household.training import Schooling
@@ -60,22 +69,23 @@ def main(args: list[str]) -> int:
         write_text(marker, "made by `ai-learning reflexion demo`, which may replace all that is here\n")
         shutil.rmtree(options.out / "graph", ignore_errors=True)
         began = time.perf_counter()
-        experiments = [_one_seed(options, options.seed + number) for number in range(options.seeds)]
-        example = _example(options, experiments[0].model)
-        _write_report(options, experiments, example, time.perf_counter() - began)
-    _say_goodbye(options, experiments)
+        seeds = range(options.seed, options.seed + options.seeds)
+        models, results = zip(*(_one_seed(options, seed) for seed in seeds), strict=True)
+        _example(options, models[0])
+        _write_report(options, results, time.perf_counter() - began)
+    _say_goodbye(options, results)
     return 0
 
 
-def _one_seed(options: Demo, seed: int) -> Experiment:
-    console.print(f"\n[bold]seed {seed}[/bold]: demonstrations by a script; then the model is on its own")
+def _one_seed(options: Demo, seed: int) -> tuple[GPT, Result]:
+    console.print(f"\n[bold]seed {seed}[/bold]: a script demonstrates; after that the model is on its own")
     with TrainingProgress(options.train.steps) as progress:
-        done = experiment(options.train, seed, options.tasks, listener=progress, on_outcome=_print_outcome)
-    save_checkpoint(done.model, options.out / f"seed{seed}.pt", seed=seed)
-    found = {name: asdict(outcome) for name, outcome in done.outcomes.items()}
-    result = {"seed": seed, "cpu_seconds": done.cpu_seconds, "tasks": options.tasks, "outcomes": found}
-    write_text(options.out / f"seed{seed}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return done
+        model, result = experiment(
+            options.train, seed, options.tasks, listener=progress, on_outcome=_print_outcome
+        )
+    save_checkpoint(model, options.out / f"seed{seed}.pt", seed=seed)
+    result.save(options.out / f"seed{seed}.json")
+    return model, result
 
 
 def _print_outcome(name: str, outcome: Outcome) -> None:
@@ -84,13 +94,13 @@ def _print_outcome(name: str, outcome: Outcome) -> None:
     console.print(f"  {name:<25}{curve}{truth}", markup=False, soft_wrap=True)
 
 
-def _example(options: Demo, model: GPT) -> Path:
+def _example(options: Demo, model: GPT) -> None:
     """One task through the real graph, to be read step by step."""
     _, held_out = split_pairs(options.seed)
     rng = random.Random(f"example {options.seed}")
-    options_of_both = {"gpt": model, "tokenizer": TOKENIZER, "name_of_model": "demo"}
-    actor = GPTChatModel(**options_of_both, max_tokens=2, temperature=0.7, seed=options.seed)
-    reflector = GPTChatModel(**options_of_both, max_tokens=LONGEST_REFLECTION)
+    chat = partial(GPTChatModel, gpt=model, tokenizer=TOKENIZER, name_of_model="demo")
+    actor = chat(max_tokens=2, temperature=0.7, seed=options.seed)  # a verb and a noun
+    reflector = chat(max_tokens=LONGEST_REFLECTION)
     agent = Reflexion(
         actor,
         reflector=reflector,
@@ -100,23 +110,20 @@ def _example(options: Demo, model: GPT) -> Path:
         out=options.out / "graph",
     )
     agent.run([draw_task(held_out, rng, number) for number in range(3)])
-    return options.out / "graph" / "trace.html"
 
 
 # --- the report ---------------------------------------------------------------------------------------------
 
 
-def _write_report(options: Demo, experiments: list[Experiment], example: Path, seconds: float) -> None:
+def _write_report(options: Demo, results: Sequence[Result], seconds: float) -> None:
     """``report.html`` and the plot, from what was measured."""
-    curves = mean_curves(experiments)
     plot = options.out / "success_by_trial.png"
     title = f"held-out tasks, {_seeds(options)}"
-    plot_lines(curves, plot, "trial", "share of tasks solved", title, first=1)
+    plot_lines(mean_curves(results), plot, "trial", "share of tasks solved", title, first=1)
 
-    model = experiments[0].model
     page = Report("Reflexion: a small GPT that learns from its failures by writing itself notes")
     page.text(
-        f"A GPT of {model.n_params():,} parameters, trained from nothing on a script's demonstrations "
+        f"A GPT of {results[0].parameters:,} parameters, trained from nothing on a script's demonstrations "
         f"({options.train.steps} batches of {options.train.batch_size}), is the actor and the reflector. "
         f"A thing is hidden in one of {len(PLACES)} places, a trial of {MAX_ACTIONS} actions sees three of "
         "them, and only what is remembered of earlier trials can make the next one better. "
@@ -124,17 +131,17 @@ def _write_report(options: Demo, experiments: list[Experiment], example: Path, s
         f"demonstration; PyTorch {torch.__version__} on {hardware()}; {seconds:.0f} s in all."
     )
     page.heading("Solved after each trial")
-    page.table(*success_table(experiments))
+    page.table(*success_table(results))
     page.image(plot, "share of tasks solved after each trial")
     page.heading("What the figure says")
-    for line in findings(curves):
+    for line in findings(results):
         page.text(line)
     page.heading("By seed, after the last trial")
-    page.table(*seed_table(experiments))
+    page.table(*seed_table(results))
     page.heading("The same through the graph")
     page.text(
-        f"Three tasks by LangGraph, step by step, with every prompt: {example.relative_to(options.out)}. The "
-        "figures above come from a runner that plays all tasks at once; a test holds the two together."
+        "Three tasks by LangGraph, step by step, with every prompt: graph/trace.html. The figures above come "
+        "from a runner that plays all tasks at once; with greedy decoding the two do the same."
     )
     page.write(options.out / "report.html")
 
@@ -144,58 +151,15 @@ def _seeds(options: Demo) -> str:
     return f"seed {options.seed}" if options.seeds == 1 else f"mean of seeds {options.seed} to {last}"
 
 
-def success_table(experiments: list[Experiment]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: mean success by trial, and the share of the reflections' claims that are true."""
-    curves = mean_curves(experiments)
-    trials = len(next(iter(curves.values())))
-    header = ["", *(f"after {number}" for number in range(1, trials + 1)), "claims true"]
-    rows = []
-    for name, curve in curves.items():
-        outcomes = [one.outcomes[name] for one in experiments]
-        claims = sum(outcome.claims for outcome in outcomes)
-        true = sum(outcome.true_claims for outcome in outcomes)
-        rows.append([name, *(f"{share:.1%}" for share in curve), f"{true / claims:.1%}" if claims else "–"])
-    return header, rows
-
-
-def seed_table(experiments: list[Experiment]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: success after the last trial by seed, and what each seed cost."""
-    header = ["seed", *CONDITIONS, "CPU seconds: training + evaluation"]
-    rows = [
-        [
-            str(one.seed),
-            *(f"{one.outcomes[name].curve[-1]:.1%}" for name in CONDITIONS),
-            " + ".join(f"{one.cpu_seconds[part]:.0f}" for part in ("training", "evaluation")),
-        ]
-        for one in experiments
-    ]
-    return header, rows
-
-
-def findings(curves: dict[str, list[float]]) -> list[str]:
-    """What was measured, as sentences."""
-    last = {name: 100 * curve[-1] for name, curve in curves.items()}
-    trials = len(curves[MAIN])
-    return [
-        f"After {trials} trials reflexion (Ω = 3) has solved {last[MAIN]:.1f} %: "
-        f"{last[MAIN] - last['none']:+.1f} points against trying again with no memory, "
-        f"{last[MAIN] - last['last attempt']:+.1f} against seeing the last attempt.",
-        f"Without the words the gain is gone: empty reflections {last['empty reflections']:.1f} %, another "
-        f"task's {last['shuffled reflections']:.1f} %, no memory {last['none']:.1f} %.",
-        "The last attempt shows three places; reflections pass on all that were seen. (A searcher with a "
-        "fixed order would need only the last: this actor draws, as a sampled language model does.)",
-    ]
-
-
-def _say_goodbye(options: Demo, experiments: list[Experiment]) -> None:
-    header, rows = success_table(experiments)
+def _say_goodbye(options: Demo, results: Sequence[Result]) -> None:
+    header, rows = success_table(results)
     table = Table(*header, title=f"success by trial, {_seeds(options)}")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for line in findings(mean_curves(experiments)):
+    for line in findings(results):
         console.print(line, markup=False)
-    cost = sum(sum(one.cpu_seconds.values()) for one in experiments) / len(experiments)
+    cost = sum(sum(one.cpu_seconds.values()) for one in results) / len(results)
     console.print(f"{cost:.0f} CPU seconds a seed", markup=False)
     console.print(
         f"open {options.out}/report.html; three tasks step by step: {options.out}/graph/trace.html",

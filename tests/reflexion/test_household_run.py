@@ -243,7 +243,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
 @pytest.mark.slow
 def test_the_lift() -> None:
     """The paper's result, one seed: words about all trials are worth more than the last trial itself."""
-    done = experiment(Schooling(), seed=3, n_tasks=120)
+    _, done = experiment(Schooling(), seed=3, n_tasks=120)
     last = {name: curve[-1] for name, curve in mean_curves([done]).items()}
     assert last[MAIN] >= 0.85
     assert last[MAIN] - last["none"] >= 0.35 and last[MAIN] - last["last attempt"] >= 0.05

@@ -1,10 +1,13 @@
 """The paper's figure on the household: success by trial, and controls that say where a gain comes from."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from ...files import write_text
 from ...model import GPT
 from ..tasks.base import Strategy
 from .runner import Ablation, Condition, Run, run_all
@@ -42,14 +45,28 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One seed: a model, and what it reached under every condition."""
+class Result:
+    """What one seed's model reached under every condition."""
 
     seed: int
-    model: GPT
+    tasks: int
+    """how many"""
+    parameters: int
+    """of the model"""
     outcomes: dict[str, Outcome]
     cpu_seconds: dict[str, float]
     """of this process: training, evaluation"""
+
+    def save(self, path: Path | str) -> None:
+        """As JSON."""
+        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Result":
+        """What ``save`` wrote."""
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found["outcomes"] = {name: Outcome(**outcome) for name, outcome in found["outcomes"].items()}
+        return cls(**found)
 
 
 def experiment(
@@ -59,7 +76,7 @@ def experiment(
     conditions: Sequence[str] = tuple(CONDITIONS),
     listener: Callable[[dict], None] = lambda row: None,
     on_outcome: Callable[[str, Outcome], None] = lambda name, outcome: None,
-) -> Experiment:
+) -> tuple[GPT, Result]:
     """Train a model, and let it try held-out tasks under each of ``conditions``.
 
     The (family, thing) pairs of these tasks are in no demonstration.
@@ -72,10 +89,11 @@ def experiment(
     tasks = [draw_task(held_out, rng, number) for number in range(n_tasks)]
     outcomes = {}
     for name in conditions:
-        outcomes[name] = summarise(run_all(model, tasks, CONDITIONS[name], seed), CONDITIONS[name].trials)
+        how = CONDITIONS[name]
+        outcomes[name] = summarise(run_all(model, tasks, how, seed), how.trials)
         on_outcome(name, outcomes[name])
     seconds = {"training": trained - began, "evaluation": time.process_time() - trained}
-    return Experiment(seed, model, outcomes, seconds)
+    return model, Result(seed, n_tasks, model.n_params(), outcomes, seconds)
 
 
 def summarise(runs: Sequence[Run], trials: int) -> Outcome:
@@ -102,8 +120,49 @@ def judge_claims(run: Run) -> list[bool]:
     return verdicts
 
 
-def mean_curves(experiments: Sequence[Experiment]) -> dict[str, list[float]]:
+def mean_curves(results: Sequence[Result]) -> dict[str, list[float]]:
     """Condition → mean over seeds of the success by trial."""
-    names = experiments[0].outcomes
-    columns = {name: zip(*(one.outcomes[name].curve for one in experiments), strict=True) for name in names}
+    columns = {
+        name: zip(*(one.outcomes[name].curve for one in results), strict=True) for name in results[0].outcomes
+    }
     return {name: [sum(column) / len(column) for column in found] for name, found in columns.items()}
+
+
+def success_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean success by trial, and the share of the reflections' claims that are true."""
+    curves = mean_curves(results)
+    trials = len(next(iter(curves.values())))
+    rows = []
+    for name, curve in curves.items():
+        claims = sum(one.outcomes[name].claims for one in results)
+        true = sum(one.outcomes[name].true_claims for one in results)
+        rows.append([name, *(f"{share:.1%}" for share in curve), f"{true / claims:.1%}" if claims else "–"])
+    return ["", *(f"after {number}" for number in range(1, trials + 1)), "claims true"], rows
+
+
+def seed_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: success after the last trial by seed, and what each seed cost."""
+    rows = [
+        [
+            str(one.seed),
+            *(f"{outcome.curve[-1]:.1%}" for outcome in one.outcomes.values()),
+            " + ".join(f"{seconds:.0f}" for seconds in one.cpu_seconds.values()),
+        ]
+        for one in results
+    ]
+    return ["seed", *results[0].outcomes, "CPU seconds: training + evaluation"], rows
+
+
+def findings(results: Sequence[Result]) -> list[str]:
+    """What was measured, as sentences."""
+    curves = mean_curves(results)
+    last = {name: 100 * curve[-1] for name, curve in curves.items()}
+    return [
+        f"After {len(curves[MAIN])} trials {MAIN} has solved {last[MAIN]:.1f} %: "
+        f"{last[MAIN] - last['none']:+.1f} points against trying again with no memory, "
+        f"{last[MAIN] - last['last attempt']:+.1f} against seeing the last attempt.",
+        f"Without its words the gain is gone: empty reflections {last['empty reflections']:.1f} %, another "
+        f"task's {last['shuffled reflections']:.1f} %, no memory {last['none']:.1f} %.",
+        "The last attempt shows three places; reflections pass on all that were seen. (A searcher with a "
+        "fixed order would need only the last: this actor draws, as a sampled language model does.)",
+    ]
