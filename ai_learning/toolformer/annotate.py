@@ -178,9 +178,7 @@ def _passes(
 ) -> list[_Pass]:
     if prompts is None and not name_tools:
         each = [settings_of(settings, name) for name in tools]
-        joint = Settings(
-            tau_s=min(s.tau_s for s in each), k=max(s.k for s in each), m=max(s.m for s in each)
-        )
+        joint = Settings(tau_s=min(s.tau_s for s in each), k=max(s.k for s in each), m=max(s.m for s in each))
         return [_Pass("all", frozenset(tools), joint)]
     for name in tools:
         if prompts is not None and name not in prompts:

@@ -1,6 +1,6 @@
 """C*: the texts with the calls that helped, and batches of it to fine-tune on (Schick et al. 2023, section 2).
 
-    x* = x_1 … x_{i−1}, e(c_i, r_i), x_i … x_n
+x* = x_1 … x_{i−1}, e(c_i, r_i), x_i … x_n
 """
 
 from collections.abc import Iterable, Sequence
@@ -88,7 +88,9 @@ class RowBatches:
         [[2, 3], [5, -100]]
     """
 
-    def __init__(self, rows: Sequence[Sequence[int]], block_size: int, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, rows: Sequence[Sequence[int]], block_size: int, batch_size: int, seed: int = 0
+    ) -> None:
         self.rows = [np.asarray(row[: block_size + 1], dtype=np.int64) for row in rows if len(row) > 1]
         if not self.rows:
             raise InputError("there is nothing to train on: no row has two tokens")

@@ -128,33 +128,25 @@ def filter_calls(
     if position not in POSITIONS:
         raise InputError(f"position={position!r} is not known: use prefix (the paper's) or inline")
     lm = as_language_model(model, tokenizer)
-    rows: dict[tuple[int, ...], int] = {}  # each distinct sequence is scored once
-    counts: list[int] = []
-    plans: list[list[tuple[int, ...] | None]] = []
+    number: dict[_Scored, int] = {}  # each distinct sequence is scored once
+    plans: list[list[list[int]]] = []
     for document in documents:
         ids = lm.encode(document.text)
-        plan: list[tuple[int, ...] | None] = []
-        for candidate in document.candidates:
-            wanted = _rows_of(lm, ids, candidate, position)
-            for row, count in wanted:
-                if row not in rows:
-                    rows[row] = len(counts)
-                    counts.append(count)
-            plan.append(tuple(rows[row] for row, _ in wanted) if wanted else None)
-        plans.append(plan)
-    losses = [weighted_loss(values) for values in lm.token_losses(list(rows), counts)]
+        plans.append(
+            [
+                [number.setdefault(row, len(number)) for row in _rows_of(lm, ids, candidate, position)]
+                for candidate in document.candidates
+            ]
+        )
+    losses = [
+        weighted_loss(values)
+        for values in lm.token_losses([row for row, _ in number], [count for _, count in number])
+    ]
     scored = [
         replace(
             document,
             candidates=tuple(
-                candidate
-                if places is None
-                else replace(
-                    candidate,
-                    loss_result=losses[places[0]],
-                    loss_nothing=losses[places[1]],
-                    loss_call=losses[places[2]],
-                )
+                _with_losses(candidate, *(losses[place] for place in places)) if places else candidate
                 for candidate, places in zip(document.candidates, plan, strict=True)
             ),
         )
@@ -180,15 +172,20 @@ def _tau_f(threshold: float | Settings | dict[str, Settings] | None, tool: str) 
     return float(threshold) if isinstance(threshold, int | float) else settings_of(threshold, tool).tau_f
 
 
-def _rows_of(
-    lm: LanguageModel, ids: list[int], candidate: Candidate, position: str
-) -> list[tuple[tuple[int, ...], int]]:
-    """The three sequences of L_i(e(c, r)), L_i(ε) and L_i(e(c, ε)), each with how many of its tokens count."""
+def _with_losses(candidate: Candidate, result: float, nothing: float, call: float) -> Candidate:
+    return replace(candidate, loss_result=result, loss_nothing=nothing, loss_call=call)
+
+
+_Scored = tuple[tuple[int, ...], int]  # a sequence, and how many tokens at its end count
+
+
+def _rows_of(lm: LanguageModel, ids: list[int], candidate: Candidate, position: str) -> list[_Scored]:
+    """The sequences of L_i(e(c, r)), L_i(ε) and L_i(e(c, ε)); none where they cannot be scored."""
     i = candidate.position
     after = ids[i : i + HORIZON]
     if candidate.result is None or not after or (i == 0 and not lm.bos):
         return []
-    found = []
+    found: list[_Scored] = []
     for z in (lm.encode_call(candidate.call, candidate.result), [], lm.encode_call(candidate.call)):
         row = [*z, *ids[:i]] if position == "prefix" else [*ids[:i], *z]
         row = [*lm.bos, *row, *after]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .calls import Call, parse_call
 from .ends import CallEnd
 from .models import Chooser, LanguageModel, as_language_model, sampler
@@ -109,13 +110,19 @@ def generate_with_tools(
     writers = [_Writer(lm, text, day) for text, day in zip(prompts, days, strict=True)]
     calls = max_calls if known else 0
     draw = sampler(np.arange(len(prompts), dtype=np.uint64), seed, temperature)
-    open_writers = [w for w in writers if w.ids]
+    for writer in writers:
+        if not 0 < len(writer.ids) <= lm.block_size:
+            raise InputError(
+                f"a prompt of {len(writer.ids)} tokens, where the model takes 1 to {lm.block_size}: "
+                f"{writer.prompt[:40]!r}"
+            )
+    open_writers = [] if max_new_tokens < 1 else writers
     while open_writers:
         _write_text(lm, open_writers, writers, draw, max_new_tokens, top_k, calls, stop)
         calling = [w for w in open_writers if w.calling]
         if calling:
             _make_calls(lm, calling, writers, draw, known, max_call_tokens)
-        open_writers = calling
+        open_writers = [w for w in calling if len(w.text) < max_new_tokens]
     results = [w.finish() for w in writers]
     return results[0] if isinstance(prompt, str) else results
 

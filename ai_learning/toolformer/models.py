@@ -166,9 +166,7 @@ class LanguageModel:
         return losses
 
     @torch.inference_mode()
-    def start_probabilities(
-        self, rows: Sequence[Sequence[int]], counts: Sequence[int]
-    ) -> list[list[float]]:
+    def start_probabilities(self, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
         """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last is after its end."""
         found: list[list[float]] = [[] for _ in rows]
         for batch in self.batches(list(map(len, rows))):
@@ -203,9 +201,16 @@ class LanguageModel:
             ``len(rows) · copies`` lists.
         """
         new: list[list[int]] = [[] for _ in range(len(rows) * copies)]
-        rows_at_once = max(1, 512 // copies)
-        for batch in self.batches(list(map(len, rows)), most_rows=rows_at_once, most_logits=copies):
-            self._continue_batch(rows, batch, new, max_new_tokens, choose, ends, copies)
+        # A row near the end of the context must not cut short the others in its batch: it goes with its equals.
+        room = {row: self.block_size - len(ids) for row, ids in enumerate(rows)}
+        groups: dict[int, list[int]] = {}
+        for row in range(len(rows)):
+            groups.setdefault(min(room[row], max_new_tokens), []).append(row)
+        for group in groups.values():
+            lengths = [len(rows[row]) for row in group]
+            for batch in self.batches(lengths, most_rows=max(1, 512 // copies), most_logits=copies):
+                picked = [group[place] for place in batch]
+                self._continue_batch(rows, picked, new, max_new_tokens, choose, ends, copies)
         return new
 
     def _continue_batch(
@@ -230,23 +235,26 @@ class LanguageModel:
             wide = torch.arange(B, device=self.device).repeat_interleave(copies)
             logits, padding = logits[wide], None if padding is None else padding[wide]
             cache = self.pick_rows(cache, wide)
+        going = [True] * len(numbers)
         for step in range(steps):
-            chosen = choose(logits, numbers, step)
-            kept = []
-            for place, (number, token) in enumerate(zip(numbers, chosen, strict=True)):
-                if token is None:
-                    continue
-                new[number].append(token)
-                if not ends(number, new[number]):
-                    kept.append(place)
-            if not kept or step + 1 == steps:
+            live = [place for place, goes in enumerate(going) if goes]
+            some = logits if len(live) == len(going) else logits[torch.tensor(live, device=self.device)]
+            for place, token in zip(live, choose(some, [numbers[p] for p in live], step), strict=True):
+                number = numbers[place]
+                if token is not None:
+                    new[number].append(token)
+                going[place] = token is not None and not ends(number, new[number])
+            live = [place for place in live if going[place]]
+            if not live or step + 1 == steps:
                 return
-            if len(kept) < len(numbers):  # those that ended leave the batch
-                pick = torch.tensor(kept, device=self.device)
+            if 4 * len(live) < 3 * len(going):  # picking copies the cache: not for each row that ends
+                pick = torch.tensor(live, device=self.device)
                 cache = self.pick_rows(cache, pick)
                 padding = None if padding is None else padding[pick]
-                numbers = [numbers[place] for place in kept]
-            last = torch.tensor([[new[number][-1]] for number in numbers], device=self.device)
+                numbers, going = [numbers[place] for place in live], [True] * len(live)
+            last = torch.tensor(
+                [[new[number][-1] if new[number] else 0] for number in numbers], device=self.device
+            )
             logits = self.logits(last, padding, 1, cache)[:, -1]
 
 
@@ -367,7 +375,9 @@ def sampler(keys: np.ndarray, seed: int, temperature: float = 1.0) -> Chooser:
             return logits.argmax(-1).tolist()
         p = (logits.float() / temperature).softmax(-1).cumsum(-1)  # (B, V)
         draws = torch.from_numpy(uniforms(keys[numbers], seed, step)).to(p)
-        return torch.searchsorted(p, draws[:, None] * p[:, -1:]).squeeze(-1).clamp(max=p.size(-1) - 1).tolist()
+        return (
+            torch.searchsorted(p, draws[:, None] * p[:, -1:]).squeeze(-1).clamp(max=p.size(-1) - 1).tolist()
+        )
 
     return choose
 

@@ -112,7 +112,9 @@ class Calendar(Tool):
     description = "Calendar() gives today's date; Calendar(2021-12-25) gives that date with its weekday."
     timeout = None
 
-    def __init__(self, date: Date | str | None = None, style: str = "%A, %B {day}, %Y", prefix: str = "Today is ") -> None:
+    def __init__(
+        self, date: Date | str | None = None, style: str = "%A, %B {day}, %Y", prefix: str = "Today is "
+    ) -> None:
         self.date = Date.fromisoformat(date) if isinstance(date, str) else date
         self.style, self.prefix = style, prefix
 
@@ -130,7 +132,16 @@ class Calendar(Tool):
         return day.strftime(self.style.replace("{day}", str(day.day)))
 
 
-_STYLES = ("%Y-%m-%d", "%Y/%m/%d", "%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y", "%A, %B %d, %Y", "%d.%m.%Y")
+_STYLES = (
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%B %d, %Y",
+    "%b %d, %Y",
+    "%d %B %Y",
+    "%d %b %Y",
+    "%A, %B %d, %Y",
+    "%d.%m.%Y",
+)
 
 
 def read_date(text: str) -> Date:
