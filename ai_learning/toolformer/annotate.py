@@ -4,8 +4,8 @@
     c ~ p(· | P(x), x_1 … x_{i−1}, <API>)    m calls at each, up to </API>
     r = the tool's answer to c
 
-P(x) is the prompt that shows the model how: see ``prompts``. A model that was fine-tuned on annotated text needs
-none.
+P(x) is the prompt that shows the model how: see ``prompts``. A model that was fine-tuned on annotated text
+needs none.
 """
 
 import hashlib
@@ -61,8 +61,8 @@ def annotate(
         documents: plain texts.
         tools: ours or LangChain's.
         settings: τ_s, τ_f, k and m for all tools, or by tool's name; the paper's when ``None``.
-        prompts: by tool's name, what P(x) is, with ``{text}`` for x (``prompts.PROMPTS`` has the library's own).
-            ``None`` for a model that was fine-tuned on annotated text: then one pass serves all tools.
+        prompts: by tool's name, what P(x) is, with ``{text}`` for x (``prompts.PROMPTS`` has the library's
+            own). ``None`` for a model that was fine-tuned on annotated text: then one pass serves all tools.
         name_tools: a pass for each tool, with its name written after ``<API>``: as many samples for each.
         position: where e(c, r) stands when losses are computed; see ``filter_calls``.
         temperature: of sampling; 0 takes the likeliest.

@@ -1,7 +1,7 @@
 """What the method asks of a language model, for our GPT and for any ``AutoModelForCausalLM`` of transformers.
 
-A backend has one method, ``logits``, and knows how to pick rows of its cache. Everything else (losses, probabilities,
-sampling) is written once, on top of that, in batches of rows of like length.
+A backend has one method, ``logits``, and knows how to pick rows of its cache. Everything else (losses,
+probabilities, sampling) is written once, on top of that, in batches of rows of like length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +23,8 @@ _LOGIT_BYTES = 2**28  # of one batch
 class LanguageModel:
     """A causal language model with its tokenizer and the way it writes calls.
 
-    Every sequence that is scored or continued begins with ``bos``: the tokenizer's beginning-of-text token, or
-    (for ours and GPT-2) the token that ends the document before; nothing, where it has neither.
+    Every sequence that is scored or continued begins with ``bos``: the tokenizer's beginning-of-text token,
+    or (for ours and GPT-2) the token that ends the document before; nothing, where it has neither.
 
     Args:
         tokenizer: has ``encode(text)`` and ``decode(ids)``.
@@ -45,7 +45,7 @@ class LanguageModel:
         start = self.mark(self.how.start)
         if len(start) != 1:
             raise InputError(
-                f"{self.how.start!r}, which opens a call, is {len(start)} tokens of this tokenizer and must be one: "
+                f"{self.how.start!r}, which opens a call, is {len(start)} tokens of this tokenizer, not one: "
                 "add it as a special token, or choose another mark"
             )
         self.start_id = start[0]
@@ -167,7 +167,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def start_probabilities(self, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
-        """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last is after its end."""
+        """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last: after its end."""
         found: list[list[float]] = [[] for _ in rows]
         for batch in self.batches(list(map(len, rows))):
             ids, padding = self.pad([rows[row] for row in batch])
@@ -201,7 +201,8 @@ class LanguageModel:
             ``len(rows) · copies`` lists.
         """
         new: list[list[int]] = [[] for _ in range(len(rows) * copies)]
-        # A row near the end of the context must not cut short the others in its batch: it goes with its equals.
+        # A row near the end of the context must not cut short the others in its batch: it goes with its
+        # equals.
         room = {row: self.block_size - len(ids) for row, ids in enumerate(rows)}
         groups: dict[int, list[int]] = {}
         for row in range(len(rows)):
@@ -259,7 +260,7 @@ class LanguageModel:
 
 
 Chooser = Callable[[Tensor, list[int], int], Sequence[int | None]]
-"""(B, V) logits, the B numbers of the copies and the step → an id for each; ``None`` ends a copy without one."""
+"""(B, V) logits, the B numbers of the copies, the step → an id for each; ``None`` ends a copy without one."""
 
 
 class GPTModel(LanguageModel):
