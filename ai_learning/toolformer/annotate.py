@@ -9,7 +9,7 @@ needs none.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date as Date
 from typing import Any
@@ -39,6 +39,9 @@ class Document:
     date: str | None = None
 
 
+Prefilter = Callable[[Document], bool]
+
+
 def annotate(
     model: Any,
     documents: Iterable[str | Document],
@@ -51,6 +54,7 @@ def annotate(
     temperature: float = 1.0,
     max_call_tokens: int = 32,
     seed: int = 0,
+    prefilters: Mapping[str, Prefilter] | None = None,
     tokenizer: Any = None,
     scorer: Any = None,
 ) -> list[Annotated]:
@@ -68,6 +72,7 @@ def annotate(
         temperature: of sampling; 0 takes the likeliest.
         max_call_tokens: a call that has not ended by then is dropped.
         seed: another seed, other samples. A document's samples depend on the seed and its ``id`` alone.
+        prefilters: by tool's name, which documents are worth it (``prefilter.PREFILTERS`` has the paper's).
         tokenizer: of a model that is no ``LanguageModel`` yet.
         scorer: the ``LanguageModel`` whose losses filter; the same one when ``None``.
 
@@ -90,6 +95,7 @@ def annotate(
         temperature=temperature,
         max_call_tokens=max_call_tokens,
         seed=seed,
+        prefilters=prefilters,
     )
     threshold = settings if settings is None or isinstance(settings, Settings) else dict(settings)
     judge = lm if scorer is None else as_language_model(scorer)
@@ -107,6 +113,7 @@ def sample_calls(
     temperature: float = 1.0,
     max_call_tokens: int = 32,
     seed: int = 0,
+    prefilters: Mapping[str, Prefilter] | None = None,
     tokenizer: Any = None,
 ) -> list[Annotated]:
     """The first step of ``annotate`` alone: candidates without results."""
@@ -117,14 +124,20 @@ def sample_calls(
         for number, document in enumerate(documents)
     ]
     ids = [lm.encode(document.text) for document in texts]
+    worth = {name: (prefilters or {}).get(name, lambda document: True) for name in known}
     found: list[dict[tuple[int, Call], Candidate]] = [{} for _ in texts]
     for turn in _passes(known, settings, prompts, name_tools):
-        heads = [[*lm.bos, *lm.encode(turn.before(document.text))] for document in texts]
-        places = _places(lm, heads, ids, turn.settings, max_call_tokens)
+        chosen = [n for n, document in enumerate(texts) if any(worth[name](document) for name in turn.tools)]
+        some = [texts[n] for n in chosen]
+        heads = [[*lm.bos, *lm.encode(turn.before(document.text))] for document in some]
+        rows = [ids[n] for n in chosen]
+        places = _places(lm, heads, rows, turn.settings, max_call_tokens)
         for number, candidate in _sampled(
-            lm, texts, heads, ids, places, turn, temperature, max_call_tokens, seed
+            lm, some, heads, rows, places, turn, temperature, max_call_tokens, seed
         ):
-            found[number].setdefault((candidate.position, candidate.call), candidate)
+            if worth[candidate.call.tool](some[number]):
+                key = (candidate.position, candidate.call)
+                found[chosen[number]].setdefault(key, candidate)
     return [
         Annotated(d.text, tuple(c[key] for key in sorted(c, key=lambda k: k[0])), d.id, d.date)
         for d, c in zip(texts, found, strict=True)

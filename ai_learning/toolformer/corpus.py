@@ -99,8 +99,12 @@ class RowBatches:
 
     def __call__(self, step: int) -> tuple[Tokens, Tokens]:
         """Inputs and targets of a step: two (batch_size, T) int64 tensors; padding has the target -100."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        chosen = [self.rows[self._at(place)] for place in places]
+        first = step * self.batch_size
+        return self.padded([self._at(place) for place in range(first, first + self.batch_size)])
+
+    def padded(self, numbers: Iterable[int]) -> tuple[Tokens, Tokens]:
+        """The rows of those numbers as one batch."""
+        chosen = [self.rows[number] for number in numbers]
         T = max(map(len, chosen)) - 1
         x = np.zeros((len(chosen), T), dtype=np.int64)
         y = np.full((len(chosen), T), IGNORE_INDEX, dtype=np.int64)

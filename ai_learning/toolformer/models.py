@@ -6,6 +6,7 @@ probabilities, sampling) is written once, on top of that, in batches of rows of 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -360,6 +361,41 @@ def as_language_model(model: Any, tokenizer: Any = None, how: CallFormat | None 
     if tokenizer is None:
         raise InputError(f"a {type(model).__name__} needs its tokenizer: as_language_model(model, tokenizer)")
     return (GPTModel if isinstance(model, GPT) else TransformersModel)(model, tokenizer, how)
+
+
+def open_language_model(
+    source: str | Path, device: str = "cpu", how: CallFormat | None = None, dtype: str = "auto"
+) -> LanguageModel:
+    """A model by where it is: a checkpoint of ours (.pt), a folder of transformers, or a name on the hub.
+
+    Args:
+        source: where; weights of transformers are read from safetensors only.
+        device: where to put it.
+        how: marks of calls; chosen to fit when ``None``.
+        dtype: of the weights of transformers' models; ``auto`` as they are stored.
+
+    Raises:
+        InputError: nothing there that can be opened.
+    """
+    path = Path(source)
+    if path.suffix == ".pt" or path.is_file():
+        from ..checkpoint import open_model
+
+        gpt, tokenizer, _ = open_model(path, device)
+        if tokenizer is None:
+            raise InputError(f"{source} names no tokenizer")
+        return GPTModel(gpt, tokenizer, how)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if path.is_absolute() and not path.is_dir():
+        raise InputError(f"no model at {source}")
+    try:
+        theirs = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"no model at {source!r}, here or on the hub: {reason}") from None
+    return TransformersModel(theirs.to(device), tokenizer, how)
 
 
 def sampler(keys: np.ndarray, seed: int, temperature: float = 1.0) -> Chooser:

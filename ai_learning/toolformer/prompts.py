@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from .calls import PLAIN, Call, CallFormat
 
 _TASK = (
-    "Your task is to add calls to a {what} to a piece of text. The calls should help you get {gain} needed to "
-    'complete the text. You can call it by writing "{form}", where {where}. Copy the text as it is. '
+    "Your task is to add calls to a {what} to a piece of text. The calls should help you get {gain} needed "
+    'to complete the text. You can call it by writing "{form}", where {where}. Copy the text as it is. '
     "Here are some examples:\n\n"
 )
 

@@ -1,23 +1,23 @@
-"""Annotated documents on disk: Parquet or JSON lines, written in parts so that a run can be killed and
-resumed.
+"""Annotated documents on disk: Parquet or JSON lines, in parts, so that a run can be killed and resumed.
 
-    out/annotate.json                       what was asked for
-    out/part-00003-of-00008-000012.parquet  documents of shard 3, its thirteenth part: each appears whole or
-    not at all
+    out/run.json                            what was asked for
+    out/part-00003-of-00008-000012.parquet  shard 3's thirteenth part: it appears whole or not at all
 
-A document belongs to the shard ``number % shards`` and its row stands in exactly one part, so a process that
-starts again reads which documents are done and goes on with the others; every document is there exactly once.
+A document belongs to the shard ``number % shards`` and its row stands in exactly one part. A process that
+starts again reads which documents are done and goes on with the others: every document is there exactly once.
 """
 
+import fcntl
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from ..files import atomic_path, write_text
+from ..files import atomic_path
 from .calls import Call
 from .filter import Annotated, Candidate
 
@@ -91,6 +91,24 @@ class AnnotatedCorpus:
             raise InputError(f"format={format!r} is not known: use {' or '.join(FORMATS)}")
         self.folder, self.shard, self.shards, self.format = Path(folder), shard, shards, format
         self._next = 1 + max((part for part, _ in self._own_parts()), default=-1)
+
+    def __enter__(self) -> "AnnotatedCorpus":
+        """Keep the shard to this process; the system frees it however the process ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / f".shard-{self.shard:05d}.lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(f"another process is writing shard {self.shard} of {self.folder}") from None
+        for half in self.folder.glob(f".part-{self.shard:05d}-of-*.tmp"):  # of a process that was killed
+            half.unlink()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
 
     def parts(self) -> list[Path]:
         """All parts of all shards, in order."""
@@ -175,26 +193,6 @@ def read_part(file: Path) -> Iterator[Annotated]:
     except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from None
     return map(from_row, rows)
-
-
-def write_options(folder: Path, options: dict[str, Any]) -> None:
-    """Note what the run was asked for; a run that goes on must be asked for the same.
-
-    Raises:
-        InputError: the folder holds the annotation of something else.
-    """
-    file = folder / "annotate.json"
-    if file.exists():
-        old = json.loads(file.read_text(encoding="utf-8"))
-        differing = sorted(k for k in {*old, *options} if old.get(k) != options.get(k))
-        if differing:
-            name = differing[0]
-            raise InputError(
-                f"{folder} holds an annotation with {name}={old.get(name)!r}, not {options.get(name)!r}: "
-                "choose another folder, or the same options to go on"
-            )
-        return
-    write_text(file, json.dumps(options, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
