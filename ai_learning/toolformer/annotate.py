@@ -223,10 +223,20 @@ def _places(
     found: list[list[tuple[int, float]]] = [[] for _ in ids]
     for number, values in zip(asked, p, strict=True):
         first = 0 if heads[number] else 1
-        above = [(i + first, value) for i, value in enumerate(values) if value > settings.tau_s]
-        above.sort(key=lambda place: -place[1])
-        found[number] = sorted(above[: settings.k])
+        chosen = choose_places(values, settings.tau_s, settings.k)
+        found[number] = [(place + first, values[place]) for place in chosen]
     return found
+
+
+def choose_places(p: Sequence[float], tau_s: float, k: int) -> list[int]:
+    """Places i where p_i > τ_s, in order; of more than ``k`` those where it is greatest.
+
+    Example:
+        >>> choose_places([0.1, 0.9, 0.04, 0.3], tau_s=0.05, k=2)
+        [1, 3]
+    """
+    above = [i for i, value in enumerate(p) if value > tau_s]
+    return sorted(sorted(above, key=lambda i: -p[i])[:k])
 
 
 def _sampled(

@@ -183,9 +183,8 @@ def read_part(file: Path) -> Iterator[Annotated]:
     """
     try:
         if file.suffix == ".jsonl":
-            rows = [
-                json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            lines = file.read_text(encoding="utf-8").split("\n")  # splitlines also cuts at \x85
+            rows = [json.loads(line) for line in lines if line.strip()]
         else:
             import pyarrow.parquet
 

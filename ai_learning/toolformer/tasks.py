@@ -111,7 +111,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".json" and text.lstrip().startswith("["):
             rows = json.loads(text)
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     return list(rows)

@@ -87,7 +87,7 @@ def read_facts(path: str | Path) -> dict[str, str]:
         if not isinstance(facts, dict):
             raise InputError(f"{path} must hold an object question → answer")
         return {str(question): str(answer) for question, answer in facts.items()}
-    pairs = [line.split("\t") for line in text.splitlines() if line.strip()]
+    pairs = [line.strip("\r").split("\t") for line in text.split("\n") if line.strip()]
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
             raise InputError(f"{path}, fact {number}: {len(pair)} columns; expected question, tab, answer")
