@@ -188,4 +188,6 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         data = tokenizer.decode_bytes([token])
     except (KeyError, ValueError, IndexError):  # models have more rows than their tokenizer has ids
         data = b""
-    return visible(data) if data else f"‹{token}›"
+    if data:
+        return visible(data)
+    return "‹end›" if token == tokenizer.eos_id else f"‹{token}›"

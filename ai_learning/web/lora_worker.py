@@ -68,7 +68,7 @@ def run(asked: argparse.Namespace) -> None:
         how,
         asked.out,
         evaluate=lambda model: {"val_loss": sum(float(next_token_loss(model, *b)) for b in val) / len(val)},
-        sample=lambda model: generate_text(model, tokenizer, "", 120, temperature=0.8, seed=0),
+        sample=lambda _: generate_text(model, tokenizer, "", 120, temperature=0.8, seed=0),
         resume=asked.resume,
         identity={"data_digest": digest(tokens), "lora": asdict(lora), "checkpoint": asked.checkpoint},
     )

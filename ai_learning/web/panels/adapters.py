@@ -145,7 +145,7 @@ def figures(base: GPT, model: GPT, ids: list[int]) -> dict[str, Any]:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and of what stands for them in 4 bits; a shared one counts once."""
-    tensors = {id(p): p for p in model.parameters()}
+    tensors: dict[int, torch.Tensor] = {id(p): p for p in model.parameters()}
     for layer in model.modules():
         if isinstance(layer, NF4Linear):
             statistics = (layer.state.absmax, layer.state.nested_absmax, layer.state.offset)

@@ -1,5 +1,7 @@
 """Tokens: a text as several tokenizers see it, and how its words come together merge by merge."""
 
+import warnings
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -37,7 +39,7 @@ def router(bench: Bench) -> APIRouter:
     api = APIRouter(prefix="/api")
 
     def find(name: str, model: str, corpus: str, merges: int) -> Tokenizer:
-        return learn(corpus, merges) if name == LEARNED else bench.tokenizer(name, model)
+        return learn([corpus or " "], 257 + merges) if name == LEARNED else bench.tokenizer(name, model)
 
     @api.post("/tokens")
     def tokens(ask: Tokenize) -> dict[str, Any]:
@@ -71,13 +73,11 @@ def router(bench: Bench) -> APIRouter:
     return api
 
 
-def learn(text: str, merges: int) -> BPETokenizer:
-    """A tokenizer with at most ``merges`` merges, learned from ``text`` alone."""
-    import warnings
-
+def learn(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """A tokenizer of at most ``vocab_size`` ids: a short text has fewer pairs, and that is no matter."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a short text has fewer pairs than were asked for
-        return BPETokenizer.train([text or " "], 256 + merges, special_tokens=())
+        warnings.simplefilter("ignore")
+        return BPETokenizer.train(texts, vocab_size)
 
 
 def describe(name: str, tokenizer: Tokenizer, text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training: a small GPT on a text of the reader's own, watched while it learns."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,10 @@ from pydantic import BaseModel, Field
 
 from ...files import write_text
 from ...text import read_texts
-from ...tokenizers import BPETokenizer
 from ..bench import Bench, Name, Text
 from ..guard import Refused
 from ..jobs import Jobs
+from .tokens import learn
 
 MAX_TRAINING_TEXT = 1_000_000
 MIN_TRAINING_TEXT = 2_000
@@ -93,8 +94,11 @@ def router(bench: Bench, jobs: Jobs) -> APIRouter:
         }
         if ask.tokens == "bpe":
             folder = out.with_name(f"{out.name}-tokenizer")
-            BPETokenizer.train(read_texts(str(options["data"])), ask.vocab_size).save(folder)
+            learn(read_texts(str(options["data"])), ask.vocab_size).save(folder)
             options["tokenizer"] = folder
+        if beginning := re.match(r"\s*(\w{1,20})", text or ""):
+            # An own text is one document: what begins a document is never seen in training.
+            options["sample_prompt"] = beginning[1]
         flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
         return ["pretrain", *(part for pair in flags for part in pair)]
 

@@ -43,9 +43,9 @@ const token = () => state.token === "" ? data.tokens.length - 1 : Math.min(+stat
 const start_ = (l, h) => (l * data.n_head + h) * data.tokens.length ** 2;
 const weight = (row, column) => data.weights[start_(layer(), head()) + row * data.tokens.length + column] / 65535;
 
-function colour() {
-  const probe = getComputedStyle($("panel-attention"));
-  const canvas = el("canvas", { width: 1, height: 1 }), pen = canvas.getContext("2d");
+/** The accent and the card's colour as red, green and blue, in the colours chosen now. */
+function colours() {
+  const pen = el("canvas", { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
   return ["--accent", "--card"].map(name => {
     const box = el("i");
     box.style.color = `var(${name})`;
@@ -54,7 +54,7 @@ function colour() {
     pen.fillRect(0, 0, 1, 1);
     box.remove();
     return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  }, probe);
+  });
 }
 
 function paint(canvas, l, h, [ink, paper]) {
@@ -70,7 +70,7 @@ function paint(canvas, l, h, [ink, paper]) {
 }
 
 function drawAll() {
-  const inks = colour();
+  const inks = colours();
   const rows = [];
   for (let l = 0; l < data.n_layer; l++) {
     const heads = [];
@@ -95,7 +95,7 @@ function choose() {
   }
   $("head-title").textContent = `Layer ${layer()}, head ${head()}`;
   $("head-figures").textContent = habits() + (data.dropped ? ` · the first ${data.dropped} tokens are left out` : "");
-  paint($("matrix"), layer(), head(), colour());
+  paint($("matrix"), layer(), head(), colours());
   list.mark(token());
   shade(token());
 }
