@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from ..checkpoint import open_model
 from ..errors import InputError
@@ -28,22 +28,13 @@ SERVED = "served"  # the model that the server was started with
 _RUN = re.compile(r"run-[0-9]{1,4}")
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is no text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[str, Field(max_length=200)]
 
 
 class Prompt(BaseModel):
     """A text, and the model that is asked about it."""
 
-    text: Text = Field(max_length=MAX_TEXT)
+    text: str = Field(max_length=MAX_TEXT)
     model: Name = SERVED
 
 

@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...generate import generate_text
 from ...loss import next_token_loss
 from ...model import GPT
-from ..bench import Bench, Name, Text, encode
+from ..bench import Bench, Name, encode
 from ..guard import Refused
 from ..jobs import Jobs
 from .training import MAX_TRAINING_TEXT, Source, checked_text, put_text
@@ -28,7 +28,7 @@ Variant = Literal["base", "lora", "merged", "nf4", "qlora"]
 class Train(Sampling):
     """An adapter to train on a text."""
 
-    text: Text = Field("", max_length=MAX_TRAINING_TEXT)
+    text: str = Field("", max_length=MAX_TRAINING_TEXT)
     source: Source = "builtin:reference"
     rank: int = Field(8, ge=1, le=256)
     alpha: float = Field(16, gt=0, le=1024)

@@ -1,7 +1,7 @@
 """Agents: what Toolformer's filter kept and dropped, and a Reflexion run trial by trial.
 
-The files are those that the server was started with, and those below its runs; a browser chooses among them by
-the names in this list.
+The files are those that the server was started with, and those below its runs; a browser chooses among them
+by the names in this list.
 """
 
 import itertools

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ...tokenizers import BPETokenizer, Tokenizer
 from ...tokenizers.render import merge_steps, visible
-from ..bench import Bench, Name, Prompt, Text, encode, token_text
+from ..bench import Bench, Name, Prompt, encode, token_text
 from ..guard import Refused
 
 SHOWN = 4000  # tokens
@@ -27,9 +27,9 @@ class Tokenize(Prompt):
 class Merges(Prompt):
     """Whose merges are replayed, on a short text."""
 
-    text: Text = Field(max_length=400)
+    text: str = Field(max_length=400)
     tokenizer: Name = "model"
-    corpus: Annotated[Text, Field(max_length=20_000)] = ""
+    corpus: Annotated[str, Field(max_length=20_000)] = ""
     """what the tokenizer named ``this text`` learns from; the text itself when empty"""
     merges: int = Field(50, ge=0, le=1000)
 
@@ -39,7 +39,11 @@ def router(bench: Bench) -> APIRouter:
     api = APIRouter(prefix="/api")
 
     def find(name: str, model: str, corpus: str, merges: int) -> Tokenizer:
-        return learn([corpus or " "], 257 + merges) if name == LEARNED else bench.tokenizer(name, model)
+        return (
+            learn([corpus or " "], 256 + merges, special_tokens=())
+            if name == LEARNED
+            else bench.tokenizer(name, model)
+        )
 
     @api.post("/tokens")
     def tokens(ask: Tokenize) -> dict[str, Any]:
@@ -73,11 +77,11 @@ def router(bench: Bench) -> APIRouter:
     return api
 
 
-def learn(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+def learn(texts: Iterable[str], vocab_size: int, **options: Any) -> BPETokenizer:
     """A tokenizer of at most ``vocab_size`` ids: a short text has fewer pairs, and that is no matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return BPETokenizer.train(texts, vocab_size)
+        return BPETokenizer.train(texts, vocab_size, **options)
 
 
 def describe(name: str, tokenizer: Tokenizer, text: str) -> dict[str, Any]:

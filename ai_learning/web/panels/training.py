@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from ...files import write_text
 from ...text import read_texts
-from ..bench import Bench, Name, Text
+from ..bench import Bench, Name
 from ..guard import Refused
 from ..jobs import Jobs
 from .tokens import learn
@@ -38,7 +38,7 @@ class Start(BaseModel):
     """What to train, and how."""
 
     source: Source = "own"
-    text: Text = Field("", max_length=MAX_TRAINING_TEXT)
+    text: str = Field("", max_length=MAX_TRAINING_TEXT)
     size: Literal["small", "tiny", "medium"] = "small"
     tokens: Literal["bytes", "bpe"] = "bytes"
     vocab_size: int = Field(512, ge=257, le=4096)
