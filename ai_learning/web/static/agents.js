@@ -6,7 +6,7 @@ import { $, careful, el, options, slider } from "./ui.js";
 
 const open_ = newest();
 const NODES = { write_tests: "tests it wrote for itself", begin: "begins", act: "acts", observe: "observes", evaluate: "is judged", reflect: "reflects", error: "error" };
-let files = [], data = null, threshold = null;
+let files = [], data = null;
 
 export function start() {
   $("agent-file").addEventListener("change", () => set({ file: $("agent-file").value, item: 0 }));
@@ -42,7 +42,7 @@ function toolformer() {
   const text = el("div", { class: "agent-text" }), table = el("div", { class: "scroll" }), sum = el("p", { class: "muted small", role: "status" });
   const gains = calls.map(c => c.gain).filter(g => g !== null), most = Math.max(0.1, ...gains.map(Math.abs));
   const draw = () => {
-    const tau = threshold;
+    const tau = state.tau === "" ? null : +state.tau;
     const keeps = calls.map(c => tau === null ? c.kept : c.gain !== null && c.gain >= tau);
     const parts = [];
     let place = 0;
@@ -60,7 +60,7 @@ function toolformer() {
       el("tbody", {}, ...calls.map((c, n) => row(c, n, keeps[n], most)))));
     sum.textContent = `${keeps.filter(Boolean).length} of ${calls.length} calls kept` + (tau === null ? ", as the run judged them" : ` at τ = ${tau}`);
   };
-  const tauSlider = slider("τ", { id: "tau", min: -1, max: Math.max(2, Math.ceil(most)), step: 0.05, value: threshold ?? 1 }, v => { threshold = +v; draw(); });
+  const tauSlider = slider("τ", { id: "tau", min: -1, max: Math.max(2, Math.ceil(most)), step: 0.05, value: state.tau || 1 }, v => { set({ tau: v }); draw(); });
   draw();
   return [el("div", { class: "card" }, el("h2", {}, "The text with its calls"), text),
     el("div", { class: "card" }, el("h2", {}, "Every call that was tried"),

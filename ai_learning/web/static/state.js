@@ -6,7 +6,7 @@ const START = {
   tokenizers: "model,reference-1000,this text", view: "text", merges: "40", words: "", by: "",
   layer: "0", head: "0", token: "", direction: "from",
   temperature: "1", top_k: "0", top_p: "1", min_p: "0", at: "",
-  run: "", adapter: "", prompt: "def ", file: "", item: "",
+  run: "", adapter: "", prompt: "def ", file: "", item: "", tau: "",
 };
 export const state = { ...START };
 const listeners = [];

@@ -13,17 +13,20 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Show an error at the top of the page; without one, take it away. An aborted question is no error. */
-export function tell(error) {
-  if (error?.name === "AbortError") return;
-  const box = $("message");
-  box.hidden = !error;
-  box.textContent = error ? error.message : "";
+function tell(error) {
+  $("message").hidden = !error;
+  $("message").textContent = error ? error.message : "";
 }
 
-/** Run `work`; show what goes wrong. */
+let working = 0;
+
+/** Run `work`, and show at the top of the page what goes wrong; dropped questions are no error. An older message
+ * goes when something new begins. */
 export async function careful(work) {
-  try { const result = await work(); tell(null); return result; } catch (error) { tell(error); return undefined; }
+  if (!working) tell(null);
+  working++;
+  try { return await work(); } catch (error) { if (error.name !== "AbortError") tell(error); } finally { working--; }
+  return undefined;
 }
 
 export function later(milliseconds, work) {
