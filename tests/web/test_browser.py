@@ -99,7 +99,7 @@ def test_tokens(visit: Callable) -> None:
     page.fill("#n-merges", "0")  # nothing learned: a token a byte
     assert visitor.text("#token-cards article:nth-child(3)", "26 tokens") != before
     page.fill("#n-merges", "40")
-
+    visitor.text("#token-cards article:nth-child(3)", "[^2][0-9] tokens")
     page.select_option("#replay-tokenizer", "this text")
     page.fill("#replay-text", "lowest")
     visitor.text("#replay-words", "^lowest$")

@@ -16,9 +16,9 @@ export function start() {
     const place = canvas.getBoundingClientRect();
     const row = Math.floor((event.clientY - place.top) / place.height * n), column = Math.floor((event.clientX - place.left) / place.width * n);
     if (row >= 0 && row < n && column >= 0 && column <= row) {
-      const p = weight(row, column);
-      $("attention-caption").textContent = `“${data.tokens[row].text}” (${row}) takes ${percent(p)} from “${data.tokens[column].text}” (${column})`;
       shade(state.direction === "from" ? row : column);
+      $("attention-caption").textContent =
+        `“${data.tokens[row].text}” (${row}) takes ${percent(weight(row, column))} from “${data.tokens[column].text}” (${column})`;
     }
   });
   canvas.addEventListener("pointerleave", () => shade(token()));
