@@ -112,13 +112,13 @@ def plot_lens(
 
 
 def plot_lines(
-    series: Mapping[str, Sequence[float]], path: Path | str, x: str, y: str, title: str = ""
+    series: Mapping[str, Sequence[float]], path: Path | str, x: str, y: str, title: str = "", first: int = 0
 ) -> None:
-    """Lines by name over 0, 1, 2 …, with axis labels ``x`` and ``y``."""
+    """Lines by name over ``first``, ``first + 1`` …, with axis labels ``x`` and ``y``."""
     figure, axes = _subplots(1, 1, (6, 3.5))
     ax = axes[0]
     for name, values in series.items():
-        ax.plot(range(len(values)), values, "o-", label=name, markersize=3)
+        ax.plot(range(first, first + len(values)), values, "o-", label=name, markersize=3)
     ax.set_xlabel(x, **_PLAIN)
     ax.set_ylabel(y, **_PLAIN)
     ax.set_title(title, **_PLAIN)

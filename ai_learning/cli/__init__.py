@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "perplexity and bits per byte of a text, accuracy on a task"),
     "export": ("export", "a checkpoint as a folder that transformers opens; merge adapters; push to the hub"),
     "inspect": ("inspect", "attention, residual stream, logit lens and per-token loss of a text, as plots"),
+    "reflexion": ("reflexion", "an agent that reflects on its failures: run, report, doctor, demo"),
     "web": ("web", "a page on this machine: a model's tokens, next-token probabilities and text"),
 }
 
