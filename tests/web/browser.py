@@ -1,5 +1,6 @@
 """Headless Chromium for the tests of the page; skips, with the reason, where there is none."""
 
+import io
 import os
 import re
 import shutil
@@ -87,7 +88,10 @@ class Visitor:
         """Keep a picture for the docs, where that was asked for (``AI_LEARNING_SCREENSHOTS=1``)."""
         if os.environ.get("AI_LEARNING_SCREENSHOTS"):
             assert re.fullmatch(r"[a-z_]+", name)
-            self.page.screenshot(path=IMAGES / f"page_{name}.png", full_page=True)
+            from PIL import Image
+
+            taken = Image.open(io.BytesIO(self.page.screenshot(full_page=True))).convert("RGB")
+            taken.quantize(128, dither=Image.Dither.NONE).save(IMAGES / f"page_{name}.png", optimize=True)
 
     def leave(self) -> None:
         """Close the page; it must not have complained."""
