@@ -75,7 +75,7 @@ class TrainConfig:
     save_every: int = 200
     """steps between checkpoints"""
     sample_every: int = 0
-    """steps between printed samples; 0 prints none"""
+    """steps between samples, printed and kept with the metrics; 0 writes none"""
     log_every: int = 10
     """steps between lines of metrics"""
     seed: int = 1337
@@ -317,9 +317,7 @@ class _Trainer:
             if wants_eval:
                 self._evaluate()
             if config.sample_every and self.sample and self.step % config.sample_every == 0:
-                text = self._in_eval_mode(self.sample)
-                if self.team.world.is_main:
-                    self.listener({"step": self.step, "sample": text})
+                self._log({"step": self.step, "sample": self._in_eval_mode(self.sample)})
             if wants_save:
                 self.elapsed = before + time.perf_counter() - started
                 saved = self._save(self.folder.last, resumable=True)
