@@ -232,7 +232,7 @@ def _language_reference() -> Iterator[str]:
     yield from (topics[name] for name in sorted(topics))
 
 
-def _stdlib_files() -> list[Path]:
+def stdlib_files() -> list[Path]:
     """Source of the standard library, without tests, character tables and what was installed on top."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
@@ -241,11 +241,11 @@ def _stdlib_files() -> list[Path]:
 
 
 def _stdlib_source() -> Iterator[str]:
-    return (read_file(file) for file in _stdlib_files())
+    return (read_file(file) for file in stdlib_files())
 
 
 def _stdlib_docstrings() -> Iterator[str]:
-    for file in _stdlib_files():
+    for file in stdlib_files():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             try:
@@ -320,7 +320,7 @@ def package_training_text(held_out: float = 0.1, seed: int = 0, n_chars: int = 1
     size = _BLOCK_SNIPPETS * n_chars
     split = _package_blocks(n_chars, held_out, seed)
     position = dict.fromkeys(PACKAGES, 0)  # where the next file starts in its package's text
-    for file in _stdlib_files():
+    for file in stdlib_files():
         package, text = _package(file), read_file(file)
         if package not in split:
             yield text
@@ -345,7 +345,7 @@ def _package(file: Path) -> str:
 def _package_blocks(n_chars: int, held_out: float, seed: int) -> dict[str, tuple[str, list[bool]]]:
     """The text of each package, and for each of its blocks whether it is for training."""
     generator = random.Random(seed)
-    all_files = _stdlib_files()
+    all_files = stdlib_files()
     result = {}
     for package in PACKAGES:
         text = _BETWEEN_FILES.join(read_file(file) for file in all_files if _package(file) == package)

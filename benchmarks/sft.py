@@ -36,7 +36,7 @@ def uneven(examples: int, response: float, seed: int = 0) -> SFTData:
     ids = generator.integers(0, VOCAB, lengths.sum()).astype(np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     is_target = np.zeros(len(ids), bool)
-    for start, end, length in zip(starts, starts[1:], lengths, strict=False):
+    for end, length in zip(starts[1:], lengths, strict=True):
         is_target[end - max(1, round(response * length)) : end] = True
     return SFTData(ids, is_target, starts)
 
@@ -52,7 +52,7 @@ def our_step(model: nn.Module, batches: SFTBatches) -> Callable[[], float]:
 
 
 def their_step(model: nn.Module, batches: SFTBatches) -> Callable[[], float]:
-    """transformers' own loss: ``labels`` are shifted inside it, so the target stands at its own id's place."""
+    """transformers' own loss: targets are given as ``shift_labels``, already one step on."""
     idx, targets, positions, documents, _ = batches(0)
     if batches.layout == "pad":
         inputs = {"attention_mask": (documents >= 0).long()}

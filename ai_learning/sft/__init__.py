@@ -4,6 +4,7 @@ from .batches import LAYOUTS, SFTBatch, SFTBatches, sft_loss, sft_metrics
 from .documents import DocumentMask, document_mask
 from .encode import SFTData, Template, encode_examples, encode_prompt
 from .examples import BadRows, Example, Message, read_examples
+from .names import name_examples, names_training_text
 
 __all__ = [
     "LAYOUTS",
@@ -18,6 +19,8 @@ __all__ = [
     "document_mask",
     "encode_examples",
     "encode_prompt",
+    "name_examples",
+    "names_training_text",
     "read_examples",
     "sft_loss",
     "sft_metrics",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..loss import IGNORE_INDEX, linear_cross_entropy
+from ..loss import CHUNK_BYTES, IGNORE_INDEX, linear_cross_entropy
 from ..shapes import Mask, Scalar, Tokens
 from .documents import DocumentMask, document_mask
 from .encode import SFTData
@@ -178,6 +178,7 @@ def sft_metrics(model: nn.Module, batches: SFTBatches) -> dict[str, float]:
     return {"val_loss": nats / count, "val_token_accuracy": right / count, "val_exact": whole / examples}
 
 
-def likeliest(hidden: Tensor, weight: Tensor, chunk: int = 1024) -> Tensor:
+def likeliest(hidden: Tensor, weight: Tensor) -> Tensor:
     """(N,) the id that each of (N, C) states makes likeliest; logits a chunk at a time."""
+    chunk = max(1, CHUNK_BYTES // (4 * weight.size(0)))
     return torch.cat([(part @ weight.T.to(part.dtype)).argmax(dim=1) for part in hidden.split(chunk)])

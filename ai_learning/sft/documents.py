@@ -54,7 +54,7 @@ class DocumentMask:
         lengths: Tensor = torch.unique_consecutive(documents.flatten(), return_counts=True)[1]
         return cls(lengths.tolist())
 
-    def bool(self) -> "DocumentMask":
+    def bool(self) -> "DocumentMask":  # noqa: A003
         """What attention asks of every mask."""
         return self
 
@@ -80,7 +80,7 @@ class DocumentMask:
         v: Heads,
         attn_mask: "DocumentMask",
         dropout_p: float = 0.0,
-        is_causal: "bool | Tensor" = False,
+        is_causal: Any = False,
         **options: Any,
     ) -> Heads:
         rows, heads, T, D = q.shape
@@ -92,7 +92,7 @@ class DocumentMask:
         ends = list(accumulate(lengths))
         outputs = []
         for start, end in zip([0, *ends], ends, strict=False):
-            document = [x[start:end].transpose(0, 1).unsqueeze(0) for x in stream]  # 3 × (1, H, L, D)
-            out = F.scaled_dot_product_attention(*document, None, dropout_p, is_causal=True, **options)
+            Q, K, V = (x[start:end].transpose(0, 1).unsqueeze(0) for x in stream)  # 3 × (1, H, L, D)
+            out = F.scaled_dot_product_attention(Q, K, V, None, dropout_p, is_causal=True, **options)
             outputs.append(out.squeeze(0).transpose(0, 1))  # (L, H, D)
         return torch.cat(outputs).view(rows, T, heads, D).transpose(1, 2)  # (B, H, T, D)

@@ -134,7 +134,7 @@ def encode_examples(
         block_size: the model's longest input.
         template: how conversations are written.
         bad: what to do with an example that cannot be used; fatal by default.
-        too_long: of a conversation longer than ``block_size``: ``"skip"`` (a bad row) or ``"cut"`` at its end.
+        too_long: of a conversation longer than ``block_size``: ``"skip"`` (a bad row) or ``"cut"`` its end.
 
     Raises:
         InputError: nothing left to train on, or a bad row where that is fatal.
