@@ -67,6 +67,7 @@ def plan_memory(
         grad_accum: batches before each optimizer step; from 2 on, gradients and activations coexist.
         recompute: each block keeps its input only.
     """
+    _warm_up(next(model.parameters()).device)
     weights = _bytes_of([*model.parameters(), *model.buffers()])
     weights += sum(_bytes_of(_state_tensors(module)) for module in model.modules())
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -90,6 +91,13 @@ def plan_memory(
     at_end = gradients + (head if trains_head and config.tie_weights else 0)
     moving = gradients + activations if grad_accum > 1 else max(at_loss, at_end)
     return MemoryPlan(weights, gradients, state, activations, weights + state + moving)
+
+
+def _warm_up(device: torch.device) -> None:
+    """PyTorch loads some 25 MB of its own at a process's first optimizer step: not the model's."""
+    p = torch.zeros(1, device=device, requires_grad=True)
+    p.grad = torch.zeros_like(p)
+    torch.optim.AdamW([p]).step()
 
 
 def _bytes_of(tensors: Any) -> int:

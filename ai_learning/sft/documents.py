@@ -8,7 +8,6 @@ knows nothing of it.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -54,9 +53,17 @@ class DocumentMask:
         lengths: Tensor = torch.unique_consecutive(documents.flatten(), return_counts=True)[1]
         return cls(lengths.tolist())
 
-    def bool(self) -> "DocumentMask":  # noqa: A003
+    def bool(self) -> "DocumentMask":
         """What attention asks of every mask."""
         return self
+
+    def __eq__(self, other: object) -> Any:
+        """What the written-out attention asks of a mask: a stream has no square of weights to hide."""
+        if isinstance(other, int):
+            raise ValueError("a stream of documents needs attention='fast'; use layout='pack' with others")
+        return self is other
+
+    __hash__ = object.__hash__
 
     def dense(self) -> Mask:
         """(N, N) bool over the whole stream, with the future hidden too: the definition, to test against."""
@@ -87,12 +94,11 @@ class DocumentMask:
         lengths = attn_mask.lengths
         if sum(lengths) != rows * T:
             raise ValueError(f"documents of {sum(lengths)} positions in all do not fill {rows} rows of {T}")
-        # (B, H, T, D) → (B, T, H, D) → one stream (B·T, H, D)
-        stream = [x.transpose(1, 2).reshape(rows * T, heads, D) for x in (q, k, v)]
-        ends = list(accumulate(lengths))
+        # (B, H, T, D) → (B, T, H, D) → one stream (B·T, H, D) → documents of (L, H, D)
+        streams = [x.transpose(1, 2).reshape(rows * T, heads, D).split(lengths) for x in (q, k, v)]
         outputs = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            Q, K, V = (x[start:end].transpose(0, 1).unsqueeze(0) for x in stream)  # 3 × (1, H, L, D)
+        for document in zip(*streams, strict=True):
+            Q, K, V = (x.transpose(0, 1).unsqueeze(0) for x in document)  # 3 × (1, H, L, D)
             out = F.scaled_dot_product_attention(Q, K, V, None, dropout_p, is_causal=True, **options)
             outputs.append(out.squeeze(0).transpose(0, 1))  # (L, H, D)
         return torch.cat(outputs).view(rows, T, heads, D).transpose(1, 2)  # (B, H, T, D)
