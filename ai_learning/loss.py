@@ -12,7 +12,7 @@ from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
-_CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 32 * 2**20
 
 
 def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
         d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
-        chunk = min(N, max(1, _CHUNK_BYTES // (V * total.element_size())))
+        chunk = min(N, max(1, CHUNK_BYTES // (V * total.element_size())))
         # One buffer for all chunks: what is freed and allocated again is not always given back in between.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):
