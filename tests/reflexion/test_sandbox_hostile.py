@@ -67,6 +67,12 @@ def test_no_verdict_is_forged(sandbox: Sandbox, name: str, tests: str) -> None:
     forge(sandbox, name, tests)
 
 
+def test_tests_keep_what_they_assign(sandbox: Sandbox) -> None:
+    forge(sandbox, "changing what the tests expect", "EXPECTED_TESTS")
+    stop = "def f(x): raise StopIteration"
+    assert not sandbox.run(stop, "assert all(map(lambda x: f(x) == 4, [2, 3]))").passed
+
+
 def test_the_truth_passes_the_same_tests(sandbox: Sandbox) -> None:
     for tests in (hostile.TESTS, hostile.HUMANEVAL_TESTS, hostile.UNITTEST_TESTS):
         result = sandbox.run("def f(x): return x * x", tests, entry_point="f")

@@ -63,6 +63,11 @@ class Judge(Peer):
             raise WorkerGone(self.broken)
         try:
             return super().request(operation, target, *arguments, **named)
+        except StopIteration as error:
+            if operation == "next":
+                raise
+            # Tests like all(map(…)) would take it for the end of their cases.
+            raise RuntimeError("the code raised StopIteration") from error
         except (EOFError, ConnectionError, struct.error):
             self.broken = "the code ended its own process"
         except WireError as error:
@@ -160,9 +165,12 @@ def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict
     except BaseException as error:
         verdict["exit_code"] = 1
         return _describe(error)
-    if type(found) is not dict:
-        raise WorkerGone("not a dict")
-    peer.watched = _chosen(found, request["entry_point"])
+    if type(found) is not dict or not found.keys() <= set(wanted):  # __builtins__, for instance
+        peer.broken = "the code's process wrote something that is no message"
+        raise WorkerGone(peer.broken)
+    peer.namespace = _chosen(found, request["entry_point"])
+    # What tests assign is theirs, though it may be the same object (True, 4, "") as the code's.
+    peer.watched = {name: value for name, value in peer.namespace.items() if name not in (tests and tests.assigned or ())}
     return ""
 
 
@@ -195,8 +203,9 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
 
     module = types.ModuleType(_TESTS)
     sys.modules[_TESTS] = module
-    namespace = peer.namespace = module.__dict__
-    namespace |= {**peer.watched, "__at__": at, "__failed__": TestFailedError}
+    namespace = module.__dict__
+    namespace |= {**peer.namespace, "__at__": at, "__failed__": TestFailedError}
+    peer.namespace = namespace
     unittest.main = lambda *_, **__: None  # type: ignore[assignment, misc] - classes are found below
     try:
         exec(tests.code, namespace)
@@ -224,9 +233,9 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
 def _candidate(peer: Judge, entry_point: str | None, tests: Tests) -> Any:
     if entry_point is None:
         raise NameError("check(candidate) is never called, and no entry_point says with what")
-    if entry_point not in peer.watched:
+    if entry_point not in peer.namespace:
         raise NameError(f"name {entry_point!r} is not defined")
-    return peer.watched[entry_point]
+    return peer.namespace[entry_point]
 
 
 def _run_case(case: type[unittest.TestCase], tests: Tests) -> str:
