@@ -73,7 +73,7 @@ def page(results: list[Result], args: argparse.Namespace) -> str:
         f"pairs are in no demonstration; at most {how.trials} trials each, actor's temperature "
         f"{how.temperature}, reflector greedy. {cost:.0f} CPU seconds a seed, for training and all "
         "conditions together.",
-        f"Share of tasks solved, mean of {len(results)} seeds. A claim (a place has the thing, or has it not) "
+        f"Share of tasks solved, mean of {len(results)} seeds. A claim (a place has the thing, or has not) "
         "is true where the task's own trials had shown it.",
         _table(*success_table(results)),
         "By seed, after the last trial:",
