@@ -218,7 +218,14 @@ def test_demo_leaves_a_report_a_figure_and_a_trace(
         len(one["curve"]) == 6 and one["curve"] == sorted(one["curve"]) for one in found["outcomes"].values()
     )
     assert "shuffled reflections" in (out / "report.html").read_text()
-    assert main(["reflexion", "demo", "--out", str(out), *TINY]) == 0  # an earlier demo may be replaced
+    # An earlier demo may be replaced, or gone on with: its first seed is not made again.
+    (out / "seed1.json").unlink()  # as if it had been killed in its second seed
+    before = (out / "seed0.pt").stat().st_mtime_ns
+    again = ["reflexion", "demo", "--out", str(out), "--seeds", "2", "--resume", *TINY]
+    assert main(again) == 0 and json.loads((out / "seed1.json").read_text())["outcomes"] == found["outcomes"]
+    assert (out / "seed0.pt").stat().st_mtime_ns == before
+    assert main([*again, "--steps", "61"]) == 2
+    assert "was made with steps=60, not 61" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
