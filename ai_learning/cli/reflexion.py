@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..reflexion.calls import Budget, Retry
 from ..reflexion.results import RunResult, TaskResult, read_run
 from ..reflexion.tasks.base import Task
-from ..reflexion.trace import Event
+from ..reflexion.trace import Event, read_trace, write_page
 from .common import console, flag, parse
 
 HELP = {
@@ -73,8 +73,9 @@ class Run:
     """unit tests that the model may write"""
     allow_unsafe: bool = False
     """run programs even where the machine cannot isolate them: only for models that you trust"""
-    articles: Path | None = None
-    """hotpotqa: a folder of text files to search in place of the questions' own paragraphs"""
+    articles: str | None = None
+    """hotpotqa: what to search in place of the questions' own paragraphs: a folder of articles (.txt, .md;
+    their names are the titles), hf:NAME or builtin:reference"""
     shared: bool = False
     """hotpotqa: search the paragraphs of all questions, not only the question's own"""
     shown_tests: int = 0
@@ -117,7 +118,10 @@ SAMPLE = "#"
 
 @dataclass(frozen=True)
 class Report:
-    """Tables, the success-by-trial plot and the cost of runs, as a page; several runs are compared."""
+    """Tables, the success-by-trial plot and the cost of runs, as a page; several runs are compared.
+
+    Also writes each run's trace.html again, which a run that was killed does not have.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs, finished or not"""
@@ -215,8 +219,8 @@ def _defaults(args: list[str]) -> Run:
     saved = read_options(out, "reflexion")
     known = {one.name for one in fields(Run)} - NOT_SAVED
     found = {name: value for name, value in saved.items() if name in known}
-    for name in ("articles", "prompts"):
-        found[name] = None if found.get(name) is None else Path(found[name])
+    if found.get("prompts"):
+        found["prompts"] = Path(found["prompts"])
     return Run(**found, out=Path(out))
 
 
@@ -378,6 +382,8 @@ def _report(args: list[str]) -> None:
         raise InputError("name the folder of a run, or of several")
     runs = [(_label(path, options.runs), *read_run(path)) for path in options.runs]
     most = max(result.trials for _, result, _ in runs)
+    for path in options.runs:
+        write_page(read_trace(path / "trace.jsonl"), path / "trace.html", f"Trace of {path.name}")
     page = Page("Reflexion: " + ", ".join(label for label, _, _ in runs))
     page.heading("Solved after each trial")
     trials = [f"trial {number}" for number in range(1, most + 1)]
