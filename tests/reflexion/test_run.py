@@ -1,6 +1,7 @@
 """The method, trial by trial: what the actor is shown, when trials end, what survives."""
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -335,13 +336,23 @@ def test_a_torn_line_is_dropped_and_written_again(tmp_path: Path) -> None:
 
 def test_lines_lost_from_the_trace_come_back_from_the_checkpoints(tmp_path: Path) -> None:
     settings = {"trials": 3, "out": tmp_path}
-    Reflexion(RuleModel(rule=opens_in_order), **settings).run([cat()])
+    Reflexion(RuleModel(rule=opens_in_order), budget=Budget(max_calls=1), **settings).run([cat()])
     path = tmp_path / "trace.jsonl"
     whole = path.read_text()
-    path.write_text("".join(whole.splitlines(keepends=True)[:4]))
-    model = RuleModel(rule=opens_in_order)
-    Reflexion(model, **settings, resume=True).run([cat()])
-    assert path.read_text() == whole and model.calls == []
+    assert whole.count("\n") == 5
+    path.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    Reflexion(RuleModel(rule=opens_in_order), budget=Budget(max_calls=1), resume=True, **settings).run(
+        [cat()]
+    )
+    assert path.read_text() == whole
+
+
+def test_checkpoints_of_the_past_are_forgotten(tmp_path: Path) -> None:
+    model = RuleModel(rule=lambda s, u: f"Action: jump {len(u)}")
+    Reflexion(model, trials=3, most_actions=10, out=tmp_path).run([cat("a"), cat("b", "c")])
+    with sqlite3.connect(tmp_path / "checkpoints.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM checkpoints").fetchone() == (2,)
+        assert database.execute("SELECT count(*) FROM writes").fetchone() == (0,)
 
 
 def test_success_by_trial_counts_the_last_attempt_so_far() -> None:
