@@ -362,8 +362,28 @@ def test_success_by_trial_counts_the_last_attempt_so_far() -> None:
     result.take(Event("a", 1, "evaluate", 1, data))
     result.take(Event("a", 2, "evaluate", 2, {**data, "success": True, "solved": True}))
     assert result.success_by_trial() == [0, 0.5, 0.5]
-    result.take(Event("b", 1, "evaluate", 1, {**data, "success": True, "solved": False}))
-    assert result.success_by_trial() == [0, 0.5, 0.5]
+    result.take(Event("b", 1, "evaluate", 1, {**data, "solved": True}))
+    assert result.success_by_trial() == [0.5, 1, 1]
+    result.take(Event("b", 2, "evaluate", 2, {**data, "success": True, "solved": False}))
+    assert result.success_by_trial() == [0.5, 0.5, 0.5]
+
+
+def test_a_seed_draws_again_in_each_trial_and_the_same_when_repeated() -> None:
+    drawn: list[int] = []
+
+    class Seeded(RuleModel):
+        seed: int = 5
+
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            drawn.append(kwargs["seed"])
+            return super()._generate(*args, **kwargs)
+
+    tasks = [cat("red", "a"), cat("red", "b")]
+    for _ in range(2):
+        Reflexion(Seeded(rule=lambda s, u: "Action: open green"), strategy="none", trials=3).run(tasks)
+    assert drawn[:6] == drawn[6:] and len(set(drawn)) == 6
+    Reflexion(Seeded(rule=lambda s, u: "Action: open green", seed=6), strategy="none", trials=3).run(tasks)
+    assert not set(drawn[:6]) & set(drawn[12:])
 
 
 @pytest.mark.parametrize(
