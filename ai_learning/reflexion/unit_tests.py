@@ -1,7 +1,7 @@
 """Unit tests that a model writes for its own programs: read, filtered, run (section 4.3 of the paper).
 
-The model's answer may be anything. What is kept are single asserts that parse, that call the function under test,
-and that need nothing but Python's own names: each can be run alone, and none twice.
+The model's answer may be anything. What is kept are single asserts that parse, that call the function under
+test, and that need nothing but Python's own names: each can be run alone, and none twice.
 """
 
 import ast
@@ -42,8 +42,9 @@ class TestOutcome:
 def parse_tests(answer: str, entry_point: str, n: int | None = None) -> list[str]:
     """The usable tests in a model's answer, in their order.
 
-    Asserts are found wherever they stand: in the open, in fenced blocks, in ``check(candidate)`` or ``test_…``
-    functions, as ``self.assertEqual(…)``. Of an answer that does not parse as a whole, the lines that do count.
+    Asserts are found wherever they stand: in the open, in fenced blocks, in ``check(candidate)`` or
+    ``test_…`` functions, as ``self.assertEqual(…)``. Of an answer that does not parse as a whole, the lines
+    that do count.
 
     Args:
         answer: the model's text.

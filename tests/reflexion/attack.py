@@ -1,4 +1,4 @@
-"""Running the hostile programs and asserting what must hold of all; no pytest, so that any Python can run it."""
+"""Running the hostile programs and asserting what must hold of all; without pytest, so any Python can."""
 
 import os
 import socket

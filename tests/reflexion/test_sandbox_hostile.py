@@ -1,7 +1,7 @@
 """Programs that mean harm: no verdict is forged, nothing is read, reached, filled or left behind.
 
-Every program runs behind namespaces and, as if the machine had none, behind Landlock and seccomp; and all again
-without root's rights, in a process of another user.
+Every program runs behind namespaces and, as if the machine had none, behind Landlock and seccomp; and all
+again without root's rights, in a process of another user.
 """
 
 import os

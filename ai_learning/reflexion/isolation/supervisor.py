@@ -1,4 +1,4 @@
-"""One run: start judge and worker behind the walls, watch clock, memory and output, kill everything, report."""
+"""One run: start judge and worker behind the walls, watch clock, memory and output, kill all, report."""
 
 import contextlib
 import os
@@ -92,7 +92,7 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
             shutil.rmtree(folder, ignore_errors=True)
     watch.drain()
     stdout, stderr = watch.outputs
-    result = {
+    result: dict[str, Any] = {
         "passed": False,
         "error": "",
         "exit_code": None,
@@ -138,7 +138,8 @@ class _Watch:
             return self._from_judge() or _unexpected()
         started = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            for source in (self.job, self.control, *self.streams):
+            sources: list[Any] = [self.job, self.control, *self.streams]
+            for source in sources:
                 selector.register(source, selectors.EVENT_READ)
             while True:
                 left = self.settings.timeout_s - (time.monotonic() - started)

@@ -47,7 +47,7 @@ class ProgramTask:
     allow_unsafe: bool = False
 
     def program(self, answer: str) -> str:
-        """A program of a model's answer: the whole function, or only its body as a continuation of the prompt.
+        """A program of a model's answer: the whole function, or only its body that continues the prompt.
 
         What stands in the prompt before the function (imports, helpers) is put before an answer that repeats
         the function without it.
@@ -79,7 +79,8 @@ def read_humaneval(path: Path | str) -> list[ProgramTask]:
     """Tasks from HumanEval's JSONL (also .gz, JSON or Parquet), or any file with its columns.
 
     Args:
-        path: rows with ``task_id``, ``prompt``, ``entry_point`` and ``test``; ``canonical_solution`` may lack.
+        path: rows with ``task_id``, ``prompt``, ``entry_point`` and ``test``; ``canonical_solution`` may
+        lack.
 
     Raises:
         InputError: a file that cannot be read, or a row that is no task.
