@@ -145,14 +145,20 @@ class GPTChatModel(LocalChatModel):
         return {"model": self.name_of_model, "temperature": self.temperature}
 
     def _prompt_ids(self, messages: list[BaseMessage]) -> list[int]:
+        from .tokenizers import BPETokenizer
+
         if self.template is None:
             text = "\n".join(str(message.text) for message in messages)
-            ids = self.tokenizer.encode_ordinary(text) if hasattr(self.tokenizer, "encode_ordinary") else None
-            return (self.tokenizer.encode(text) if ids is None else ids) or [self.tokenizer.eos_id or 0]
-        text = apply_chat_template(
-            self.template, _as_dicts(messages), add_generation_prompt=True, **self.special
-        )
-        return list(self.tokenizer.encode(text, allowed_special="all"))
+        else:
+            text = apply_chat_template(
+                self.template, _as_dicts(messages), add_generation_prompt=True, **self.special
+            )
+        if isinstance(self.tokenizer, BPETokenizer):  # only a template's own tokens are special
+            special = () if self.template is None else "all"
+            ids = self.tokenizer.encode(text, allowed_special=special, disallowed_special=())
+        else:
+            ids = self.tokenizer.encode(text)
+        return ids or [self.tokenizer.eos_id or 0]
 
     def _new_ids(self, ids: list[int], **kwargs: Any) -> Iterator[int]:
         import torch
@@ -194,9 +200,12 @@ class TransformersChatModel(LocalChatModel):
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from .pretrained.folders import no_progress_bar
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
+            with no_progress_bar():
+                model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{source}: {' '.join(str(error).split())[:300]}") from None
         return cls(model=model.to(device).eval(), tokenizer=tokenizer, name_of_model=str(source), **options)
@@ -224,6 +233,10 @@ class TransformersChatModel(LocalChatModel):
         from transformers import StoppingCriteriaList
 
         how = self._sampling(kwargs)
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        if room:  # a prompt that is too long loses its beginning, but never more than half of the room
+            how["max_tokens"] = min(how["max_tokens"], max(room - len(ids), room // 2))
+            ids = ids[-(room - how["max_tokens"]) :]
         sampled: dict[str, Any] = {"do_sample": how["temperature"] > 0}
         if sampled["do_sample"]:
             sampled |= {"temperature": how["temperature"], "top_k": how["top_k"] or 0, "top_p": how["top_p"]}

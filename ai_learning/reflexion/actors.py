@@ -92,7 +92,7 @@ class ReAct(Actor):
         text = answer.strip()
         marked = re.search(r"(?im)^\W*action(?:\s*\d+)?\W*?:[ \t]*(.*)$", text)
         if marked:
-            return Step(text[: marked.end()], marked[1].strip().strip("*`"))
+            return Step(text[: marked.end()], marked[1].strip("*` \t"))
         thought_only = text.lower().startswith("thought")
         return Step(text, "" if "\n" in text or thought_only else text.lstrip("> ").strip())
 
@@ -124,7 +124,8 @@ def finish_of(text: str) -> str | None:
     return inside[: inside.rindex("]")] if "]" in inside else inside
 
 
-_FENCED = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+"""language and content; the last block may lack its end"""
 
 
 def program_of(answer: str) -> str:
@@ -132,7 +133,8 @@ def program_of(answer: str) -> str:
 
     A block that does not parse is better than none: what is wrong with it is feedback.
     """
-    blocks = _FENCED.findall(answer)
+    python = {"", "python", "python3", "py"}
+    blocks = [block for language, block in _FENCED.findall(answer) if language.lower() in python]
     good = [block for block in [*blocks, answer] if is_python(block)]
     return max(good or blocks, key=len, default="").strip("\n")
 

@@ -211,6 +211,8 @@ class Reflexion:
             caller=Caller(self.budget, self.retry, spent),
         )
         _check_prompts(method, task)
+        if programs:
+            _check_sandbox()
         return method
 
     def _open_folder(self, tasks: list[Task], about: dict[str, Any], opened: ExitStack) -> Path | None:
@@ -370,6 +372,13 @@ def _check_tasks(tasks: Sequence[Task]) -> None:
         raise InputError(f"two tasks have the id {twice!r}")
     if len({task.kind for task in tasks}) > 1:
         raise InputError(f"tasks of several kinds in one run: {', '.join(sorted({t.kind for t in tasks}))}")
+
+
+def _check_sandbox() -> None:
+    """Where programs cannot be held, nothing is to be asked first."""
+    from .sandbox import run_python
+
+    run_python("")
 
 
 def _check_prompts(method: Method, task: Task) -> None:
