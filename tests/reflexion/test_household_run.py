@@ -93,6 +93,15 @@ def test_rows_of_different_lengths_are_each_as_if_alone(model: LookBackGPT) -> N
         torch.testing.assert_close(rows.logits[row], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_what_fills_a_row_up_is_not_looked_back_at(model: LookBackGPT) -> None:
+    prompt = torch.tensor([[6, 7, 8]])
+    positions = torch.tensor([[0, 0, 0, 1, 2]])
+    mask = torch.tensor([False, False, True, True, True]) | torch.eye(5, dtype=torch.bool)
+    for filling in (0, 9):
+        idx = torch.cat([torch.full((1, 2), filling), prompt], dim=1)
+        torch.testing.assert_close(model(idx, positions=positions, mask=mask)[:, 2:], model(prompt))
+
+
 def test_batches_are_a_function_of_the_seed_and_learn_only_what_follows() -> None:
     first, again, other = (next(batches(TRAIN, 4, seed)) for seed in (1, 1, 2))
     assert torch.equal(first[0], again[0]) and first[0].shape[0] == 4
