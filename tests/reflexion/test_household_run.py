@@ -1,6 +1,7 @@
 """The household's model and its trials: batched and one by one, with memory, without, and with another's."""
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from ai_learning.reflexion.household.world import MAX_ACTIONS, HouseholdTask, dr
 from ai_learning.reflexion.memory import Memory
 from ai_learning.reflexion.tasks.base import Step, Strategy
 from ai_learning.reflexion.trace import read_trace
+from ai_learning.train import DivergedError
 
 TRAIN, HELD_OUT = split_pairs(0)
 SMALL = Schooling(steps=150, n_layer=2, n_embd=48)
@@ -109,6 +111,11 @@ def test_batches_are_a_function_of_the_seed_and_learn_only_what_follows() -> Non
     x, y = first
     learnt = y >= 0
     assert learnt.any() and torch.equal(y[:, :-1][learnt[:, :-1]], x[:, 1:][learnt[:, :-1]])
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    with pytest.raises(DivergedError, match="became nan in step 2: lower the learning rates"):
+        school(TRAIN, replace(SMALL, lr=math.inf, warmup=0), seed=0)
 
 
 def test_collate_fills_up_on_the_right() -> None:
