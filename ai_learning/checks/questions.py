@@ -332,6 +332,35 @@ QUESTIONS: dict[str, Question] = {
             Choice("That the memory is too short.", "the memory is the same length in both."),
         ),
     ),
+    "day14.weights": Question(
+        "Between two trials, what changes in the agent?",
+        (
+            Choice(
+                "Its weights, by a small step of gradient descent.", "no weight changes: that is the point."
+            ),
+            Choice(
+                "Its prompt: the memory has one more reflection in it.",
+                "verbal reinforcement: what the failure taught stands in words before the next trial.",
+                True,
+            ),
+            Choice("Its temperature: it explores more.", "the actor draws as before; it only knows more."),
+        ),
+    ),
+    "day14.shuffled": Question(
+        "Why give each task the reflection on another one?",
+        (
+            Choice(
+                "To show that the gain is in what the words say, not in their being there.",
+                "prompts of the same form and length that say something false: if the gain stayed, it would come "
+                "from something else.",
+                True,
+            ),
+            Choice("To make the task harder and the plot prettier.", "it is a control, not a harder task."),
+            Choice(
+                "To test whether tasks can share what they learned.", "here they cannot: every house differs."
+            ),
+        ),
+    ),
     "day15.half": Question(
         "A model has produced three of the four bytes of 🙂. What should a page show?",
         (

@@ -1,9 +1,12 @@
 """``ai-learning reflexion``: run an agent that reflects, report on runs, look at the sandbox, see a demo."""
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +16,7 @@ from ..errors import InputError
 from ..reflexion.calls import Budget, Retry
 from ..reflexion.results import RunResult, TaskResult, read_run
 from ..reflexion.tasks.base import Task
-from ..reflexion.trace import Event
+from ..reflexion.trace import Event, read_trace, write_page
 from .common import console, flag, parse
 
 HELP = {
@@ -68,10 +71,17 @@ class Run:
     """in a trial; 30, for questions 6"""
     n_tests: int = 6
     """unit tests that the model may write"""
-    articles: Path | None = None
-    """hotpotqa: a folder of text files to search in place of the questions' own paragraphs"""
+    allow_unsafe: bool = False
+    """run programs even where the machine cannot isolate them: only for models that you trust"""
+    articles: str | None = None
+    """hotpotqa: what to search in place of the questions' own paragraphs: a folder of articles (.txt, .md;
+    their names are the titles), hf:NAME or builtin:reference"""
     shared: bool = False
     """hotpotqa: search the paragraphs of all questions, not only the question's own"""
+    shown_tests: int = 0
+    """mbpp: tests that become examples in the prompt and are hidden tests no longer"""
+    samples: int = 1
+    """independent runs of each task, for pass@k by the unbiased estimator"""
     limit: int | None = None
     """only the first so many tasks"""
     temperature: float | None = None
@@ -98,13 +108,20 @@ class Run:
     """show every step as it happens"""
 
 
-NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose"}
+NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose", "allow_unsafe"}
 """of no matter to a run that is resumed"""
+
+
+SAMPLE = "#"
+"""between a task's id and the number of its sample"""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Tables, the success-by-trial plot and the cost of runs, as a page; several runs are compared."""
+    """Tables, the success-by-trial plot and the cost of runs, as a page; several runs are compared.
+
+    Also writes each run's trace.html again, which a run that was killed does not have.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs, finished or not"""
@@ -157,6 +174,7 @@ def _run(args: list[str]) -> int:
         judge=None if options.judge is None else _open(options, options.judge),
         most_actions=options.most_actions,
         n_tests=options.n_tests,
+        allow_unsafe=options.allow_unsafe,
         budget=options.budget,
         retry=options.retry,
         concurrency=options.concurrency,
@@ -178,7 +196,7 @@ def _run(args: list[str]) -> int:
     except KeyboardInterrupt:
         console.print(go_on, markup=False, soft_wrap=True)
         raise
-    _print_curve(f"{options.strategy}, {time.monotonic() - began:.0f} s", result)
+    _print_curve(f"{options.strategy}, {time.monotonic() - began:.0f} s", result, options.samples)
     if result.stopped:
         console.print(f"stopped: {result.stopped}; {go_on}, and more of it", markup=False, soft_wrap=True)
     console.print(
@@ -201,8 +219,8 @@ def _defaults(args: list[str]) -> Run:
     saved = read_options(out, "reflexion")
     known = {one.name for one in fields(Run)} - NOT_SAVED
     found = {name: value for name, value in saved.items() if name in known}
-    for name in ("articles", "prompts"):
-        found[name] = None if found.get(name) is None else Path(found[name])
+    if found.get("prompts"):
+        found["prompts"] = Path(found["prompts"])
     return Run(**found, out=Path(out))
 
 
@@ -233,28 +251,36 @@ def load_tasks(options: Run) -> list[Task]:
     Raises:
         InputError: no data named, or data that cannot be read.
     """
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"limit={options.limit} must be at least 1")
+    for name, value in (("limit", options.limit), ("samples", options.samples)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
     if options.task != "programs" and not options.data:
         what = "MODULE:FUNCTION" if options.task == "env" else "a file of its format"
         raise InputError(f"task {options.task} needs --data: {what}")
-    tasks: Iterable[Any]
+    tasks = list(_read_tasks(options))[: options.limit]
+    if options.samples == 1:
+        return tasks
+    numbers = range(1, options.samples + 1)
+    return [replace(task, id=f"{task.id}{SAMPLE}{number}") for task in tasks for number in numbers]
+
+
+def _read_tasks(options: Run) -> Sequence[Any]:
     if options.task == "hotpotqa":
         from ..reflexion.tasks.questions import read_questions
 
-        tasks = read_questions(options.data, articles=options.articles, shared=options.shared)
-    elif options.task == "env":
+        return read_questions(options.data, articles=options.articles, shared=options.shared)
+    if options.task == "env":
         from ..reflexion.tasks.environments import load_environments
 
-        tasks = load_environments(options.data)
-    else:
-        from ..reflexion.scripted import PROGRAMS
-        from ..reflexion.tasks.programming import read_humaneval, read_mbpp
+        return load_environments(options.data)
+    from ..reflexion.scripted import PROGRAMS
+    from ..reflexion.tasks.programming import read_humaneval, read_mbpp
 
-        tasks = (
-            read_mbpp(options.data) if options.task == "mbpp" else read_humaneval(options.data or PROGRAMS)
-        )
-    return list(tasks)[: options.limit]
+    if options.task == "mbpp":
+        tasks = read_mbpp(options.data, shown_tests=options.shown_tests)
+    else:
+        tasks = read_humaneval(options.data or PROGRAMS)
+    return [replace(task, allow_unsafe=options.allow_unsafe) for task in tasks]
 
 
 class _Progress:
@@ -314,18 +340,33 @@ class _Progress:
                 self.bar.console.print(f"{head}\n{event.data[name]}\n", markup=False, soft_wrap=True)
 
 
-def _print_curve(title: str, result: RunResult) -> None:
+def pass_at(result: RunResult, samples: int) -> dict[int, float]:
+    """pass@k for k = 1, 10, 100 as far as the samples go, of the programs after the last trial."""
+    from ..reflexion.tasks.programming import pass_at_k
+
+    right: Counter[str] = Counter()
+    for task in result.tasks:
+        right[task.id.rpartition(SAMPLE)[0]] += task.solved
+    ks = [k for k in (1, 10, 100) if k <= samples]
+    return {k: sum(pass_at_k(samples, c, k) for c in right.values()) / len(right) for k in ks}
+
+
+def _print_curve(title: str, result: RunResult, samples: int = 1) -> None:
     """The share solved after each trial, and what it took."""
     curve = "  ".join(f"{share:.1%}" for share in result.success_by_trial())
     spent = result.spent
     cost = f", ${spent.cost:.4f}" if spent.cost else ""
     tokens = f"{spent.input_tokens:,} tokens read and {spent.output_tokens:,} written"
     solved = sum(task.solved for task in result.tasks)
-    for line in (
+    lines = [
         title,
         f"  solved after trial 1 to {result.trials}: {curve}",
         f"  {solved} of {len(result.tasks)} tasks solved; {spent.calls:,} calls, {tokens}{cost}",
-    ):
+    ]
+    if samples > 1:
+        estimates = ", ".join(f"pass@{k} {value:.1%}" for k, value in pass_at(result, samples).items())
+        lines.append(f"  {estimates} (unbiased, {samples} samples a task, after the last trial)")
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -341,21 +382,25 @@ def _report(args: list[str]) -> None:
         raise InputError("name the folder of a run, or of several")
     runs = [(_label(path, options.runs), *read_run(path)) for path in options.runs]
     most = max(result.trials for _, result, _ in runs)
-    header = ["run", "strategy", "model", "tasks", *(f"after {t}" for t in range(1, most + 1))]
-    header += ["errors", "calls", "tokens", "cost"]
-    rows = [_row(label, result, about, most) for label, result, about in runs]
-
+    for path in options.runs:
+        write_page(read_trace(path / "trace.jsonl"), path / "trace.html", f"Trace of {path.name}")
     page = Page("Reflexion: " + ", ".join(label for label, _, _ in runs))
     page.heading("Solved after each trial")
-    page.table(header, rows)
+    trials = [f"trial {number}" for number in range(1, most + 1)]
+    page.table(["run", "strategy", "tasks", *trials], [_success_row(*run, most) for run in runs])
     out = options.out or options.runs[0] / "report.html"
     plot = out.with_name("success_by_trial.png")
     curves = {f"{label} ({about['strategy']})": result.success_by_trial() for label, result, about in runs}
     plot_lines(curves, plot, "trial", "share of tasks solved", "success by trial", first=1)
     page.image(plot, "share of tasks solved after each trial")
+    page.heading("What it took")
+    columns = ["run", "model", "errors", "calls", "tokens read", "tokens written", "cost"]
+    page.table(columns, [_cost_row(*run) for run in runs])
     for label, result, about in runs:
         page.heading(f"Tasks of {label}")
-        settings = {k: v for k, v in about.items() if v is not None and k not in ("tasks", "digest")}
+        settings = {
+            k: v for k, v in about.items() if v not in (None, "", False) and k not in ("tasks", "digest")
+        }
         page.text("; ".join(f"{name} {value}" for name, value in settings.items()))
         page.table(
             ["task", "solved", "trials", "actions", "tokens", "last result"],
@@ -363,7 +408,8 @@ def _report(args: list[str]) -> None:
         )
     page.write(out)
     for label, result, about in runs:
-        _print_curve(f"{label}: {about['strategy']}, {about.get('model', '')}", result)
+        title = f"{label}: {about['strategy']}, {about.get('model', '')}"
+        _print_curve(title, result, about.get("samples", 1))
     console.print(f"→ {out}, {plot}", markup=False, soft_wrap=True)
 
 
@@ -371,20 +417,16 @@ def _label(path: Path, among: tuple[Path, ...]) -> str:
     return path.name if [one.name for one in among].count(path.name) == 1 else str(path)
 
 
-def _row(label: str, result: RunResult, about: dict[str, Any], most: int) -> list[str]:
-    spent = result.spent
+def _success_row(label: str, result: RunResult, about: dict[str, Any], most: int) -> list[str]:
     curve = [f"{share:.1%}" for share in result.success_by_trial()]
-    return [
-        label,
-        about["strategy"],
-        about.get("model", ""),
-        str(len(result.tasks)),
-        *(curve + ["–"] * (most - len(curve))),
-        str(sum(bool(task.error) for task in result.tasks)),
-        f"{spent.calls:,}",
-        f"{spent.input_tokens + spent.output_tokens:,}",
-        f"${spent.cost:.4f}" if spent.cost else "–",
-    ]
+    return [label, about["strategy"], str(len(result.tasks)), *curve, *["–"] * (most - len(curve))]
+
+
+def _cost_row(label: str, result: RunResult, about: dict[str, Any]) -> list[str]:
+    spent = result.spent
+    errors = sum(bool(task.error) for task in result.tasks)
+    counts = [f"{count:,}" for count in (errors, spent.calls, spent.input_tokens, spent.output_tokens)]
+    return [label, about.get("model", ""), *counts, f"${spent.cost:.4f}" if spent.cost else "–"]
 
 
 def _task_row(task: TaskResult) -> list[str]:
@@ -401,7 +443,9 @@ def _task_row(task: TaskResult) -> list[str]:
 
 # --- doctor -------------------------------------------------------------------------------------------------
 
-PROVIDERS = {
+PROVIDERS: dict[str, tuple[str | None, str | None]] = {
+    "ours": (None, None),
+    "hf": (None, None),
     "openai": ("langchain_openai", "OPENAI_API_KEY"),
     "anthropic": ("langchain_anthropic", "ANTHROPIC_API_KEY"),
     "ollama": ("langchain_ollama", None),
@@ -409,29 +453,37 @@ PROVIDERS = {
 
 
 def _doctor(args: list[str]) -> int:
-    """What is in force, and whether it is enough."""
-    import os
-    from importlib.util import find_spec
-
-    from ..reflexion.sandbox import doctor
-
     if args and args[0] in ("-h", "--help"):
-        console.print(
-            f"usage: ai-learning reflexion doctor\n\n{HELP['doctor']}", markup=False, soft_wrap=True
-        )
+        console.print(f"usage: ai-learning reflexion doctor\n\n{HELP['doctor']}", markup=False)
         return 0
     if args:
         raise InputError(f"reflexion doctor takes no options, not {args[0]!r}")
-    report = doctor()
-    console.print(str(report), markup=False, soft_wrap=True)
-    console.print("\nchat models", markup=False, soft_wrap=True)
-    console.print("  ours:PATH, hf:NAME    always; on this machine", markup=False, soft_wrap=True)
-    for name, (package, key) in PROVIDERS.items():
-        if find_spec(package) is None:
-            state = f'not installed: pip install "ai-learning[{name}]"'
-        elif key and not os.environ.get(key):
-            state = f"installed; {key} is not set (a server of your own needs none: --base-url)"
-        else:
-            state = "ready"
-        console.print(f"  {name + ':MODEL':<22}{state}", markup=False, soft_wrap=True)
-    return 0
+    from ..reflexion.sandbox import doctor
+
+    found = doctor()
+    _print_rows("sandbox", found.rows)
+    console.print(found.summary, style="bold", markup=False, soft_wrap=True)
+    _print_rows("\nchat models", [(f"{name}:MODEL", *_provider(name)) for name in PROVIDERS])
+    return 0 if found.safe else 1
+
+
+def _provider(name: str) -> tuple[str, str]:
+    """Whether a provider's models can be asked, and what is missing. No key is shown or tried."""
+    package, key = PROVIDERS[name]
+    if package and find_spec(package) is None:
+        return "not installed", f'pip install "ai-learning[{name}]"'
+    if key and not os.environ.get(key):
+        return "no key", f"{key} is not set; a server of your own needs none: --base-url"
+    return "ready", ""
+
+
+def _print_rows(title: str, rows: list[tuple[str, str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # not as markup: [x] is a text like any other
+    console.print(table)

@@ -1,6 +1,7 @@
 """What happened, to be read: events as JSON lines, and the same as one HTML page."""
 
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -33,7 +34,7 @@ class Event:
 
 
 class TraceFile:
-    """Appends events to a JSONL file, each once, however often a run is resumed.
+    """Appends events to a JSONL file, each once, from any thread, however often a run is resumed.
 
     Args:
         path: made if need be; events already there are read.
@@ -41,16 +42,18 @@ class TraceFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._lock = threading.Lock()
         self.known = {event.key for event in read_trace(self.path)}
         _drop_torn_line(self.path)
 
     def append(self, event: Event) -> None:
         """Write ``event``, unless it is there."""
-        if event.key in self.known:
-            return
-        self.known.add(event.key)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+        with self._lock:
+            if event.key in self.known:
+                return
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+            self.known.add(event.key)
 
 
 def read_trace(path: Path | str) -> Iterator[Event]:
@@ -104,11 +107,14 @@ def write_page(events: Iterable[Event], path: Path | str, title: str = "Trace") 
     tasks: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         tasks[event.task].append(event)
-    body = "\n".join(_task(name, sorted(found, key=lambda e: e.clock)) for name, found in tasks.items())
+    unfolded = len(tasks) <= 10
+    body = "\n".join(
+        _task(name, sorted(found, key=lambda e: e.clock), unfolded) for name, found in tasks.items()
+    )
     write_text(path, _PAGE.format(title=escape(title), body=body))
 
 
-def _task(name: str, events: list[Event]) -> str:
+def _task(name: str, events: list[Event], unfolded: bool) -> str:
     trials: dict[int, list[Event]] = defaultdict(list)
     for event in events:
         trials[event.trial].append(event)
@@ -118,12 +124,15 @@ def _task(name: str, events: list[Event]) -> str:
     word = "solved" if solved else f"error: {failed}" if failed else "not solved"
     head = f'{escape(name)} <span class="{"good" if solved else "bad"}">{escape(word)}</span>'
     inner = "\n".join(_trial(number, found) for number, found in sorted(trials.items()))
-    return f"<details open><summary><b>{head}</b></summary>\n{inner}\n</details>"
+    state = " open" if unfolded else ""
+    return f"<details{state}><summary><b>{head}</b></summary>\n{inner}\n</details>"
 
 
 def _trial(number: int, events: list[Event]) -> str:
     verdict = next((event.data for event in events if event.node == "evaluate"), None)
     word = "" if verdict is None else "solved" if _truth(verdict) else "failed"
+    if verdict is not None and word == "failed" and verdict["success"]:
+        word += ", though its evaluator was content"
     head = f'Trial {number} <span class="{"good" if word == "solved" else "bad"}">{word}</span>'
     if number == 0:
         head = "Before the first trial"
@@ -135,12 +144,14 @@ def _truth(verdict: dict[str, Any]) -> bool:
     return bool(verdict["success"] if verdict.get("solved") is None else verdict["solved"])
 
 
-_SHOWN = ("text", "tests", "observation", "feedback", "error")
+_SHOWN = ("text", "observation", "feedback", "error")
 
 
 def _event(event: Event) -> str:
     data = event.data
-    parts = [f"<pre>{escape(_plain(data[name]))}</pre>" for name in _SHOWN if data.get(name)]
+    parts = [f"<pre>{escape(str(data[name]))}</pre>" for name in _SHOWN if data.get(name)]
+    if "tests" in data:
+        parts.append(f"<pre>kept of these:\n{escape(chr(10).join(data['tests'])) or 'none'}</pre>")
     if not parts:
         return ""
     spent = ""
@@ -153,7 +164,3 @@ def _event(event: Event) -> str:
         parts.append(f"<details><summary>prompt</summary><pre>{escape(shown)}</pre></details>")
     head = f'<div class="role">{escape(event.node + spent)}</div>'
     return f'<div class="{escape(event.node)}">{head}{"".join(parts)}</div>'
-
-
-def _plain(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

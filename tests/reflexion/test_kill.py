@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_server import FakeServer, Trouble
 
+from ai_learning.cli import main
 from ai_learning.reflexion.trace import read_trace
 
 ROWS = [
@@ -87,24 +88,44 @@ def kill_when_waiting(gate: Gate, args: list[str], sent: signal.Signals) -> tupl
         gate.open = threading.Event()
 
 
-def test_kill_and_resume(data: Path, tmp_path: Path, gate: Gate) -> None:
+def test_killed_and_resumed(
+    data: Path, tmp_path: Path, gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    gate.shut_at = {2, 6}  # in the middle of the first task's first trial; in its second trial
+    gate.shut_at = {2}  # in the middle of the first task's first trial
     with FakeServer(gate.script) as server:
-        where = ("--model", "fake", "--base-url", server.url, "--concurrency", 1)
-        start = command("--task", "hotpotqa", "--data", data, "--out", out, "--trials", 3, *where)
-        resume = command("--resume", "--out", out, "--concurrency", 1)
-        assert kill_when_waiting(gate, start, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert kill_when_waiting(gate, start(data, out, server), signal.SIGKILL)[0] == -signal.SIGKILL
         assert [e.node for e in read_trace(out / "trace.jsonl")].count("act") == 2
+        assert main(["reflexion", "run", "--resume", "--out", str(out), "--concurrency", "1"]) == 0
+    assert "0.0%  100.0%" in capsys.readouterr().out
+    check(gate, server, out, kills=1)
+
+
+@pytest.mark.slow
+def test_killed_interrupted_and_resumed(data: Path, tmp_path: Path, gate: Gate) -> None:
+    out = tmp_path / "run"
+    gate.shut_at = {2, 6, 9}
+    with FakeServer(gate.script) as server:
+        resume = command("--resume", "--out", out, "--concurrency", 1)
+        assert kill_when_waiting(gate, start(data, out, server), signal.SIGKILL)[0] == -signal.SIGKILL
         code, said = kill_when_waiting(gate, resume, signal.SIGINT)
         assert (code, "Traceback" in said) == (130, False), said
         assert "go on with: ai-learning reflexion run --resume" in said
+        assert kill_when_waiting(gate, resume, signal.SIGTERM)[0] == -signal.SIGTERM
         done = subprocess.run(resume, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "0.0%  100.0%  100.0%" in done.stdout
+    check(gate, server, out, kills=3)
+
+
+def start(data: Path, out: Path, server: FakeServer) -> list[str]:
+    where = ("--model", "fake", "--base-url", server.url, "--concurrency", 1)
+    return command("--task", "hotpotqa", "--data", data, "--out", out, "--trials", 2, *where)
+
+
+def check(gate: Gate, server: FakeServer, out: Path, kills: int) -> None:
     assert set(gate.answered.values()) == {1}  # every prompt was answered exactly once
     assert len(gate.answered) == 2 * 6
-    assert len(server.requests) == 2 * 6 + 2  # and only what was under way when it was killed was sent again
+    assert len(server.requests) == 2 * 6 + kills  # only what was under way at a kill was sent again
     events = list(read_trace(out / "trace.jsonl"))
     for name in ("q0", "q1"):
         assert [e.clock for e in events if e.task == name] == list(range(1, 17))

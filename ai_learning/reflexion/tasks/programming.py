@@ -33,6 +33,8 @@ class ProgramTask:
         entry_point: the function that the tests call.
         hidden_tests: Python; never shown.
         solution: the data set's own program; never shown.
+        timeout_s: for the hidden tests.
+        allow_unsafe: run them even where the machine cannot isolate the program.
     """
 
     id: str
@@ -42,6 +44,7 @@ class ProgramTask:
     solution: str = field(default="", repr=False)
     kind: str = "programming"
     timeout_s: float = TIMEOUT_S
+    allow_unsafe: bool = False
 
     def program(self, answer: str) -> str:
         """A program of a model's answer: the whole function, or only its body that continues the prompt.
@@ -61,6 +64,7 @@ class ProgramTask:
             tests=self.hidden_tests,
             timeout_s=self.timeout_s,
             entry_point=self.entry_point,
+            allow_unsafe=self.allow_unsafe,
         )
 
     def evaluate(self, attempt: Attempt) -> Verdict:
