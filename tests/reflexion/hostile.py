@@ -312,6 +312,29 @@ try:
     print("ESCAPED")
 except OSError as e: print("held", n, e)
 """,
+    "deep folders": """
+import os
+try:
+    for n in range(1200):
+        os.mkdir("d"); os.chdir("d")
+except OSError as e: print("held", n, e)
+""",
+    "closed folders": """
+import os
+for mode in (0o000, 0o300, 0o100, 0o555):
+    os.mkdir(f"closed{mode}", mode)
+    try:
+        for n in range(40): open(f"closed{mode}/{n}", "wb").write(b"x" * 10**7)
+        print("ESCAPED" if n == 39 and mode == 0 and os.getuid() else "held")
+    except OSError as e: print("held", e)
+""",
+    "folders exchanged for links": """
+import os, threading, time
+os.mkdir("a"); os.symlink("%(home)s", "b")
+end = time.monotonic() + 0.4
+while time.monotonic() < end:
+    os.rename("a", "c"); os.rename("b", "a"); os.rename("a", "b"); os.rename("c", "a")
+""",
     "memory outside of processes": """
 import os, mmap
 try:
