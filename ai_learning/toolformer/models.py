@@ -387,10 +387,13 @@ def open_language_model(
         return GPTModel(gpt, tokenizer, how)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ..pretrained.folders import no_progress_bar
+
     if path.is_absolute() and not path.is_dir():
         raise InputError(f"no model at {source}")
     try:
-        theirs = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
+        with no_progress_bar():
+            theirs = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -412,9 +415,8 @@ def sampler(keys: np.ndarray, seed: int, temperature: float = 1.0) -> Chooser:
             return logits.argmax(-1).tolist()
         p = (logits.float() / temperature).softmax(-1).cumsum(-1)  # (B, V)
         draws = torch.from_numpy(uniforms(keys[numbers], seed, step)).to(p)
-        return (
-            torch.searchsorted(p, draws[:, None] * p[:, -1:]).squeeze(-1).clamp(max=p.size(-1) - 1).tolist()
-        )
+        found = torch.searchsorted(p, draws[:, None] * p[:, -1:], right=True).squeeze(-1)  # (B,)
+        return found.clamp(max=p.size(-1) - 1).tolist()
 
     return choose
 
