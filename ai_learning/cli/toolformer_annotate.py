@@ -53,7 +53,7 @@ class Annotate:
     """the paper's heuristics: calculator only near numbers, calendar only with a date, translation only near
     another language"""
     max_tokens: int | None = None
-    """longer documents are cut; half the model's context when left out"""
+    """longer documents are cut; what fits the model's context, at most 1024, when left out"""
     max_call_tokens: int = 32
     """a call that has not ended by then is dropped"""
     temperature: float = 1.0

@@ -170,7 +170,7 @@ class LanguageModel:
     def start_probabilities(self, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
         """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last: after its end."""
         found: list[list[float]] = [[] for _ in rows]
-        for batch in self.batches(list(map(len, rows))):
+        for batch in self.batches(list(map(len, rows)), most_logits=max(counts, default=0)):
             ids, padding = self.pad([rows[row] for row in batch])
             keep = max(counts[row] for row in batch)
             logits = self.logits(ids, padding, keep).float()

@@ -4,6 +4,7 @@ A tool never raises: what goes wrong is a string that begins with ``error: ``. S
 LangChain wants a tool (``to_langchain``), and any LangChain tool can stand here (``from_langchain``).
 """
 
+import asyncio
 import math
 import re
 import threading
@@ -227,9 +228,13 @@ class FromLangChain(Tool):
         """What the tool's ``invoke`` gives."""
         from langchain_core.messages import ToolMessage
 
-        names = list(getattr(self.tool, "args", {}) or {})
-        given: Any = {names[0]: argument} if len(names) == 1 else argument
-        found = self.tool.invoke(given)
+        fields: dict[str, Any] = getattr(self.tool, "args", None) or {}
+        needed = [name for name, field in fields.items() if "default" not in field] or list(fields)
+        given = {needed[0]: argument} if needed else {}
+        try:
+            found = self.tool.invoke(given)
+        except NotImplementedError:  # a tool that only has a coroutine
+            found = asyncio.run(self.tool.ainvoke(given))
         return str(found.content if isinstance(found, ToolMessage) else found)
 
 
