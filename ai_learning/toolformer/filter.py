@@ -9,7 +9,8 @@ For a call c at place i of a text x, with its result r, the weighted loss of the
 
 and c is kept when L⁻ − L⁺ ≥ τ_f. The sequence that the model reads is ``lm.bos``, then z and x_1 … x_{j−1}: z
 before the text (``position="prefix"``, the paper's choice) or at i (``"inline"``). The second term of L⁻
-matters: without it, a call whose *argument* gives the answer away would be kept though its result adds nothing.
+matters: without it, a call whose *argument* gives the answer away would be kept, though its result adds
+nothing.
 """
 
 import math

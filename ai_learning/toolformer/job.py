@@ -58,8 +58,8 @@ def annotate_corpus(
         documents: all documents, in the same order in every process and every run.
         tools: what can be called.
         corpus: where rows go, and which shard this process has.
-        most_tokens: longer documents are cut into pieces, each a document of its own; when ``None``, what fits
-            the model's context twice with a prompt, and at most 1024 (the paper's longest sequence).
+        most_tokens: longer documents are cut into pieces, each a document of its own; if ``None``, what fits
+            the context twice with a prompt, and at most 1024 (the paper's longest sequence).
         part_size: documents annotated together and written as one part: what a crash can cost.
         on_part: told after each part.
         options: of ``annotate``.
@@ -83,7 +83,7 @@ def _fitting(lm: LanguageModel, prompts: Mapping[str, str] | None, call: int) ->
     most = min(1024, (lm.block_size - longest - call) // 2)
     if most < 8:
         raise InputError(
-            f"a context of {lm.block_size} tokens has no room for text beside a prompt of {longest}: "
+            f"{lm.block_size} tokens of context have no room for text beside a prompt of {longest}: "
             "use --prompts none, or a model with a longer context"
         )
     return most
