@@ -46,7 +46,7 @@ def save_pretrained(model: GPT, folder: Path | str, tokenizer: Tokenizer | None 
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """transformers reads and writes weights without a bar of its own."""
+    """Loading and saving without transformers' bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
