@@ -221,7 +221,7 @@ class FromLangChain(Tool):
 
     def __init__(self, tool: Any, name: str | None = None, timeout: float | None = 10.0) -> None:
         self.tool, self.timeout = tool, timeout
-        self.name = name or re.sub(r"[^\w-]+", "_", tool.name)
+        self.name = name or re.sub(r"^(?=[^A-Za-z_])", "_", re.sub(r"[^\w-]+", "_", tool.name))
         self.description = str(getattr(tool, "description", ""))
 
     def answer(self, argument: str) -> str:

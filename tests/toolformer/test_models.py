@@ -30,8 +30,8 @@ from ai_learning.toolformer import (
     generate_with_tools,
 )
 from ai_learning.toolformer.calls import BYTES, MARKED
+from ai_learning.toolformer.draws import sampler, uniforms
 from ai_learning.toolformer.ends import CallEnd
-from ai_learning.toolformer.models import sampler, uniforms
 from ai_learning.toolformer.prompts import PROMPTS, prompt
 
 
@@ -167,6 +167,12 @@ def test_any_causal_model_is_annotated_and_writes(kind: str, ours: GPTModel, tmp
     assert [c.call for c in together[0].candidates] == [c.call for c in alone[0].candidates]
     found = generate_with_tools(lm, ["3 + 4 =", "7"], [Calculator()], max_new_tokens=5, top_k=V)
     assert len(found) == 2 and all(len(g.uses) <= 1 for g in found)
+
+
+def test_text_of_transformers_special_tokens_is_text(theirs: TransformersModel) -> None:
+    ids = theirs.encode("a<|endoftext|> ,")
+    assert theirs.eos_id not in ids and theirs.decode(ids) == "a<|endoftext|> ,"
+    assert theirs.mark("<|endoftext|>") == [theirs.eos_id]
 
 
 def test_prompts_have_the_papers_structure() -> None:

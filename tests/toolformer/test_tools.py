@@ -26,6 +26,7 @@ from ai_learning.toolformer import (
     Tool,
     WikiSearch,
     from_langchain,
+    parse_call,
     run_call,
 )
 from ai_learning.toolformer.search import passages, shorten
@@ -366,6 +367,8 @@ def test_langchain_tools_of_other_forms() -> None:
         """Counts."""
         return len(text)
 
+    odd = number.model_copy(update={"name": "3 times"})
+    assert parse_call(f"{from_langchain(odd).name}(x)") == Call("_3_times", "x")
     assert [from_langchain(t)("ab") for t in (repeat, clock, slow, number)] == [
         "abab",
         "noon",
