@@ -29,6 +29,11 @@ class GPTModel(LanguageModel):
         """Where the weights are."""
         return self.model.wte.weight.device
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``LanguageModel``; ids that only round the vocabulary up are no text."""
+        known = getattr(self.tokenizer, "vocab_size", self.vocab_size)
+        return super().decode([i for i in ids if i < known])
+
     def logits(self, ids: Tokens, padding: Tensor | None, keep: int, cache: Any = None) -> Logits:
         """See ``LanguageModel``."""
         positions = mask = None

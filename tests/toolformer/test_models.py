@@ -131,6 +131,17 @@ def test_the_marks_fit_the_tokenizer(ours: GPTModel) -> None:
     assert as_language_model(lm) is lm
 
 
+def test_ids_that_round_the_vocabulary_up_are_no_text(ours: GPTModel) -> None:
+    padded = GPT(GPTConfig(vocab_size=320, block_size=48, n_layer=1, n_head=1, n_embd=8))
+    lm = GPTModel(padded, ours.tokenizer)
+    assert lm.decode([lm.start_id, 319]) == " ["
+    assert (
+        generate_with_tools(lm, "3 +", [Calculator()], max_new_tokens=20, top_k=320, temperature=3.0)
+        is not None
+    )
+    annotate(lm, ["3 + 4 in all"], [Calculator()], settings=Settings(0.0, 0.0, 3, 3))
+
+
 def test_a_mark_inside_a_longer_token_ends_the_call(ours: GPTModel) -> None:
     """As ``)]`` in GPT-2's vocabulary."""
     end = CallEnd(ours)
