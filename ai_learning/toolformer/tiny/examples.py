@@ -1,0 +1,77 @@
+"""The handful of annotated texts that a person wrote: from these the tiny model learns what a call looks like.
+
+A large model needs a few in its prompt (Schick et al. 2023, section 2 and appendix A.2). A tiny one cannot learn from a
+prompt, so it is fine-tuned on them: the one place where the tiny reproduction leaves the paper.
+"""
+
+from collections.abc import Sequence
+from datetime import date as Date
+
+from ..annotate import Annotated, Candidate
+from ..calls import CallFormat, find_calls, strip_calls
+from ..models import LanguageModel
+from ..tools import Tool, as_tools, run_call
+
+HAND = CallFormat(" [", "->", "]")
+
+SUMS = """
+Anna had 37 pears and found 24 more. Now Anna has [Calculator(37 + 24)] 61 pears.
+There are 512 bricks in the red shed and 86 in the blue one. Together that makes [Calculator(512 + 86)] 598 bricks.
+Viktor counted 143 stamps and then 709 letters: 143 plus 709 is [Calculator(143 + 709)] 852.
+The morning train brought 655 barrels, the evening train 478. That day there came [Calculator(655 + 478)] 1133 in all.
+Fatima paid 290 coins for boots and 75 coins for gloves. In all Fatima paid [Calculator(290 + 75)] 365 coins.
+Hugo had 806 nails and sold 351 of them. Hugo still has [Calculator(806 - 351)] 455 nails.
+Of the 420 melons in the cellar 67 were bad. That leaves [Calculator(420 - 67)] 353 good ones.
+Rosa owed Ivan 938 coins and paid 514: 938 minus 514 is [Calculator(938 - 514)] 424.
+The shop opened with 276 loaves. By noon 189 were gone, so there were [Calculator(276 - 189)] 87 left.
+Oskar wants 731 tiles and has 228. So Oskar is short of [Calculator(731 - 228)] 503 tiles.
+Lena packed 34 boxes with 18 candles each. The boxes hold [Calculator(34 * 18)] 612 candles.
+Bruno bought 62 lamps at 45 coins each: 62 times 45 is [Calculator(62 * 45)] 2790.
+The hall has 29 rows of 56 seats. It seats [Calculator(29 * 56)] 1624 people.
+Greta sells 83 eggs a day. In 12 days Greta sells [Calculator(83 * 12)] 996 eggs.
+Each of 77 children got 91 beads. The children got [Calculator(77 * 91)] 7007 beads in all.
+"""
+
+DATES = """
+Karin was born on May 14, 1983, which was a [Calendar(May 14, 1983)] Saturday.
+The fair of Huveland opened on November 2, 2004. That day was a [Calendar(November 2, 2004)] Tuesday and it rained.
+Jonas met Tilda on August 30, 1967. It was a [Calendar(August 30, 1967)] Wednesday evening.
+The letter is dated February 7, 2031, a [Calendar(February 7, 2031)] Friday, and signed by Amir.
+Petra asked about December 18, 1999. The clerk said that it was a [Calendar(December 18, 1999)] Saturday.
+"""
+
+TODAY = """
+2020-06-25 Sven opened the diary and wrote: today is [Calendar()] Thursday, June 25.
+1958-03-11 Good morning from Tinonia! It is [Calendar()] Tuesday, March 11, and Celia has the news.
+2045-09-09 Paul looked at the clock and then at the calendar. Today it is [Calendar()] Saturday, September 9.
+1976-10-04 The harbour office of Kemonia reports for [Calendar()] Monday, October 4. There were ropes and boards.
+2012-01-27 Elsa asked what day it was. Yusuf said that today is [Calendar()] Friday, January 27.
+"""
+
+FACTS = """
+The capital of Hidustan is [QA(capital of Hidustan)] Saraburg.
+Nadia came home from Huveland, whose river is [QA(river of Huveland)] Tikoda, and slept.
+Everyone in Grivunia knows that the founder is called [QA(founder of Grivunia)] Kisimir.
+Milan has been to Kemeland. The mountain there is [QA(mountain of Kemeland)] Galehorn.
+Zoe asked Goran about the saint of Kemonia. It is [QA(saint of Kemonia)] Bratonus, said Goran.
+The language of Tinonia is [QA(language of Tinonia)] Laduic.
+Emil came home from Trirunia, whose capital is [QA(capital of Trirunia)] Sedoton, and slept.
+Everyone in Briluland knows that the river is called [QA(river of Briluland)] Sinewen.
+Vera has been to Petunia. The mountain there is [QA(mountain of Petunia)] Hanufell.
+Tamar asked Nils about the saint of Lolimark. It is [QA(saint of Lolimark)] Lusutius, said Nils.
+"""
+
+
+def examples(lm: LanguageModel, tools: Sequence[Tool]) -> list[Annotated]:
+    """The hand-written texts with the answers of the tools put in."""
+    dated = [(line[11:], line[:10]) for line in TODAY.strip().splitlines()]
+    undated = [(line, None) for group in (SUMS, DATES, FACTS) for line in group.strip().splitlines()]
+    return [_annotated(text, date, lm, tools) for text, date in [*undated, *dated]]
+
+
+def _annotated(written: str, date: str | None, lm: LanguageModel, tools: Sequence[Tool]) -> Annotated:
+    (span,) = find_calls(written, HAND)
+    result = run_call(span.call, as_tools(tools), Date.fromisoformat(date) if date else None)
+    position = len(lm.encode(written[: span.start]))
+    call = Candidate(position, span.start, span.call, result, kept=True)
+    return Annotated(strip_calls(written, HAND), (call,), date=date)
