@@ -22,6 +22,7 @@ FILES = {
     "day9": "lora",
     "day10": "nf4",
     "day13": "toolformer_train",
+    "day12": "toolformer",
     "day15": "bytes",
     "day16": "bpe",
 }

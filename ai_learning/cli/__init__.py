@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "continue a prompt"),
     "evaluate": ("evaluate", "perplexity and bits per byte of a text, accuracy on a task"),
     "export": ("export", "a checkpoint as a folder that transformers opens; merge adapters; push to the hub"),
+    "toolformer": ("toolformer", "tools: annotate text with calls, train on it, write with tools, evaluate"),
     "inspect": ("inspect", "attention, residual stream, logit lens and per-token loss of a text, as plots"),
     "web": ("web", "a page on this machine: a model's tokens, next-token probabilities and text"),
 }

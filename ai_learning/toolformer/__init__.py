@@ -2,9 +2,9 @@
 
     plain text ─ annotate ─ filter ─ corpus ─ train ─ infer
 
-``tools`` what can be called · ``calls`` how a call is written · ``models`` our GPT or any model of transformers ·
-``annotate`` sample and execute calls · ``filter`` keep those that make the text more likely · ``corpus`` the text
-with its calls · ``infer`` generation that stops to ask a tool.
+``tools`` what can be called · ``calls`` how a call is written · ``models`` our GPT or any model of
+transformers · ``annotate`` sample and execute calls · ``filter`` keep those that make the text more likely ·
+``corpus`` the text with its calls · ``infer`` generation that stops to ask a tool.
 """
 
 from .annotate import Document, annotate, execute_calls, sample_calls
@@ -13,6 +13,8 @@ from .corpus import RowBatches, best_calls, interleave, interleave_ids, training
 from .filter import Annotated, Candidate, filter_calls, loss_weights, refilter, weighted_loss
 from .infer import Generation, ToolUse, generate_with_tools
 from .models import GPTModel, LanguageModel, TransformersModel, as_language_model
+from .neural import PipelineTool, RetrievalQA, Translator
+from .search import WikiSearch
 from .settings import PAPER, Settings
 from .tools import Calculator, Calendar, FactQA, Tool, from_langchain, run_call
 
@@ -32,11 +34,15 @@ __all__ = [
     "GPTModel",
     "Generation",
     "LanguageModel",
+    "PipelineTool",
+    "RetrievalQA",
     "RowBatches",
     "Settings",
     "Tool",
     "ToolUse",
     "TransformersModel",
+    "Translator",
+    "WikiSearch",
     "annotate",
     "as_language_model",
     "best_calls",

@@ -4,12 +4,12 @@
     c ~ p(· | P(x), x_1 … x_{i−1}, <API>)    m calls at each, up to </API>
     r = the tool's answer to c
 
-P(x) is the prompt that shows the model how: see ``prompts``. A model that was fine-tuned on annotated text needs
-none.
+P(x) is the prompt that shows the model how: see ``prompts``. A model that was fine-tuned on annotated text
+needs none.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date as Date
 from typing import Any
@@ -39,6 +39,9 @@ class Document:
     date: str | None = None
 
 
+Prefilter = Callable[[Document], bool]
+
+
 def annotate(
     model: Any,
     documents: Iterable[str | Document],
@@ -51,6 +54,7 @@ def annotate(
     temperature: float = 1.0,
     max_call_tokens: int = 32,
     seed: int = 0,
+    prefilters: Mapping[str, Prefilter] | None = None,
     tokenizer: Any = None,
     scorer: Any = None,
 ) -> list[Annotated]:
@@ -61,13 +65,14 @@ def annotate(
         documents: plain texts.
         tools: ours or LangChain's.
         settings: τ_s, τ_f, k and m for all tools, or by tool's name; the paper's when ``None``.
-        prompts: by tool's name, what P(x) is, with ``{text}`` for x (``prompts.PROMPTS`` has the library's own).
-            ``None`` for a model that was fine-tuned on annotated text: then one pass serves all tools.
+        prompts: by tool's name, what P(x) is, with ``{text}`` for x (``prompts.PROMPTS`` has the library's
+            own). ``None`` for a model that was fine-tuned on annotated text: then one pass serves all tools.
         name_tools: a pass for each tool, with its name written after ``<API>``: as many samples for each.
         position: where e(c, r) stands when losses are computed; see ``filter_calls``.
         temperature: of sampling; 0 takes the likeliest.
         max_call_tokens: a call that has not ended by then is dropped.
         seed: another seed, other samples. A document's samples depend on the seed and its ``id`` alone.
+        prefilters: by tool's name, which documents are worth it (``prefilter.PREFILTERS`` has the paper's).
         tokenizer: of a model that is no ``LanguageModel`` yet.
         scorer: the ``LanguageModel`` whose losses filter; the same one when ``None``.
 
@@ -90,6 +95,7 @@ def annotate(
         temperature=temperature,
         max_call_tokens=max_call_tokens,
         seed=seed,
+        prefilters=prefilters,
     )
     threshold = settings if settings is None or isinstance(settings, Settings) else dict(settings)
     judge = lm if scorer is None else as_language_model(scorer)
@@ -107,6 +113,7 @@ def sample_calls(
     temperature: float = 1.0,
     max_call_tokens: int = 32,
     seed: int = 0,
+    prefilters: Mapping[str, Prefilter] | None = None,
     tokenizer: Any = None,
 ) -> list[Annotated]:
     """The first step of ``annotate`` alone: candidates without results."""
@@ -117,14 +124,20 @@ def sample_calls(
         for number, document in enumerate(documents)
     ]
     ids = [lm.encode(document.text) for document in texts]
+    worth = {name: (prefilters or {}).get(name, lambda document: True) for name in known}
     found: list[dict[tuple[int, Call], Candidate]] = [{} for _ in texts]
     for turn in _passes(known, settings, prompts, name_tools):
-        heads = [[*lm.bos, *lm.encode(turn.before(document.text))] for document in texts]
-        places = _places(lm, heads, ids, turn.settings, max_call_tokens)
+        chosen = [n for n, document in enumerate(texts) if any(worth[name](document) for name in turn.tools)]
+        some = [texts[n] for n in chosen]
+        heads = [[*lm.bos, *lm.encode(turn.before(document.text))] for document in some]
+        rows = [ids[n] for n in chosen]
+        places = _places(lm, heads, rows, turn.settings, max_call_tokens)
         for number, candidate in _sampled(
-            lm, texts, heads, ids, places, turn, temperature, max_call_tokens, seed
+            lm, some, heads, rows, places, turn, temperature, max_call_tokens, seed
         ):
-            found[number].setdefault((candidate.position, candidate.call), candidate)
+            if worth[candidate.call.tool](some[number]):
+                key = (candidate.position, candidate.call)
+                found[chosen[number]].setdefault(key, candidate)
     return [
         Annotated(d.text, tuple(c[key] for key in sorted(c, key=lambda k: k[0])), d.id, d.date)
         for d, c in zip(texts, found, strict=True)
@@ -210,10 +223,20 @@ def _places(
     found: list[list[tuple[int, float]]] = [[] for _ in ids]
     for number, values in zip(asked, p, strict=True):
         first = 0 if heads[number] else 1
-        above = [(i + first, value) for i, value in enumerate(values) if value > settings.tau_s]
-        above.sort(key=lambda place: -place[1])
-        found[number] = sorted(above[: settings.k])
+        chosen = choose_places(values, settings.tau_s, settings.k)
+        found[number] = [(place + first, values[place]) for place in chosen]
     return found
+
+
+def choose_places(p: Sequence[float], tau_s: float, k: int) -> list[int]:
+    """Places i where p_i > τ_s, in order; of more than ``k`` those where it is greatest.
+
+    Example:
+        >>> choose_places([0.1, 0.9, 0.04, 0.3], tau_s=0.05, k=2)
+        [1, 3]
+    """
+    above = [i for i, value in enumerate(p) if value > tau_s]
+    return sorted(sorted(above, key=lambda i: -p[i])[:k])
 
 
 def _sampled(

@@ -1,6 +1,7 @@
 """A call to a tool as text: ``<API>Calculator(3 + 4)→7</API>`` (Schick et al. 2023, section 2).
 
-With the paper's symbols, e(c) = ``<API> name(argument) </API>`` and e(c, r) = ``<API> name(argument) → r </API>``.
+With the paper's symbols, e(c) = ``<API> name(argument) </API>`` and e(c, r) = ``<API> name(argument) → r
+</API>``.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""C*: the texts with the calls that helped, and batches of it to fine-tune on (Schick et al. 2023, section 2).
+"""C*: the texts with the calls that helped, and batches of it to train on (Schick et al. 2023, section 2).
 
 x* = x_1 … x_{i−1}, e(c_i, r_i), x_i … x_n
 """
@@ -55,7 +55,7 @@ def interleave_ids(lm: LanguageModel, document: Annotated) -> list[int]:
 def training_rows(
     lm: LanguageModel, documents: Iterable[Annotated], plain: Iterable[str] = ()
 ) -> list[list[int]]:
-    """Rows to train on: every document with its calls, then every plain text; each between ``bos`` and ``eos``.
+    """Rows to train on: documents with their calls, then plain texts; each between ``bos`` and ``eos``.
 
     Args:
         lm: whose ids.
@@ -98,9 +98,13 @@ class RowBatches:
         self._order: tuple[int, np.ndarray] | None = None
 
     def __call__(self, step: int) -> tuple[Tokens, Tokens]:
-        """Inputs and targets of one step: two (batch_size, T) int64 tensors; targets are -100 in the padding."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        chosen = [self.rows[self._at(place)] for place in places]
+        """Inputs and targets of a step: two (batch_size, T) int64 tensors; padding has the target -100."""
+        first = step * self.batch_size
+        return self.padded([self._at(place) for place in range(first, first + self.batch_size)])
+
+    def padded(self, numbers: Iterable[int]) -> tuple[Tokens, Tokens]:
+        """The rows of those numbers as one batch."""
+        chosen = [self.rows[number] for number in numbers]
         T = max(map(len, chosen)) - 1
         x = np.zeros((len(chosen), T), dtype=np.int64)
         y = np.full((len(chosen), T), IGNORE_INDEX, dtype=np.int64)

@@ -8,8 +8,8 @@ from .models import LanguageModel
 class CallEnd:
     """Tells whether new ids have reached one of the marks, and what stands before it.
 
-    In a published vocabulary a mark may be part of a longer token (``)]`` is one in GPT-2's): so the text decides.
-    Only ids that could complete a mark are looked at closely.
+    In a published vocabulary a mark may be part of a longer token (``)]`` is one in GPT-2's): so the text
+    decides. Only ids that could complete a mark are looked at closely.
     """
 
     def __init__(self, lm: LanguageModel) -> None:

@@ -113,17 +113,18 @@ def filter_calls(
         model: what the losses are of: a ``LanguageModel``, or a model with ``tokenizer``.
         documents: with their candidates, as ``annotate`` gives them.
         threshold: τ_f, one for all tools or by tool; the paper's when ``None``.
-        position: ``"prefix"`` puts e(c, r) before the text, as the paper does for a model that has seen no calls
-            yet (footnote 4): x is z, x_1 … x_n. ``"inline"`` puts it at i: x_1 … x_{i−1}, z, x_i … x_n, for a
-            model that knows calls.
+        position: ``"prefix"`` puts e(c, r) before the text, as the paper does for a model that has seen no
+            calls yet (footnote 4): x is z, x_1 … x_n. ``"inline"`` puts it at i: x_1 … x_{i−1}, z, x_i … x_n,
+            for a model that knows calls.
         tokenizer: of a model that is no ``LanguageModel`` yet.
 
     Returns:
-        The same documents, their candidates with losses and verdicts. A candidate without a result, or one whose
-        sequence is longer than the model's context, keeps NaN and is not kept.
+        The same documents, their candidates with losses and verdicts. A candidate without a result, or one
+        whose sequence is longer than the model's context, keeps NaN and is not kept.
 
     Example:
-        >>> filter_calls(model, [Annotated("3 + 4 = 7", (Candidate(3, 7, Call("Calculator", "3 + 4"), "7"),))])  # doctest: +SKIP
+        >>> guess = Candidate(position=4, offset=7, call=Call("Calculator", "3 + 4"), result="7")
+        >>> filter_calls(model, [Annotated("3 + 4 = 7", (guess,))], 1.0)  # doctest: +SKIP
     """
     if position not in POSITIONS:
         raise InputError(f"position={position!r} is not known: use prefix (the paper's) or inline")

@@ -1,13 +1,13 @@
 """Generation that calls tools (Schick et al. 2023, section 2, "Inference", and 4.2).
 
-Decoding goes on as usual until ``<API>`` is among the k likeliest next tokens (k = 10). Then a call is written up
-to ``→``, the tool is asked, its result and ``</API>`` are put in, and decoding goes on from there.
+Decoding goes on as usual until ``<API>`` is among the k likeliest next tokens (k = 10). Then a call is
+written up to ``→``, the tool is asked, its result and ``</API>`` are put in, and decoding goes on from there.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date as Date
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,12 +57,6 @@ class Generation:
         return self.annotated
 
 
-@overload
-def generate_with_tools(model: Any, prompt: str, tools: Sequence[Any], **options: Any) -> Generation: ...
-@overload
-def generate_with_tools(
-    model: Any, prompt: Sequence[str], tools: Sequence[Any], **options: Any
-) -> list[Generation]: ...
 def generate_with_tools(
     model: Any,
     prompt: str | Sequence[str],
@@ -77,16 +71,17 @@ def generate_with_tools(
     stop: Callable[[str], bool] | None = None,
     dates: Sequence[str | None] | None = None,
     tokenizer: Any = None,
-) -> Generation | list[Generation]:
+) -> Any:
     """Continue a prompt, or many at once, with tools at hand.
 
     Args:
         model: a ``LanguageModel`` (see ``as_language_model``), or a model with its ``tokenizer``.
         prompt: a text, or a list of them (decoded together).
-        tools: ours or LangChain's. With none, or with ``max_calls=0``, ``<API>`` is never written: the paper's
-            "Toolformer (disabled)".
+        tools: ours or LangChain's. With none, or with ``max_calls=0``, ``<API>`` is never written: the
+            paper's "Toolformer (disabled)".
         max_new_tokens: of text; calls and results do not count.
-        top_k: a call begins where ``<API>`` is one of that many likeliest tokens; 1 is greedy decoding's rule.
+        top_k: a call begins where ``<API>`` is one of that many likeliest tokens; 1 is greedy decoding's
+            rule.
         max_calls: at most that many calls for a prompt (the paper: 1); then ``<API>`` is never written.
         max_call_tokens: a call that has not reached ``→`` by then is taken back.
         temperature: 0 is greedy.

@@ -1,11 +1,12 @@
 """What the method asks of a language model, for our GPT and for any ``AutoModelForCausalLM`` of transformers.
 
-A backend has one method, ``logits``, and knows how to pick rows of its cache. Everything else (losses, probabilities,
-sampling) is written once, on top of that, in batches of rows of like length.
+A backend has one method, ``logits``, and knows how to pick rows of its cache. Everything else (losses,
+probabilities, sampling) is written once, on top of that, in batches of rows of like length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ _LOGIT_BYTES = 2**28  # of one batch
 class LanguageModel:
     """A causal language model with its tokenizer and the way it writes calls.
 
-    Every sequence that is scored or continued begins with ``bos``: the tokenizer's beginning-of-text token, or
-    (for ours and GPT-2) the token that ends the document before; nothing, where it has neither.
+    Every sequence that is scored or continued begins with ``bos``: the tokenizer's beginning-of-text token,
+    or (for ours and GPT-2) the token that ends the document before; nothing, where it has neither.
 
     Args:
         tokenizer: has ``encode(text)`` and ``decode(ids)``.
@@ -45,7 +46,7 @@ class LanguageModel:
         start = self.mark(self.how.start)
         if len(start) != 1:
             raise InputError(
-                f"{self.how.start!r}, which opens a call, is {len(start)} tokens of this tokenizer and must be one: "
+                f"{self.how.start!r}, which opens a call, is {len(start)} tokens of this tokenizer, not one: "
                 "add it as a special token, or choose another mark"
             )
         self.start_id = start[0]
@@ -167,7 +168,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def start_probabilities(self, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
-        """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last is after its end."""
+        """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last: after its end."""
         found: list[list[float]] = [[] for _ in rows]
         for batch in self.batches(list(map(len, rows))):
             ids, padding = self.pad([rows[row] for row in batch])
@@ -201,7 +202,8 @@ class LanguageModel:
             ``len(rows) · copies`` lists.
         """
         new: list[list[int]] = [[] for _ in range(len(rows) * copies)]
-        # A row near the end of the context must not cut short the others in its batch: it goes with its equals.
+        # A row near the end of the context must not cut short the others in its batch: it goes with its
+        # equals.
         room = {row: self.block_size - len(ids) for row, ids in enumerate(rows)}
         groups: dict[int, list[int]] = {}
         for row in range(len(rows)):
@@ -259,7 +261,7 @@ class LanguageModel:
 
 
 Chooser = Callable[[Tensor, list[int], int], Sequence[int | None]]
-"""(B, V) logits, the B numbers of the copies and the step → an id for each; ``None`` ends a copy without one."""
+"""(B, V) logits, the B numbers of the copies, the step → an id for each; ``None`` ends a copy without one."""
 
 
 class GPTModel(LanguageModel):
@@ -359,6 +361,41 @@ def as_language_model(model: Any, tokenizer: Any = None, how: CallFormat | None 
     if tokenizer is None:
         raise InputError(f"a {type(model).__name__} needs its tokenizer: as_language_model(model, tokenizer)")
     return (GPTModel if isinstance(model, GPT) else TransformersModel)(model, tokenizer, how)
+
+
+def open_language_model(
+    source: str | Path, device: str = "cpu", how: CallFormat | None = None, dtype: str = "auto"
+) -> LanguageModel:
+    """A model by where it is: a checkpoint of ours (.pt), a folder of transformers, or a name on the hub.
+
+    Args:
+        source: where; weights of transformers are read from safetensors only.
+        device: where to put it.
+        how: marks of calls; chosen to fit when ``None``.
+        dtype: of the weights of transformers' models; ``auto`` as they are stored.
+
+    Raises:
+        InputError: nothing there that can be opened.
+    """
+    path = Path(source)
+    if path.suffix == ".pt" or path.is_file():
+        from ..checkpoint import open_model
+
+        gpt, tokenizer, _ = open_model(path, device)
+        if tokenizer is None:
+            raise InputError(f"{source} names no tokenizer")
+        return GPTModel(gpt, tokenizer, how)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if path.is_absolute() and not path.is_dir():
+        raise InputError(f"no model at {source}")
+    try:
+        theirs = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"no model at {source!r}, here or on the hub: {reason}") from None
+    return TransformersModel(theirs.to(device), tokenizer, how)
 
 
 def sampler(keys: np.ndarray, seed: int, temperature: float = 1.0) -> Chooser:

@@ -165,7 +165,8 @@ class FactQA(Tool):
 
     Args:
         facts: question → answer.
-        least: share of the asked question's words (weighted by how rare they are) that the found one must have.
+        least: share of the asked question's words (weighted by how rare they are) that the found one must
+            have.
 
     Example:
         >>> qa = FactQA({"capital of Zembla": "Onhava", "river of Zembla": "Nitra"})
@@ -207,8 +208,11 @@ class FactQA(Tool):
         return self.answers[self.questions[best]]
 
 
+_EMPTY_WORDS = {"a", "an", "the", "is", "are", "was", "were", "what", "which", "who", "where", "when", "did"}
+
+
 def _normal(question: str) -> str:
-    return " ".join(re.findall(r"\w+", question.lower()))
+    return " ".join(word for word in re.findall(r"\w+", question.lower()) if word not in _EMPTY_WORDS)
 
 
 class FromLangChain(Tool):
