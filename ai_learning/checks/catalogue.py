@@ -21,8 +21,8 @@ FILES = {
     "day8": "heads",
     "day9": "lora",
     "day10": "nf4",
-    "day13": "toolformer_train",
     "day12": "toolformer",
+    "day13": "toolformer_train",
     "day15": "bytes",
     "day16": "bpe",
 }

@@ -110,15 +110,19 @@ def best_calls(calls, tau):
             "what does not pass must not stand, even alone at its place",
             lambda c, t: _best(c, min(t, 0.0)),
         ),
-        Mutant("the sign is turned", "keep L⁻ − L⁺ ≥ τ_f", lambda c, t: _best([x for x in c if -x[1] >= t], float("-inf"))),
+        Mutant(
+            "the sign is turned",
+            "keep L⁻ − L⁺ ≥ τ_f",
+            lambda c, t: _best([x for x in c if -x[1] >= t], float("-inf")),
+        ),
     ),
     alternatives=(
         lambda c, t: [
-            max((x for x in c if x[0] == p), key=lambda x: x[1]) for p in sorted({x[0] for x in c if x[1] >= t})
+            max((x for x in c if x[0] == p), key=lambda x: x[1])
+            for p in sorted({x[0] for x in c if x[1] >= t})
         ],
         lambda c, t: [
-            x
-            for _, x in sorted({x[0]: x for x in sorted(c, key=lambda x: x[1]) if x[1] >= t}.items())
+            x for _, x in sorted({x[0]: x for x in sorted(c, key=lambda x: x[1]) if x[1] >= t}.items())
         ],
     ),
 )
@@ -150,7 +154,9 @@ def _text_stays(fn: Any) -> None:
         left = [i for i in fn(list(ids), list(calls)) if i < 80]
         inside = [i for _, call in calls for i in call if i < 80]
         if sorted(left) != sorted(ids + inside):
-            raise Wrong("text is lost or doubled: x* is x with calls in it, and nothing else changes", f"{left}")
+            raise Wrong(
+                "text is lost or doubled: x* is x with calls in it, and nothing else changes", f"{left}"
+            )
 
 
 INTERLEAVE = Exercise(
@@ -199,11 +205,19 @@ def interleave(ids, calls):
             "that is how the filter scores them (footnote 4); in C* they stand at their places",
             lambda x, c: [i for _, z in c for i in z] + x,
         ),
-        Mutant("all calls at the end", "a call must come before what it helps with", lambda x, c: x + [i for _, z in c for i in z]),
+        Mutant(
+            "all calls at the end",
+            "a call must come before what it helps with",
+            lambda x, c: x + [i for _, z in c for i in z],
+        ),
         Mutant("the calls are missing", "that is C, not C*", lambda x, c: list(x)),
         Mutant("only the first call", "every call of the list", lambda x, c: _interleave(x, c[:1])),
         Mutant("only the last call", "every call of the list", lambda x, c: _interleave(x, c[-1:])),
-        Mutant("the rest is lost", "text goes on after the last call", lambda x, c: _interleave(x, c)[: c[-1][0] + sum(len(z) for _, z in c)] if c else list(x)),
+        Mutant(
+            "the rest is lost",
+            "text goes on after the last call",
+            lambda x, c: _interleave(x, c)[: c[-1][0] + sum(len(z) for _, z in c)] if c else list(x),
+        ),
         Mutant(
             "the token is replaced",
             "x_i stays: the call is put before it",
@@ -392,7 +406,11 @@ def decode(step, tool, ids, length):
             "return prompt and continuation",
             lambda s, t, x, n: _decode(s, t, x, n)[len(x) :],
         ),
-        Mutant("END is lost", "END is kept as the last id", lambda s, t, x, n: [i for i in _decode(s, t, x, n) if i != END]),
+        Mutant(
+            "END is lost",
+            "END is kept as the last id",
+            lambda s, t, x, n: [i for i in _decode(s, t, x, n) if i != END],
+        ),
         Mutant(
             "the call is taken out",
             "the model must see the call and its result while it goes on",
@@ -442,9 +460,7 @@ def _variant(
     return ids
 
 
-def _hidden(
-    step: Step_, tool: Callable[[list[int]], list[int]], ids: list[int], length: int
-) -> list[int]:
+def _hidden(step: Step_, tool: Callable[[list[int]], list[int]], ids: list[int], length: int) -> list[int]:
     found = _decode(step, tool, ids, length)
     if START not in found or CLOSE not in found:
         return found

@@ -1,7 +1,7 @@
-"""The handful of annotated texts that a person wrote: from these the tiny model learns what a call looks like.
+"""The few annotated texts that a person wrote: from these the tiny model learns what a call looks like.
 
-A large model needs a few in its prompt (Schick et al. 2023, section 2 and appendix A.2). A tiny one cannot learn from a
-prompt, so it is fine-tuned on them: the one place where the tiny reproduction leaves the paper.
+A large model needs a handful in its prompt (Schick et al. 2023, section 2 and appendix A.2). A tiny one does
+not learn from a prompt, so it is fine-tuned on them: the one place where the tiny reproduction leaves the paper.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ HAND = CallFormat(" [", "->", "]")
 
 SUMS = """
 Anna had 37 pears and found 24 more. Now Anna has [Calculator(37 + 24)] 61 pears.
-There are 512 bricks in the red shed and 86 in the blue one. Together that makes [Calculator(512 + 86)] 598 bricks.
+There are 51 eggs in the red shed and 86 in the blue one. Together that makes [Calculator(51 + 86)] 137 eggs.
 Viktor counted 143 stamps and then 709 letters: 143 plus 709 is [Calculator(143 + 709)] 852.
-The morning train brought 655 barrels, the evening train 478. That day there came [Calculator(655 + 478)] 1133 in all.
+The morning train brought 255 jars, the evening train 78. That day there came [Calculator(255 + 78)] 333 in all.
 Fatima paid 290 coins for boots and 75 coins for gloves. In all Fatima paid [Calculator(290 + 75)] 365 coins.
 Hugo had 806 nails and sold 351 of them. Hugo still has [Calculator(806 - 351)] 455 nails.
 Of the 420 melons in the cellar 67 were bad. That leaves [Calculator(420 - 67)] 353 good ones.
@@ -34,7 +34,7 @@ Each of 77 children got 91 beads. The children got [Calculator(77 * 91)] 7007 be
 
 DATES = """
 Karin was born on May 14, 1983, which was a [Calendar(May 14, 1983)] Saturday.
-The fair of Huveland opened on November 2, 2004. That day was a [Calendar(November 2, 2004)] Tuesday and it rained.
+The fair of Kemonia opened on June 2, 2004. That day was a [Calendar(June 2, 2004)] Wednesday and it rained.
 Jonas met Tilda on August 30, 1967. It was a [Calendar(August 30, 1967)] Wednesday evening.
 The letter is dated February 7, 2031, a [Calendar(February 7, 2031)] Friday, and signed by Amir.
 Petra asked about December 18, 1999. The clerk said that it was a [Calendar(December 18, 1999)] Saturday.
@@ -44,7 +44,7 @@ TODAY = """
 2020-06-25 Sven opened the diary and wrote: today is [Calendar()] Thursday, June 25.
 1958-03-11 Good morning from Tinonia! It is [Calendar()] Tuesday, March 11, and Celia has the news.
 2045-09-09 Paul looked at the clock and then at the calendar. Today it is [Calendar()] Saturday, September 9.
-1976-10-04 The harbour office of Kemonia reports for [Calendar()] Monday, October 4. There were ropes and boards.
+1976-10-04 The harbour office of Kemonia reports for [Calendar()] Monday, October 4. There were eggs and maps.
 2012-01-27 Elsa asked what day it was. Yusuf said that today is [Calendar()] Friday, January 27.
 """
 

@@ -1,10 +1,10 @@
 """The whole method on the tiny world: pre-train, bootstrap, annotate, filter, fine-tune, evaluate.
 
-    M ─ bootstrap ─ annotator ─┬─ sample · execute · filter ─ C* ─┐   a few rounds: each trains the next annotator
-                               └──────────── fine-tune M ─────────┘
-    M                    the pre-trained model
-    M + C                M fine-tuned on the documents of C*, without the calls
-    Toolformer           M fine-tuned on C*
+M ─ bootstrap ─ annotator ─┬─ sample · execute · filter ─ C* ─┐   a few rounds: each trains the next annotator
+                           └──────────── fine-tune M ─────────┘
+M                    the pre-trained model
+M + C                M fine-tuned on the documents of C*, without the calls
+Toolformer           M fine-tuned on C*
 """
 
 import copy
@@ -25,6 +25,7 @@ from ..settings import Settings
 from .examples import examples
 from .fit import fit, length_batches
 from .measure import Agreement, accuracy, agreement, perplexity
+from .words import WordTokenizer
 from .world import KINDS, Item, tokenizer, world
 
 
@@ -54,10 +55,12 @@ class TinyConfig:
     """AdamW's for the token embedding"""
     muon_lr: float = 0.03
     """Muon's, for the blocks' matrices"""
-    tune_share: float = 0.25
+    tune_share: float = 0.3
     """of these rates in fine-tuning"""
+    tune_batch_tokens: int = 256
+    """in a batch of fine-tuning"""
 
-    bootstrap_epochs: int = 10
+    bootstrap_epochs: int = 20
     """over the hand-written examples, each with as many new plain texts"""
     rounds: int = 2
     """of annotating; after each a new annotator is trained on all that was kept"""
@@ -172,8 +175,8 @@ class Tiny:
                 model = GPT(config.model())
                 torch.nn.init.normal_(model.wte.weight, std=0.1)
             texts = self.texts(config.pretrain_documents, "pretrain", config.pretrain_plain)
-            self._fit(model, self.rows([], texts), 1, 1.0, "pre-training")
-        return model
+            self._fit(model, self.rows([], texts), "pre-training", self.config.batch_tokens, 1.0)
+        return introduced(model, self.tokenizer)
 
     def bootstrap(self, m: GPT) -> GPT:
         """The first annotator: M, shown the hand-written examples."""
@@ -183,7 +186,7 @@ class Tiny:
         for epoch in range(self.config.bootstrap_epochs):
             rows += self.rows(shown, self.texts(len(shown), f"bootstrap {epoch}"))
         with self.timed("bootstrap"):
-            return self._fit(copy.deepcopy(m), rows, 1, self.config.tune_share, "bootstrap", tokens=512)
+            return self._fit(copy.deepcopy(m), rows, "bootstrap", self.config.tune_batch_tokens // 2)
 
     def tuned(self, m: GPT, documents: Sequence[Annotated], stage: str) -> GPT:
         """M, fine-tuned on annotated documents and as many plain ones."""
@@ -191,7 +194,7 @@ class Tiny:
             rows: list[list[int]] = []
             for epoch in range(self.config.tune_epochs):
                 rows += self.rows(documents, self.texts(len(documents), f"mixed {epoch}"))
-            return self._fit(copy.deepcopy(m), rows, 1, self.config.tune_share, stage)
+            return self._fit(copy.deepcopy(m), rows, stage, self.config.tune_batch_tokens)
 
     # --- the method --------------------------------------------------------------------------------------
 
@@ -227,9 +230,13 @@ class Tiny:
             agreements.append(agreement(items, found))
             corpus += [document for document in found if document.kept]
             if not corpus:
-                raise InputError(f"no call was kept in round {number + 1}: lower tau_f={config.tau_f}, or train longer")
+                raise InputError(
+                    f"no call was kept in round {number + 1}: lower tau_f={config.tau_f}, or train longer"
+                )
             if number + 1 < config.rounds:
-                annotator = self.tuned(m, [*examples(self.lm(m), self.tools), *corpus], f"annotator {number + 2}")
+                annotator = self.tuned(
+                    m, [*examples(self.lm(m), self.tools), *corpus], f"annotator {number + 2}"
+                )
         toolformer = self.tuned(m, corpus, "Toolformer")
         m_c = self.tuned(m, [replace(d, candidates=()) for d in corpus], "M + C")
         scores = {
@@ -257,7 +264,11 @@ class Tiny:
         from random import Random
 
         generator = Random(f"{self.config.seed} test")
-        return [self.world.item(kind, generator, held_out=True) for kind in KINDS for _ in range(self.config.test_items)]
+        return [
+            self.world.item(kind, generator, held_out=True)
+            for kind in KINDS
+            for _ in range(self.config.test_items)
+        ]
 
     def scores(self, model: GPT, with_tools: bool) -> Scores:
         """Accuracy on held-out problems, perplexity on held-out text."""
@@ -281,18 +292,22 @@ class Tiny:
 
     def rows(self, documents: Sequence[Annotated], texts: Sequence[str]) -> list[list[int]]:
         """Ids to train on."""
-        empty = GPT(GPTConfig(vocab_size=self.tokenizer.vocab_size, block_size=1, n_layer=1, n_head=1, n_embd=1))
+        empty = GPT(
+            GPTConfig(vocab_size=self.tokenizer.vocab_size, block_size=1, n_layer=1, n_head=1, n_embd=1)
+        )
         return training_rows(self.lm(empty), documents, texts)
 
-    def _fit(self, model: GPT, rows: list[list[int]], epochs: int, share: float, stage: str, tokens: int = 0) -> GPT:
-        config = self.config
-        batches = length_batches(rows, tokens or config.batch_tokens, config.seed)
+    def _fit(self, model: GPT, rows: list[list[int]], stage: str, tokens: int, share: float = 0.0) -> GPT:
+        config, share = self.config, share or self.config.tune_share
+        batches = length_batches(rows, tokens, config.seed)
         losses: list[float] = []
 
         def listen(step: int, loss: float) -> None:
             losses.append(loss)
             if step % 10 == 9 or step + 1 == len(batches):
-                self.listener(stage, (step + 1) / len(batches), f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
+                self.listener(
+                    stage, (step + 1) / len(batches), f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}"
+                )
 
         fit(
             model,
@@ -312,6 +327,20 @@ class Tiny:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
 
 
+def introduced(model: GPT, own: WordTokenizer) -> GPT:
+    """The marks of calls and the tools' names, which no plain text has, begin as the mean of all embeddings.
+
+    Pre-training pushed them away from everything that is ever said (Hewitt 2021: new words for old models).
+    """
+    new = [*own.special_tokens.values(), *(own.ids[kind] for kind in KINDS)]
+    new.remove(own.eos_id)
+    with torch.no_grad():
+        mean = model.wte.weight.mean(0)
+        noise = torch.randn(len(new), len(mean), generator=torch.Generator().manual_seed(0))
+        model.wte.weight[new] = mean + 0.02 * noise
+    return model
+
+
 def kept(document: Annotated) -> tuple[Candidate, ...]:
     """Its kept calls."""
     return document.kept
@@ -320,6 +349,7 @@ def kept(document: Annotated) -> tuple[Candidate, ...]:
 def without_second_term(documents: Sequence[Annotated], settings: dict[str, Settings]) -> list[Annotated]:
     """The ablation: L⁻ is the loss with nothing, whether or not the call alone would do as well."""
     blind = [
-        replace(d, candidates=tuple(replace(c, loss_call=float("inf")) for c in d.candidates)) for d in documents
+        replace(d, candidates=tuple(replace(c, loss_call=float("inf")) for c in d.candidates))
+        for d in documents
     ]
     return refilter(blind, settings)

@@ -13,7 +13,7 @@ from ...shapes import Tokens
 
 
 def length_batches(rows: Sequence[Sequence[int]], tokens: int, seed: int) -> list[Tokens]:
-    """(B, T) ids of rows that are equally long, about ``tokens`` in each batch; in an order that the seed decides."""
+    """(B, T) ids of equally long rows, about ``tokens`` in each batch; the seed decides their order."""
     generator = np.random.default_rng(seed)
     by_length: dict[int, list[Sequence[int]]] = {}
     for row in rows:

@@ -11,8 +11,10 @@ from ..tools import Tool
 from .world import KINDS, Item
 
 
-def accuracy(lm: LanguageModel, items: Sequence[Item], tools: Sequence[Tool]) -> tuple[dict[str, float], list[str]]:
-    """Share of problems whose continuation begins with the answer, by kind; and prompts with what was written.
+def accuracy(
+    lm: LanguageModel, items: Sequence[Item], tools: Sequence[Tool]
+) -> tuple[dict[str, float], list[str]]:
+    """Share of problems whose continuation begins with the answer, by kind; and all that was written.
 
     Args:
         lm: the model.

@@ -67,7 +67,7 @@ class WordTokenizer:
                 pieces = [piece[:3], *(_JOIN + piece[i : i + 3] for i in range(3, len(piece), 3))]
             else:
                 pieces = [piece]
-            ids += [self.ids.get(p, 0) for p in pieces]
+            ids += [0 if p in self.special_tokens else self.ids.get(p, 0) for p in pieces]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
