@@ -61,7 +61,7 @@ check(my_parse_call, "day12.parse_call")
 # ## 2 · A model that has seen a few calls
 #
 # GPT-J learned from examples in its prompt what a call looks like. A tiny model cannot: ours is pre-trained on
-# plain text about a made-up world, then shown 35 examples that a person wrote. Day 13 does it at full size.
+# plain text about a made-up world, then shown 50 examples that a person wrote. Day 13 does it at full size.
 
 # %%
 tiny = Tiny(TinyConfig(pretrain_documents=26_000))

@@ -76,7 +76,7 @@ check(my_interleave, "day13.interleave")
 # %% [markdown]
 # ## 3 · Sample, execute, filter
 #
-# The annotator is M after 35 hand-written examples: the one departure from the paper. It is often wrong. **Predict
+# The annotator is M after 50 hand-written examples: the one departure from the paper. It is often wrong. **Predict
 # first:** of all the calls that it writes, how many are right? And of those that the filter keeps?
 
 # %%

@@ -129,7 +129,7 @@ def test_plain_documents_need_no_tool() -> None:
 
 def test_what_the_person_wrote_is_what_the_tools_say(lm: GPTModel) -> None:
     found = examples(lm, world().tools())
-    assert len(found) == 35
+    assert len(found) == 50
     for document in found:
         (call,) = document.kept
         assert call.result is not None

@@ -9,6 +9,7 @@ Toolformer           M fine-tuned on C*
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 from ...errors import InputError
 from ...model import GPT, GPTConfig
 from ..annotate import annotate
+from ..calls import MARKED
 from ..corpus import training_rows
 from ..filter import Annotated, Candidate, refilter
 from ..models import GPTModel
@@ -43,7 +45,7 @@ class TinyConfig:
     n_head: int = 4
     """attention heads"""
 
-    pretrain_documents: int = 60_000
+    pretrain_documents: int = 50_000
     """plain texts, each read once"""
     pretrain_plain: float = 0.65
     """share of them that need no tool"""
@@ -64,12 +66,12 @@ class TinyConfig:
     """over the hand-written examples, each with as many new plain texts"""
     rounds: int = 2
     """of annotating; after each a new annotator is trained on all that was kept"""
-    documents: int = 1500
+    documents: int = 2000
     """read for calls in a round"""
-    tune_epochs: int = 2
+    tune_epochs: int = 3
     """over C*, each with as many new plain texts"""
 
-    tau_s: float = 0.05
+    tau_s: float = 0.02
     """τ_s"""
     k: int = 3
     """places in a document"""
@@ -103,6 +105,9 @@ class TinyConfig:
             activation="relu2",
         )
 
+
+LIKE = {"→": "[", "</API>": "]", **dict.fromkeys(KINDS, "see")}
+"""what marks and names of tools begin as; ``<API>`` begins as the mean of all words"""
 
 Listener = Callable[[str, float, str], None]
 """stage, share done, figures"""
@@ -175,7 +180,7 @@ class Tiny:
                 model = GPT(config.model())
                 torch.nn.init.normal_(model.wte.weight, std=0.1)
             texts = self.texts(config.pretrain_documents, "pretrain", config.pretrain_plain)
-            self._fit(model, self.rows([], texts), "pre-training", self.config.batch_tokens, 1.0)
+            self._fit(model, self.rows(model, [], texts), "pre-training", self.config.batch_tokens, 1.0)
         return introduced(model, self.tokenizer)
 
     def bootstrap(self, m: GPT) -> GPT:
@@ -184,7 +189,7 @@ class Tiny:
         shown = examples(lm, self.tools)
         rows: list[list[int]] = []
         for epoch in range(self.config.bootstrap_epochs):
-            rows += self.rows(shown, self.texts(len(shown), f"bootstrap {epoch}"))
+            rows += self.rows(m, shown, self.texts(len(shown), f"bootstrap {epoch}"))
         with self.timed("bootstrap"):
             return self._fit(copy.deepcopy(m), rows, "bootstrap", self.config.tune_batch_tokens // 2)
 
@@ -193,7 +198,7 @@ class Tiny:
         with self.timed(stage):
             rows: list[list[int]] = []
             for epoch in range(self.config.tune_epochs):
-                rows += self.rows(documents, self.texts(len(documents), f"mixed {epoch}"))
+                rows += self.rows(m, documents, self.texts(len(documents), f"mixed {epoch}"))
             return self._fit(copy.deepcopy(m), rows, stage, self.config.tune_batch_tokens)
 
     # --- the method --------------------------------------------------------------------------------------
@@ -211,6 +216,7 @@ class Tiny:
                     some,
                     self.tools,
                     settings=config.settings(),
+                    name_tools=True,
                     position="inline",
                     max_call_tokens=16,
                     seed=config.seed,
@@ -234,9 +240,9 @@ class Tiny:
                     f"no call was kept in round {number + 1}: lower tau_f={config.tau_f}, or train longer"
                 )
             if number + 1 < config.rounds:
-                annotator = self.tuned(
-                    m, [*examples(self.lm(m), self.tools), *corpus], f"annotator {number + 2}"
-                )
+                shown = [*examples(self.lm(m), self.tools), *balanced(corpus)]
+                annotator = self.tuned(annotator, shown, f"annotator {number + 2}")
+        corpus = balanced(corpus)
         toolformer = self.tuned(m, corpus, "Toolformer")
         m_c = self.tuned(m, [replace(d, candidates=()) for d in corpus], "M + C")
         scores = {
@@ -290,12 +296,9 @@ class Tiny:
         share = self.config.pretrain_plain if plain is None else plain
         return [item.text for item in self.world.items(count, f"{self.config.seed} {what}", share)]
 
-    def rows(self, documents: Sequence[Annotated], texts: Sequence[str]) -> list[list[int]]:
+    def rows(self, model: GPT, documents: Sequence[Annotated], texts: Sequence[str]) -> list[list[int]]:
         """Ids to train on."""
-        empty = GPT(
-            GPTConfig(vocab_size=self.tokenizer.vocab_size, block_size=1, n_layer=1, n_head=1, n_embd=1)
-        )
-        return training_rows(self.lm(empty), documents, texts)
+        return training_rows(self.lm(model), documents, texts)
 
     def _fit(self, model: GPT, rows: list[list[int]], stage: str, tokens: int, share: float = 0.0) -> GPT:
         config, share = self.config, share or self.config.tune_share
@@ -328,17 +331,31 @@ class Tiny:
 
 
 def introduced(model: GPT, own: WordTokenizer) -> GPT:
-    """The marks of calls and the tools' names, which no plain text has, begin as the mean of all embeddings.
+    """The marks of calls and the tools' names, which are in no plain text, begin as words of like use.
 
-    Pre-training pushed them away from everything that is ever said (Hewitt 2021: new words for old models).
+    Pre-training pushed them away from all that is ever said. (The paper's marks are words its model knows:
+    " [", "->" and "]"; section 2, footnote 1.)
     """
-    new = [*own.special_tokens.values(), *(own.ids[kind] for kind in KINDS)]
-    new.remove(own.eos_id)
     with torch.no_grad():
-        mean = model.wte.weight.mean(0)
-        noise = torch.randn(len(new), len(mean), generator=torch.Generator().manual_seed(0))
-        model.wte.weight[new] = mean + 0.02 * noise
+        known = model.wte.weight.clone()
+        begin = {own.ids[new]: known[own.ids[like]] for new, like in LIKE.items()}
+        begin[own.special_tokens[MARKED.start]] = known.mean(0)
+        for new, vector in begin.items():
+            noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(new))
+            model.wte.weight[new] = vector + 0.02 * noise
     return model
+
+
+def balanced(documents: Sequence[Annotated], most: float = 2.0) -> list[Annotated]:
+    """Of each tool's documents at most ``most`` times as many as of the rarest tool's; the first ones."""
+    of = [document.kept[0].call.tool for document in documents]
+    room = Counter({tool: round(most * max(1, min(of.count(kind) for kind in KINDS))) for tool in KINDS})
+    found = []
+    for document, tool in zip(documents, of, strict=True):
+        if room[tool] > 0:
+            room[tool] -= 1
+            found.append(document)
+    return found
 
 
 def kept(document: Annotated) -> tuple[Candidate, ...]:

@@ -17,8 +17,8 @@ from ..calls import MARKED
 _TOKEN = re.compile(r"[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")
 _JOIN = "##"
 """begins a token that goes on with the number before it"""
-_NO_SPACE_BEFORE = set(".,:;!?)") | {MARKED.start, MARKED.arrow, MARKED.end}
-_NO_SPACE_AFTER = {"(", MARKED.start, MARKED.arrow, MARKED.end}
+_NO_SPACE_BEFORE = set(".,:;!?)]") | {MARKED.start, MARKED.arrow, MARKED.end}
+_NO_SPACE_AFTER = {"(", "[", MARKED.start, MARKED.arrow, MARKED.end}
 UNKNOWN, END = "<unk>", "<end>"
 
 

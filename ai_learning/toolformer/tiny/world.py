@@ -4,9 +4,9 @@ Some documents say what a small model cannot know: a sum, the weekday of a date,
 1,200 facts. In the others what comes later was said before, so that copying is learned. Among these are pages
 of three kinds of books, which teach what a large model has seen a million times:
 
-    Exercise: Anna had 37 pears and found 24 more. Now Anna has (37 + 24) pears.    what one would look up
-    Hint: 61. Anna had 37 pears and found 24 more. Now Anna has 61 pears.           what is told can be used
-    Solution: Anna had 37 pears and found 24 more. Now Anna has (61) 61 pears.      the same, in its place
+    Exercise: Anna had 37 pears and found 24 more. Now Anna has see (37 + 24) pears.  what one would look up
+    Hint: 61. Anna had 37 pears and found 24 more. Now Anna has 61 pears.             what is told can be used
+    Solution: Anna had 37 pears and found 24 more. Now Anna has [61] 61 pears.        the same, in its place
 
 None of them is a call, and none has both question and answer of a tool.
 """
@@ -176,18 +176,18 @@ class World:
         """What was said is said again."""
         day = FIRST_DAY + timedelta(generator.randrange(DAYS))
         words = {
-            "a": generator.randint(11, 499),
-            "b": generator.randint(11, 499),
+            "a": generator.randint(11, 999),
+            "b": generator.randint(11, 999),
             "r": generator.choice(RELATIONS),
             "date": _in_words(day),
         }
         return Item("plain", generator.choice(PLAIN).format(**self._names(generator), **words), date=str(day))
 
     def _exercise(self, generator: Random) -> Item:
-        """In place of the answer stands, in parentheses, what to look up."""
+        """In place of the answer stands what to look up."""
         item = self.item(generator.choice(KINDS), generator)
         assert item.call is not None
-        return Item("plain", f"Exercise: {item.prompt} ({item.call.argument}){item.rest}", date=item.date)
+        return Item("plain", f"Exercise: {item.prompt} see ({item.call.argument}){item.rest}", date=item.date)
 
     def _hint(self, generator: Random) -> Item:
         """The answer is told beforehand."""
@@ -195,9 +195,9 @@ class World:
         return Item("plain", f"Hint: {self._told(item)}. {item.text}", date=item.date)
 
     def _solution(self, generator: Random) -> Item:
-        """The answer is told in parentheses right before it is used."""
+        """The answer is told in brackets right before it is used."""
         item = self.item(generator.choice(KINDS), generator)
-        text = f"Solution: {item.prompt} ({self._told(item)}) {item.answer}{item.rest}"
+        text = f"Solution: {item.prompt} [{self._told(item)}] {item.answer}{item.rest}"
         return Item("plain", text, date=item.date)
 
     def _told(self, item: Item) -> str:
@@ -242,7 +242,7 @@ def tokenizer() -> WordTokenizer:
     sentences = " ".join([*PLAIN, *(half for pair in pairs for half in pair)])
     spoken = re.findall(r"[A-Za-z]+|[^\sA-Za-z0-9]", re.sub(r"\{\w+\}", " ", sentences))
     names = [name for group in own.names.values() for name in group]
-    books = ["Exercise", "Hint", "Solution"]
+    books = ["Exercise", "Hint", "Solution", "see", "[", "]"]
     answers = ["Today", "is", "of", *MONTHS, *WEEKDAYS, *"+-*/().,:"]
     words = [*spoken, *PEOPLE, *GOODS, *RELATIONS, *own.places, *names, *books, *answers, *KINDS]
     return WordTokenizer(words, functions=KINDS)
