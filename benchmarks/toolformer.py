@@ -1,8 +1,8 @@
 """The tiny Toolformer over several seeds, with its ablations: the tables of RESULTS_toolformer.md.
 
-    python -m benchmarks.toolformer --out runs/toolformer-bench                    # three seeds
-    python -m benchmarks.toolformer --out runs/toolformer-bench --ablations        # and the ablations, first seed
-    python -m benchmarks.toolformer --out runs/toolformer-bench --sizes            # and smaller models, first seed
+    python -m benchmarks.toolformer                    # three seeds
+    python -m benchmarks.toolformer --ablations        # and the ablations, with the first seed
+    python -m benchmarks.toolformer --sizes            # and smaller models, with the first seed
 
 A run that is in ``--out`` already is not run again. One thread; seconds are of the CPU.
 """
@@ -56,7 +56,7 @@ def main() -> None:
             ("no filter", replace(first, tau_f=NEVER)),
             ("L⁻ without its second term", replace(first, second_term=False)),
         ):
-            rows[name] = bench.run(name, config, same_m=True)
+            rows[name] = bench.run(name, config)
         print(ablations(rows))
         print(sweep(bench.sweep(first)))
     if args.sizes:
@@ -76,29 +76,34 @@ class Bench:
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, config: TinyConfig, same_m: bool = False) -> dict[str, Any]:
-        """The figures of one run; ``same_m``: with the M of that seed's own run."""
-        return self._once(name, lambda: figures(Tiny(config).run(self.m(config))))
+    def run(self, name: str, config: TinyConfig) -> dict[str, Any]:
+        """The figures of one run; those of one seed and size share M."""
 
-    def m(self, config: TinyConfig) -> GPT:
-        """The pre-trained model of a seed and size, made once."""
+        def work() -> dict[str, Any]:
+            model, seconds = self.m(config)
+            found = figures(Tiny(config).run(model))
+            found["seconds"] = {"pre-training": seconds, **found["seconds"]}
+            return found
+
+        return self._once(name, work)
+
+    def m(self, config: TinyConfig) -> tuple[GPT, float]:
+        """The pre-trained model of a seed and size, made once, and the CPU seconds that it took."""
         path = self.out / f"m {config.seed} {config.n_layer} {config.n_embd}.pt"
-        tiny = Tiny(config)
-        if path.exists():
-            model = GPT(config.model())
-            model.load_state_dict(torch.load(path, weights_only=True))
-            return model.eval()
-        model = tiny.pretrain()
-        torch.save(model.state_dict(), path)
-        write(self.out / f"{path.stem}.seconds.json", tiny.seconds["pre-training"])
-        return model
+        if not path.exists():
+            tiny = Tiny(config)
+            torch.save([tiny.pretrain().state_dict(), tiny.seconds["pre-training"]], path)
+        state, seconds = torch.load(path, weights_only=True)
+        model = GPT(config.model())
+        model.load_state_dict(state)
+        return model.eval(), seconds
 
     def sweep(self, config: TinyConfig) -> list[list[Any]]:
-        """Precision and recall of the first round's candidates when τ_f is scaled, and without L⁻'s second term."""
+        """Precision and recall of the first round's calls for other τ_f, with both terms of L⁻ or one."""
 
         def work() -> list[list[Any]]:
             tiny = Tiny(config)
-            items, found = tiny.annotate(tiny.bootstrap(self.m(config)), 0)
+            items, found = tiny.annotate(tiny.bootstrap(self.m(config)[0]), 0)
             rows: list[list[Any]] = []
             for second in (True, False):
                 for scale in SCALES:
@@ -191,7 +196,8 @@ def comparison(runs: list[dict[str, Any]]) -> str:
             total = sum(a, start=Agreement(0, 0, 0, 0))
             lines.append(
                 f"| {number + 1} | {kind} | {total.sampled} | {total.right} | {total.kept} | "
-                f"{spread([x.precision for x in a], '{:.2f}'.format)} | {spread([x.recall for x in a], '{:.2f}'.format)} |"
+                f"{spread([x.precision for x in a], '{:.2f}'.format)} | "
+                f"{spread([x.recall for x in a], '{:.2f}'.format)} |"
             )
     return "\n".join(lines) + "\n"
 

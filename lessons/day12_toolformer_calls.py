@@ -30,7 +30,7 @@ torch.manual_seed(12)
 # %% [markdown]
 # ## 1 · A tool is a function from text to text
 #
-# What a model writes is input from a stranger. So a calculator parses; it never evaluates, and it never raises:
+# What a model writes is input from a stranger. So a calculator parses; it never evaluates, never raises:
 
 # %%
 calculator = Calculator()
@@ -60,8 +60,8 @@ check(my_parse_call, "day12.parse_call")
 # %% [markdown]
 # ## 2 · A model that has seen a few calls
 #
-# GPT-J learned from examples in its prompt what a call looks like. A tiny model cannot: ours is pre-trained on
-# plain text about a made-up world, then shown 50 examples that a person wrote. Day 13 does it at full size.
+# GPT-J learned from examples in its prompt what a call looks like. A tiny model cannot: ours is pre-trained
+# on plain text about a made-up world, then shown 50 examples that a person wrote. Day 13 goes on from there.
 
 # %%
 tiny = Tiny(TinyConfig(pretrain_documents=26_000))
@@ -119,9 +119,9 @@ check(loss_weights, "day12.loss_weights")
 check(filter_gain, "day12.filter_gain")
 
 # %% [markdown]
-# **Predict first:** four calls at the answer's place. The right one; one with a wrong operand; one with a wrong
-# operator; and one whose *argument* is already the answer, `Calculator(888)`. Which have $L^- - L^+ \ge 1$? And
-# which would have it, if $L^-$ were only the loss with no call at all?
+# **Predict first:** four calls at the answer's place. The right one; one with a wrong operand; one with a
+# wrong operator; and one whose *argument* is already the answer, `Calculator(888)`. Which have
+# $L^- - L^+ \ge 1$? And which would have it, if $L^-$ were only the loss with no call at all?
 
 
 # %%
@@ -162,9 +162,9 @@ assert share["right"][0] > share["wrong operand"][0] + 0.3
 assert share["answer leaked"][1] > share["answer leaked"][0] + 0.3
 
 # %% [markdown]
-# Nobody said which calls were right. The text did: it goes on with 888, and only a call that says 888 makes that
-# likely. But `Calculator(888)` says it too, *before* the calculator has answered. Its result adds nothing, and only
-# the second term of $L^-$ sees that.
+# Nobody said which calls were right. The text did: it goes on with 888, and only a call that says 888 makes
+# that likely. But `Calculator(888)` says it too, *before* the calculator has answered. Its result adds
+# nothing, and only the second term of $L^-$ sees that.
 #
 # ## 4 · Where to draw the line
 
@@ -184,12 +184,13 @@ picture(out / "kept.png")
 # 1. **`day12.parse_call`, `day12.call_places`, `day12.loss_weights`, `day12.filter_gain`**, in a file:
 #    `ai-learning lessons start day12`.
 # 2. **Too early.** Put the right call six tokens before the answer. What is left of its gain, and why?
-# 3. **A tool of your own.** Write a `Tool` that reverses a word, or wrap one of LangChain's with `from_langchain`.
+# 3. **A tool of your own.** Write a `Tool` that reverses a word, or wrap one of LangChain's
+#    (`from_langchain`).
 #
 # ## Quiz
 
 # %%
-quiz("day12.second_term")
+quiz("day12.minus")
 print()
 quiz("day12.weights")
 

@@ -76,8 +76,9 @@ check(my_interleave, "day13.interleave")
 # %% [markdown]
 # ## 3 · Sample, execute, filter
 #
-# The annotator is M after 50 hand-written examples: the one departure from the paper. It is often wrong. **Predict
-# first:** of all the calls that it writes, how many are right? And of those that the filter keeps?
+# The annotator is M after 50 hand-written examples: the one departure from the paper. It is often wrong.
+#
+# **Predict first:** of all the calls that it writes, how many are right? And of those that the filter keeps?
 
 # %%
 annotator = tiny.bootstrap(m)
@@ -112,8 +113,8 @@ assert scores["M"].mean < 0.1
 assert scores["Toolformer"].perplexity < 1.1 * scores["M + C"].perplexity
 
 # %% [markdown]
-# M + C has read the same documents, without the calls: what it lacks is the tools, not the text. And Toolformer with
-# its calls disabled knows no more than M + C.
+# M + C has read the same documents, without the calls: what it lacks is the tools, not the text. And
+# Toolformer with its calls disabled knows no more than M + C.
 
 # %%
 for text in results.written[:9]:
@@ -131,7 +132,8 @@ assert logits.shape == (1, 4, tiny.tokenizer.vocab_size)
 #
 # 1. **`day13.best_calls`, `day13.interleave`, `day13.decode`**, in a file: `ai-learning lessons start day13`.
 # 2. **No filter.** Set every `tau_f` to −1000 and run again: what becomes of accuracy, and of the perplexity?
-# 3. **Too small.** With `n_embd=32`, do tools still help? (The paper's figure 4: they begin to at 775 M parameters.)
+# 3. **Too small.** With `n_embd=32`, do tools still help? (The paper's figure 4: they begin to at 775 million
+#    parameters.)
 #
 # ## Quiz
 

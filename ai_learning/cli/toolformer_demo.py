@@ -78,8 +78,8 @@ def write_results(out: Path, results: Results) -> None:
     report = Report("A tiny Toolformer")
     report.text(
         f"{results.parameters:,} parameters, {results.config.n_layer} layers, {results.config.n_embd} wide, "
-        f"seed {results.config.seed}; {results.kept} documents in C*. The one departure from the paper: a tiny "
-        "model cannot learn from a prompt, so it was fine-tuned on 50 hand-written examples before it sampled."
+        f"seed {results.config.seed}; {results.kept} documents in C*. The one departure from the paper: a "
+        "tiny model cannot learn from a prompt, so it was fine-tuned on 50 hand-written examples first."
     )
     for title, (header, rows) in tables(results).items():
         report.heading(title)
