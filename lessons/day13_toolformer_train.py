@@ -19,7 +19,8 @@ import torch
 from ai_learning.checks import check, picture, quiz, show
 from ai_learning.toolformer import generate_with_tools, interleave
 from ai_learning.toolformer.tiny import Tiny, TinyConfig
-from ai_learning.toolformer.tiny.measure import agreement
+from ai_learning.toolformer.tiny.experiment import balanced
+from ai_learning.toolformer.tiny.measure import accuracy, agreement
 from ai_learning.toolformer.tiny.report import accuracy_rows
 from ai_learning.viz import plot_lines
 
@@ -42,7 +43,7 @@ def listener(stage, share, figures):
         print(f"{stage}: {figures}")
 
 
-tiny = Tiny(TinyConfig(pretrain_documents=30_000, documents=600, rounds=1, test_items=60), listener)
+tiny = Tiny(TinyConfig(pretrain_documents=30_000, documents=1200, test_items=60), listener)
 for kind in ("Calculator", "Calendar", "QA", "plain"):
     print(f"{kind:10}", next(i.text for i in tiny.world.items(100, "look") if i.kind == kind))
 m = tiny.pretrain()
@@ -103,11 +104,11 @@ def decode(step, tool, ids, length):
 check(decode, "day13.decode")
 
 # %%
-results = tiny.run(m)
-header, rows = accuracy_rows(results)
+corpus = balanced([document for document in documents if document.kept])
+scores, toolformer = tiny.compare(m, corpus)
+header, rows = accuracy_rows(scores)
 for row in [header, *rows]:
     print("".join(f"{cell:>24}" if n else f"{cell:24}" for n, cell in enumerate(row)))
-scores = results.scores
 assert scores["Toolformer"].mean > scores["M + C"].mean + 0.2
 assert scores["M"].mean < 0.1
 assert scores["Toolformer"].perplexity < 1.1 * scores["M + C"].perplexity
@@ -117,7 +118,7 @@ assert scores["Toolformer"].perplexity < 1.1 * scores["M + C"].perplexity
 # Toolformer with its calls disabled knows no more than M + C.
 
 # %%
-for text in results.written[:9]:
+for text in accuracy(tiny.lm(toolformer), tiny.test_items()[::20], tiny.tools)[1]:
     print(text)
 answer = generate_with_tools(
     tiny.lm(m), "Anna had 37 pears and found 24 more. Now Anna has", tiny.tools, max_new_tokens=3

@@ -56,7 +56,7 @@ def say(results: Results) -> None:
 def tables(results: Results) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Titles with header and rows."""
     return {
-        "held-out problems solved, and perplexity of held-out plain text": accuracy_rows(results),
+        "held-out problems solved, and perplexity of held-out plain text": accuracy_rows(results.scores),
         "the filter beside the truth": filter_rows(results),
         "where the time went": seconds_rows(results),
     }

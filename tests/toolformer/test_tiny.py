@@ -19,7 +19,7 @@ from ai_learning.model import GPT
 from ai_learning.toolformer import Annotated, Call, Candidate, GPTModel, interleave_ids
 from ai_learning.toolformer.tiny import Tiny, TinyConfig, tokenizer, world
 from ai_learning.toolformer.tiny.examples import examples
-from ai_learning.toolformer.tiny.experiment import without_second_term
+from ai_learning.toolformer.tiny.experiment import balanced, introduced, without_second_term
 from ai_learning.toolformer.tiny.fit import fit, length_batches
 from ai_learning.toolformer.tiny.measure import agreement, begins_with, is_right, perplexity
 from ai_learning.toolformer.tiny.words import WordTokenizer
@@ -227,6 +227,30 @@ def test_without_the_second_term_a_leaked_answer_is_kept() -> None:
     )
     (judged,) = without_second_term([Annotated("x", (leaked,))], SMALL.settings())
     assert judged.candidates[0].kept and leaked.gain < 1.0
+
+
+def test_no_tool_has_more_than_twice_the_documents_of_the_rarest() -> None:
+    def kept(tool: str, number: int) -> Annotated:
+        return Annotated(f"{number}", (Candidate(1, 1, Call(tool, ""), "x", kept=True),))
+
+    documents = [kept("Calendar", n) for n in range(9)] + [
+        kept("QA", 1),
+        kept("QA", 2),
+        kept("Calculator", 3),
+    ]
+    counts = Counter(d.kept[0].call.tool for d in balanced(documents))
+    assert counts == {"Calendar": 2, "QA": 2, "Calculator": 1}
+    assert balanced(documents)[0] is documents[0]
+
+
+def test_marks_begin_like_the_words_they_resemble(lm: GPTModel) -> None:
+    model, own = GPT(SMALL.model()), tokenizer()
+    before = model.wte.weight.detach().clone()
+    after = introduced(model, own).wte.weight.detach()
+    changed = {own.token(int(i)) for i in (before != after).any(1).nonzero()}
+    assert changed == {"<API>", "→", "</API>", *KINDS}
+    assert (after[own.ids["QA"]] - before[own.ids["see"]]).abs().max() < 0.1
+    assert (after[own.ids["→"]] - before[own.ids["["]]).abs().max() < 0.1
 
 
 # --- end to end ---------------------------------------------------------------------------------------------

@@ -59,17 +59,19 @@ class TinyConfig:
     """Muon's, for the blocks' matrices"""
     tune_share: float = 0.3
     """of these rates in fine-tuning"""
-    tune_batch_tokens: int = 256
+    tune_batch_tokens: int = 384
     """in a batch of fine-tuning"""
 
     bootstrap_epochs: int = 20
     """over the hand-written examples, each with as many new plain texts"""
-    rounds: int = 2
+    rounds: int = 3
     """of annotating; after each a new annotator is trained on all that was kept"""
     documents: int = 2000
     """read for calls in a round"""
     tune_epochs: int = 3
-    """over C*, each with as many new plain texts"""
+    """over C*, each with new plain texts"""
+    tune_plain: float = 1.5
+    """plain texts for each document of C*"""
 
     tau_s: float = 0.02
     """τ_s"""
@@ -77,7 +79,7 @@ class TinyConfig:
     """places in a document"""
     m: int = 4
     """calls sampled at each"""
-    tau_f: dict[str, float] = field(default_factory=lambda: {"Calculator": 1.0, "Calendar": 0.3, "QA": 0.8})
+    tau_f: dict[str, float] = field(default_factory=lambda: {"Calculator": 0.8, "Calendar": 0.3, "QA": 0.5})
     """τ_f by tool: a weekday is one of seven, so less can be gained there"""
     second_term: bool = True
     """L⁻ counts the call without its result, as it should; ``False`` is an ablation"""
@@ -191,14 +193,16 @@ class Tiny:
         for epoch in range(self.config.bootstrap_epochs):
             rows += self.rows(m, shown, self.texts(len(shown), f"bootstrap {epoch}"))
         with self.timed("bootstrap"):
-            return self._fit(copy.deepcopy(m), rows, "bootstrap", self.config.tune_batch_tokens // 2)
+            return self._fit(copy.deepcopy(m), rows, "bootstrap", 128)
 
     def tuned(self, m: GPT, documents: Sequence[Annotated], stage: str) -> GPT:
-        """M, fine-tuned on annotated documents and as many plain ones."""
+        """A model, fine-tuned on annotated documents and on plain ones."""
         with self.timed(stage):
             rows: list[list[int]] = []
             for epoch in range(self.config.tune_epochs):
-                rows += self.rows(m, documents, self.texts(len(documents), f"mixed {epoch}"))
+                rows += self.rows(
+                    m, documents, self.texts(round(self.config.tune_plain * len(documents)), f"mixed {epoch}")
+                )
             return self._fit(copy.deepcopy(m), rows, stage, self.config.tune_batch_tokens)
 
     # --- the method --------------------------------------------------------------------------------------
@@ -243,14 +247,7 @@ class Tiny:
                 shown = [*examples(self.lm(m), self.tools), *balanced(corpus)]
                 annotator = self.tuned(annotator, shown, f"annotator {number + 2}")
         corpus = balanced(corpus)
-        toolformer = self.tuned(m, corpus, "Toolformer")
-        m_c = self.tuned(m, [replace(d, candidates=()) for d in corpus], "M + C")
-        scores = {
-            "M": self.scores(m, False),
-            "M + C": self.scores(m_c, False),
-            "Toolformer (disabled)": self.scores(toolformer, False),
-            "Toolformer": self.scores(toolformer, True),
-        }
+        scores, toolformer = self.compare(m, corpus)
         written = accuracy(self.lm(toolformer), self.test_items()[::10], self.tools)[1]
         return Results(
             config,
@@ -264,6 +261,18 @@ class Tiny:
         )
 
     # --- measuring ---------------------------------------------------------------------------------------
+
+    def compare(self, m: GPT, corpus: Sequence[Annotated]) -> tuple[dict[str, Scores], GPT]:
+        """The paper's comparison: fine-tune M on C* and on C, score all; and Toolformer itself."""
+        toolformer = self.tuned(m, corpus, "Toolformer")
+        m_c = self.tuned(m, [replace(document, candidates=()) for document in corpus], "M + C")
+        scores = {
+            "M": self.scores(m, False),
+            "M + C": self.scores(m_c, False),
+            "Toolformer (disabled)": self.scores(toolformer, False),
+            "Toolformer": self.scores(toolformer, True),
+        }
+        return scores, toolformer
 
     def test_items(self) -> list[Item]:
         """Held-out problems, as many of each kind."""

@@ -1,12 +1,14 @@
 """Results as tables: headers and rows of text, for the terminal, the page and the benchmark."""
 
-from .experiment import Results
+from collections.abc import Mapping
+
+from .experiment import Results, Scores
 from .world import KINDS
 
 Rows = tuple[list[str], list[list[str]]]
 
 
-def accuracy_rows(results: Results) -> Rows:
+def accuracy_rows(scores_by_name: Mapping[str, Scores]) -> Rows:
     """The paper's comparison: models by tools, and perplexities."""
     header = ["model", *KINDS, "mean", "perplexity", "where no tool is needed"]
     rows = [
@@ -17,7 +19,7 @@ def accuracy_rows(results: Results) -> Rows:
             f"{scores.perplexity:.3f}",
             f"{scores.perplexity_no_tool:.3f}",
         ]
-        for name, scores in results.scores.items()
+        for name, scores in scores_by_name.items()
     ]
     return header, rows
 
