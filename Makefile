@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTHON ?= python3
 
-.PHONY: demo test test-slow lint format bench lessons notebooks web clean
+.PHONY: demo test test-slow lint format bench lessons notebooks web docs screenshots clean
 
 demo: $(READY)            ## train, sample, fine-tune and report on this machine (about three minutes)
 	$(BIN)/ai-learning demo
@@ -40,6 +40,14 @@ notebooks: $(READY)       ## make the notebooks anew from their sources, with ou
 web: $(READY)             ## the playground on http://127.0.0.1:8000, with the demo's model
 	@test -f runs/demo/gpt1_tiny_pretrain.pt || $(BIN)/ai-learning demo
 	$(BIN)/ai-learning web
+
+docs: $(READY)            ## the site, in site/: open site/index.html
+	$(BIN)/python lessons/to_docs.py
+	$(BIN)/zensical build --clean
+	@echo "open site/index.html"
+
+screenshots: $(READY)     ## the pictures of the page in docs/images, made by its tests
+	AI_LEARNING_SCREENSHOTS=1 $(BIN)/python -m pytest tests/web/test_browser.py -m "not gpu"
 
 clean:                    ## remove the environment (runs/ stays)
 	rm -rf $(VENV)

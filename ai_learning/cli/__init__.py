@@ -13,12 +13,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("tokenizer", "train, encode, decode, show, convert and measure tokenizers"),
     "data": ("data", "prepare: turn text into a token file"),
     "pretrain": ("pretrain", "train a GPT on text"),
-    "finetune": ("finetune", "fine-tune a pre-trained GPT on a labelled task"),
+    "finetune": ("finetune", "fine-tune a GPT: a task head, all weights, LoRA or QLoRA"),
     "generate": ("generate", "continue a prompt"),
     "evaluate": ("evaluate", "perplexity and bits per byte of a text, accuracy on a task"),
     "export": ("export", "a checkpoint as a folder that transformers opens; merge adapters; push to the hub"),
     "toolformer": ("toolformer", "tools: annotate text with calls, train on it, write with tools, evaluate"),
     "inspect": ("inspect", "attention, residual stream, logit lens and per-token loss of a text, as plots"),
+    "reflexion": ("reflexion", "an agent that reflects on its failures: run, report, doctor, demo"),
     "web": ("web", "a page on this machine: a model's tokens, next-token probabilities and text"),
 }
 

@@ -3,7 +3,7 @@
 import io
 from contextlib import redirect_stderr
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -16,11 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..batches import open_tokens, tokenize
 from ..errors import InputError
-from ..model import GPTConfig
 from ..text import read_texts
 from ..tokenizers import ByteTokenizer, Tokenizer, load
+
+if TYPE_CHECKING:
+    from ..model import GPTConfig
 
 console = Console(highlight=False)
 
@@ -86,12 +87,14 @@ def tokenizer_by_name(name: str) -> Tokenizer:
 
 def read_tokens(source: str, tokenizer: Tokenizer) -> np.ndarray:
     """Ids of a source of text, or of a token file (``*.tokens``, through a memory map)."""
+    from ..batches import open_tokens, tokenize  # brings torch, which not every command needs
+
     if source.endswith(".tokens"):
         return open_tokens(source, tokenizer.vocab_size, tokenizer.fingerprint).tokens
     return tokenize(read_texts(source), tokenizer)
 
 
-def fit_vocabulary(config: GPTConfig, tokenizer: Tokenizer) -> GPTConfig:
+def fit_vocabulary(config: "GPTConfig", tokenizer: Tokenizer) -> "GPTConfig":
     """The config with room for every id of the tokenizer.
 
     Raises:

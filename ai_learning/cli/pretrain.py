@@ -44,6 +44,8 @@ class Pretrain:
     """share of the text, at its end, to evaluate on"""
     eval_batches: int = 20
     """batches in each evaluation"""
+    sample_prompt: str = ""
+    """what samples on the way go on from; empty: the beginning of a document"""
     model: GPTConfig = field(default_factory=lambda: preset("gpt2-tiny"))
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -111,7 +113,7 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
             options.train,
             options.out,
             evaluate=lambda model: {"val_loss": mean_loss(model, val)},
-            sample=lambda model: sample(model, tokenizer),
+            sample=lambda model: sample(model, tokenizer, options.sample_prompt),
             listener=progress,
             on_start=lambda: tokenizer.save(options.out / "tokenizer"),
             resume=options.resume,

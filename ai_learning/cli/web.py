@@ -1,20 +1,34 @@
-"""``ai-learning web``: the playground, on this machine only unless told otherwise."""
+"""``ai-learning web``: the page, on this machine only unless told otherwise."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..checkpoint import load_gpt, open_tokenizer
+from ..checkpoint import open_model
 from ..errors import InputError
+from ..tokenizers import Tokenizer, load
 from ..train import pick_device
 from .common import console, parse
+
+DEMO = "runs/demo/gpt1_tiny_pretrain.pt"
 
 
 @dataclass(frozen=True)
 class Web:
-    """Serve a page with a model's tokens, next-token probabilities and text."""
+    """Serve a page that shows a model at work: tokens, attention, next token, training, adapters, agents."""
 
-    checkpoint: Path = Path("runs/demo/gpt1_tiny_pretrain.pt")
-    """a .pt file of pretrain, finetune or demo"""
+    checkpoint: str = DEMO
+    """a .pt file of pretrain, finetune or demo, a Hugging Face folder, or a hub name"""
+    tokenizer: Path | None = None
+    """folder of the model's tokenizer, where the checkpoint names none"""
+    tokenizers: tuple[Path, ...] = ()
+    """folders of further tokenizers to compare with; those below --runs are found by themselves"""
+    adapters: tuple[Path, ...] = ()
+    """folders of LoRA adapters (PEFT's format) to compare"""
+    agents: tuple[Path, ...] = ()
+    """Toolformer's candidates and Reflexion's traces; those below --runs are found by themselves"""
+    runs: Path = Path("runs")
+    """folder of runs; what the page trains goes into its subfolder `web`"""
     host: str = "127.0.0.1"
     """address to listen on; any other than loopback lets the network in"""
     port: int = 8000
@@ -28,18 +42,60 @@ def main(args: list[str]) -> None:
     options = parse(Web, args, "web")
     if not 0 < options.port < 65536:
         raise InputError(f"port={options.port} must be from 1 to 65535")
-    if options.checkpoint == Web.checkpoint and not options.checkpoint.exists():
-        raise InputError(
-            f"no checkpoint at {options.checkpoint}: run `ai-learning demo`, or give --checkpoint"
-        )
-    model, checkpoint = load_gpt(options.checkpoint, pick_device(options.device))
-    tokenizer = open_tokenizer(checkpoint, options.checkpoint)
+    bench = make_bench(options)
 
     import uvicorn
 
-    from ..web.app import allowed_hosts, create_app
+    from ..web.app import create_app
+    from ..web.guard import allowed_hosts
 
-    app = create_app(model, tokenizer, str(options.checkpoint), allowed_hosts(options.host))
+    app = create_app(bench, allowed_hosts(options.host))
     shown = f"[{options.host}]" if ":" in options.host else options.host  # IPv6
     console.print(f"open http://{shown}:{options.port} (Ctrl-C ends it)", markup=False)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=3)
+
+
+def make_bench(options: Web) -> Any:
+    """The models, tokenizers and files that the options name.
+
+    Raises:
+        InputError: one of them cannot be opened.
+    """
+    from ..web.bench import Bench, Opened
+
+    if options.checkpoint == DEMO and not Path(DEMO).exists():
+        raise InputError(f"no checkpoint at {DEMO}: run `ai-learning demo`, or give --checkpoint")
+    device = pick_device(options.device)
+    model, tokenizer, _ = open_model(options.checkpoint, device)
+    tokenizer = load(options.tokenizer) if options.tokenizer else tokenizer
+    if tokenizer is None:
+        raise InputError(f"{options.checkpoint} names no tokenizer: give its folder with --tokenizer")
+    for folder in options.adapters:
+        if not (folder / "adapter_config.json").is_file():
+            raise InputError(f"{folder} holds no adapter_config.json: give the folder of an adapter")
+    source = options.checkpoint
+    return Bench(
+        Opened(source, model, tokenizer, source),
+        tokenizers=find_tokenizers(options),
+        runs=options.runs,
+        adapters={str(folder): folder for folder in options.adapters},
+        agents=options.agents,
+        device=str(device),
+    )
+
+
+def find_tokenizers(options: Web) -> dict[str, Tokenizer]:
+    """Those given, and BPE ones below the runs; each once, by its folder."""
+    given = {str(folder): load(folder) for folder in options.tokenizers}
+    known = {tokenizer.fingerprint for tokenizer in given.values()}
+    for file in sorted([*options.runs.glob("*/tokenizer.json"), *options.runs.glob("*/*/tokenizer.json")])[
+        :50
+    ]:
+        try:
+            tokenizer = load(file.parent)
+        except (InputError, OSError):  # someone else's, or half written
+            continue
+        if tokenizer.fingerprint not in known:
+            known.add(tokenizer.fingerprint)
+            given[str(file.parent)] = tokenizer
+    return given

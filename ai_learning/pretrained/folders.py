@@ -38,14 +38,15 @@ def save_pretrained(model: GPT, folder: Path | str, tokenizer: Tokenizer | None 
         theirs.generation_config.eos_token_id = tokenizer.eos_id
         export_tokenizer(tokenizer, folder)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        with _no_progress_bar():
+        with no_progress_bar():
             theirs.save_pretrained(temporary)
         for file in Path(temporary).iterdir():
             file.replace(folder / file.name)
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Loading and saving without transformers' bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,0 +1,111 @@
+"""The untrusted process: it runs the code and answers calls. Nothing here has to be believed.
+
+It knows neither the tests nor what they expect, and it is forked before they arrive.
+"""
+
+import atexit
+import contextlib
+import importlib
+import io
+import linecache
+import os
+import socket
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .peer import PRINTED, Peer
+from .wire import Tree, receive
+
+FILE = "<code>"
+
+
+class Worker(Peer):
+    """The code's end of the channel. It does whatever the tests ask."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__(channel)
+        self.wanted: list[str] = []
+        self.module = types.ModuleType("__main__")
+        self.give(self.run)
+
+    def serves(self, operation: str, target: Any, arguments: list[Any]) -> bool:
+        """Everything."""
+        return True
+
+    def run(self, code: str, wanted: list[str], whole: bool) -> dict[str, Any]:
+        """Run the program; those of its globals that the tests use.
+
+        Args:
+            code: the program, run as ``__main__``.
+            wanted: names.
+            whole: there are no tests, so the program's threads and exit functions belong to it.
+        """
+        linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)
+        sys.modules["__main__"] = self.module
+        exec(compile(code, FILE, "exec"), self.module.__dict__)
+        if whole:
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+        self.wanted = wanted
+        return {name: self.module.__dict__[name] for name in wanted if name in self.module.__dict__}
+
+    def perform(self, work: Callable[[], Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Do it with the tests' input and output where they redirected them."""
+        extra: dict[str, Any] = {}
+        printed = io.StringIO()
+        try:
+            with contextlib.ExitStack() as stack:
+                if options.get("print"):
+                    stack.enter_context(contextlib.redirect_stdout(printed))
+                if "input" in options:
+                    before, sys.stdin = sys.stdin, io.StringIO(options["input"])
+                    stack.callback(setattr, sys, "stdin", before)
+                value = work()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+        if options.get("print"):
+            extra[PRINTED] = printed.getvalue()
+        known = self.module.__dict__
+        for name in self.wanted:
+            if isinstance(known.get(name, self), int | float | str | list | dict | set | tuple | type(None)):
+                extra[name] = known[name]
+        return value, extra
+
+    def trace(self, error: BaseException) -> str:
+        """The code's own lines on the way to the exception, the last three."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
+        told = [
+            f"line {f.lineno}{f' in {f.name}' if f.name != '<module>' else ''}: {f.line}" for f in frames[-3:]
+        ]
+        return " → ".join(told)
+
+    def export(self, value: Any) -> Tree:
+        """Modules go by name."""
+        if type(value) is types.ModuleType and value.__name__ in sys.stdlib_module_names:
+            return ["module", value.__name__]
+        return super().export(value)
+
+    def resolve(self, tree: Tree) -> Any:
+        """Functions of the standard library come by name."""
+        if tree[0] == "function":
+            return getattr(importlib.import_module(tree[1]), tree[2])
+        return super().resolve(tree)
+
+
+def work(channel: socket.socket) -> None:
+    """Serve until the judge is gone."""
+    worker = Worker(channel)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace", write_through=True)
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "replace", write_through=True)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.argv = ["main.py"]
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            worker.serve(receive(channel))
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""What an agent is set to do: questions, programs, and worlds made of text."""
