@@ -47,7 +47,8 @@ docs: $(READY)            ## the site, in site/: open site/index.html
 	@echo "open site/index.html"
 
 screenshots: $(READY)     ## the pictures of the page in docs/images, made by its tests
-	AI_LEARNING_SCREENSHOTS=1 $(BIN)/python -m pytest tests/web/test_browser.py -m "not gpu"
+	AI_LEARNING_SCREENSHOTS=1 AI_LEARNING_CHECKPOINT=$$(ls $$PWD/runs/demo/gpt1_tiny_pretrain.pt 2>/dev/null) \
+		$(BIN)/python -m pytest tests/web/test_browser.py -m "not gpu"
 
 clean:                    ## remove the environment (runs/ stays)
 	rm -rf $(VENV)

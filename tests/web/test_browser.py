@@ -64,7 +64,7 @@ def runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def port(checkpoint: Path, runs: Path) -> Iterator[int]:
     model, tokenizer, _ = open_model(checkpoint)
     assert tokenizer is not None
-    served = Opened("runs/demo/tiny.pt", model, tokenizer, str(checkpoint))
+    served = Opened(f"runs/demo/{checkpoint.name}", model, tokenizer, str(checkpoint))
     with serving(create_app(Bench(served, runs=runs, adapters={"mine": runs / "adapter"}))) as port:
         yield port
 
@@ -120,11 +120,12 @@ def test_tokens(visit: Callable) -> None:
     visitor.photograph("tokens")
 
 
-def test_attention(visit: Callable) -> None:
+def test_attention(visit: Callable, checkpoint: Path) -> None:
     visitor = visit()
     page = visitor.go("#panel=attention&text=" + "The%20statement%20is%20an%20expression.")
     visitor.text("#attention-caption", "looks at")
-    assert page.locator("#heads .head").count() == 8
+    config = open_model(checkpoint)[0].config
+    assert page.locator("#heads .head").count() == config.n_layer * config.n_head
     page.click("#heads [aria-label='layer 1, head 2']")
     assert visitor.text("#head-title", "Layer 1, head 2") and "layer=1&head=2" in page.url
     page.hover("#attention-text .token:nth-child(5)")
@@ -144,7 +145,7 @@ def test_attention(visit: Callable) -> None:
     visitor.photograph("attention")
 
 
-def test_next_token(visit: Callable) -> None:
+def test_next_token(visit: Callable, checkpoint: Path) -> None:
     visitor = visit()
     page = visitor.go("#panel=next&text=The%20statement%20is%20")
     visitor.text("#next-figures", "258 of 258 tokens")
@@ -156,7 +157,8 @@ def test_next_token(visit: Callable) -> None:
     assert page.locator("#bars .bar:not(.cut)").count() == 3
     page.fill("#temperature", "0")
     assert visitor.text("#bars .share", "100 %")
-    assert page.locator("#lens tr").count() == 3  # the embedding and two layers
+    layers = open_model(checkpoint)[0].config.n_layer
+    assert page.locator("#lens tr").count() == layers + 1  # the embedding, and after each layer
     page.click("#next-text .token:nth-child(3)")
     assert "at=2" in page.url
     page.fill("#write-n", "12")
@@ -164,6 +166,7 @@ def test_next_token(visit: Callable) -> None:
     page.wait_for_selector("#write:enabled")
     assert len(page.input_value("#text")) > len("The statement is ")
     page.fill("#text", "The statement is ")
+    visitor.text("#next-text", "^The·statement·is·$")
     page.fill("#temperature", "0.8")
     page.fill("#top_k", "10")
     visitor.text("#next-figures", "^10 of 258")
