@@ -19,8 +19,6 @@ from .agent_files import write_annotated, write_trace
 from .browser import PHONE, Visitor, chromium
 from .conftest import serving
 
-PANELS = ("tokens", "attention", "next", "training", "adapters", "agents")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -186,39 +184,33 @@ def test_a_long_text_can_be_stopped(visit: Callable) -> None:
     assert len(page.input_value("#text")) < 2000
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        Sampling(),
-        Sampling(temperature=0.6),
-        Sampling(temperature=0),
-        Sampling(temperature=1.7, top_k=20),
-        Sampling(top_p=0.9),
-        Sampling(temperature=0.8, top_k=50, top_p=0.7, min_p=0.05),
-        Sampling(min_p=0.2),
-        Sampling(top_k=1, top_p=0.01),
-    ],
-)
-def test_the_sliders_compute_what_the_library_does(visit: Callable, how: Sampling) -> None:
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=0.6),
+    Sampling(temperature=0),
+    Sampling(temperature=1.7, top_k=20),
+    Sampling(top_p=0.9),
+    Sampling(temperature=0.8, top_k=50, top_p=0.7, min_p=0.05),
+    Sampling(min_p=0.2),
+    Sampling(top_k=1, top_p=0.01),
+]
+
+
+def test_the_sliders_compute_what_the_library_does(visit: Callable) -> None:
     page = visit().go()
     logits = torch.randn(500, generator=torch.Generator().manual_seed(1)).mul(3).sort(descending=True).values
     logits[19:22] = logits[19]  # ties where top-k cuts
-    found = page.evaluate(
-        "async ([logits, how]) => { const { distribution } = await import('/static/sampling.js');"
-        " return Array.from(distribution(Float32Array.from(logits), how).p); }",
-        [
-            logits.tolist(),
-            {
-                "temperature": how.temperature,
-                "top_k": how.top_k or 0,
-                "top_p": how.top_p or 1,
-                "min_p": how.min_p or 0,
-            },
-        ],
-    )
-    expected = probabilities(logits[None], how)[0].numpy()
-    assert int((expected > 0).sum()) == len(found)
-    assert np.abs(expected[: len(found)] - found).max() < 1e-6
+    for how in SETTINGS:
+        asked = {"temperature": how.temperature, "top_k": how.top_k or 0}
+        asked |= {"top_p": how.top_p or 1, "min_p": how.min_p or 0}
+        found = page.evaluate(
+            "async ([logits, how]) => { const { distribution } = await import('/static/sampling.js');"
+            " return Array.from(distribution(Float32Array.from(logits), how).p); }",
+            [logits.tolist(), asked],
+        )
+        expected = probabilities(logits[None], how)[0].numpy()
+        assert int((expected > 0).sum()) == len(found), how
+        assert np.abs(expected[: len(found)] - found).max() < 1e-6, how
 
 
 def test_a_stopped_run_can_go_on(visit: Callable) -> None:
@@ -239,7 +231,7 @@ def test_a_stopped_run_can_go_on(visit: Callable) -> None:
         "#training-form input[type=file]",
         {"name": "mine.txt", "mimeType": "text/plain", "buffer": b"from a file"},
     )
-    page.wait_for_function("document.querySelector('#training-form textarea').value === 'from a file'")
+    page.wait_for_function("() => document.querySelector('#training-form textarea').value === 'from a file'")
     visitor.complaints = [c for c in visitor.complaints if "422" not in c]  # the browser notes the refusal
     visitor.fits()
 
@@ -367,18 +359,22 @@ def test_dark_and_light(visit: Callable) -> None:
     assert paper(page) > 700
 
 
-@pytest.mark.parametrize("panel", PANELS)
-def test_on_a_phone(visit: Callable, panel: str) -> None:
+READY = {
+    "tokens": "#token-cards article", "attention": "#heads canvas", "next": "#bars .bar",
+    "training": "#training-chart svg", "adapters": "#variants article", "agents": "#agents .card",
+}  # fmt: skip
+
+
+def test_on_a_phone(visit: Callable) -> None:
     visitor = visit(size=PHONE)
-    page = visitor.go(f"#panel={panel}")
-    ready = {
-        "tokens": "#token-cards article", "attention": "#heads canvas", "next": "#bars .bar",
-        "training": "#training-chart svg", "adapters": "#variants article", "agents": "#agents .card",
-    }  # fmt: skip
-    page.wait_for_selector(ready[panel])
-    visitor.fits()
-    if panel == "attention":
-        visitor.photograph("phone")
+    page = visitor.go()
+    for panel, something in READY.items():
+        page.click(f"#tab-{panel}")
+        page.wait_for_selector(something)
+        visitor.fits()
+        if panel == "attention":
+            visitor.text("#attention-caption", "looks at")
+            visitor.photograph("phone")
 
 
 def test_hostile_texts_are_text(visit: Callable) -> None:
