@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adapted import AdaptedConfig, AdaptedGPT
 from .errors import CheckpointError, InputError
 from .files import atomic_path
 from .model import GPT, GPTConfig
@@ -93,9 +94,13 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
 def build_model(checkpoint: dict[str, Any]) -> nn.Module:
     """The model that a loaded checkpoint describes, in evaluation mode: a ``GPT``, or a ``TaskModel`` on one.
 
+    An adapter's checkpoint gives a ``GPT`` too: its base is opened, and the adapter merged into it.
+
     Raises:
         CheckpointError: a field or tensor is missing or does not fit.
     """
+    if is_adapter(checkpoint):
+        return build_adapted(checkpoint).merged().eval()
     try:
         config = dict(checkpoint["config"])
         model: nn.Module
@@ -108,6 +113,31 @@ def build_model(checkpoint: dict[str, Any]) -> nn.Module:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint does not describe a model of this library: {reason}") from None
     return model.eval()
+
+
+def build_adapted(checkpoint: dict[str, Any]) -> AdaptedGPT:
+    """The base and the adapter of an adapter's checkpoint, in evaluation mode.
+
+    Raises:
+        InputError: the base is not where it was, or is another model now.
+        CheckpointError: a field or tensor is missing or does not fit.
+    """
+    config = AdaptedConfig(**checkpoint["config"])
+    try:
+        base, _, _ = open_model(config.base)
+    except InputError as error:
+        raise CheckpointError(
+            f"the adapter's base cannot be opened ({error}): put it back, or merge the adapter's PEFT folder "
+            "into a copy with `ai-learning export COPY --adapter FOLDER --merge`"
+        ) from None
+    model = AdaptedGPT(config, base)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval()
+
+
+def is_adapter(checkpoint: dict[str, Any]) -> bool:
+    """Whether a loaded checkpoint holds an adapter and not a whole model."""
+    return "lora" in checkpoint["config"]
 
 
 def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The training loss and what is read off it, without holding the logits of all positions at once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
-_CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 32 * 2**20
+_CACHE_BYTES = 2**20  # fits the cache of one core
 
 
 def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
@@ -35,7 +37,26 @@ def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: An
         )
     hidden: Callable[..., Hidden] = model.hidden  # type: ignore[assignment]
     head: nn.Linear = model.lm_head  # type: ignore[assignment]
-    return linear_cross_entropy(hidden(idx, **inputs), head.weight, targets)
+    with _row_gradients(model, head.weight):
+        states = hidden(idx, **inputs)
+    return linear_cross_entropy(states, head.weight, targets)
+
+
+@contextmanager
+def _row_gradients(model: nn.Module, head: Tensor) -> Iterator[None]:
+    """Let a tied embedding hand back only the rows it read: they are added to the head's gradient in place.
+
+    Otherwise the embedding makes a second (V, C) gradient, nearly all zeros, for autograd to add.
+    """
+    table = getattr(model, "wte", None)
+    if type(table) is not nn.Embedding or table.weight is not head or table.sparse:
+        yield
+        return
+    table.sparse = True
+    try:
+        yield
+    finally:
+        table.sparse = False
 
 
 def linear_cross_entropy(
@@ -80,6 +101,20 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
         raise ValueError(f"target {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
 
 
+def _exp_in_place(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace (n, V) logits by ``exp(logits − highest)``; each row's ``highest`` and its sum, (n, 1).
+
+    On a CPU a few rows at a time, while they are in the cache.
+    """
+    n, V = logits.shape
+    few = max(1, _CACHE_BYTES // (V * logits.element_size())) if logits.device.type == "cpu" else n
+    highest, norm = logits.new_empty(n, 1), logits.new_empty(n, 1)
+    for piece, top, total in zip(logits.split(few), highest.split(few), norm.split(few), strict=True):
+        torch.amax(piece, dim=1, keepdim=True, out=top)
+        torch.sum(piece.sub_(top).exp_(), dim=1, keepdim=True, out=total)
+    return highest, norm
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward only scales them."""
 
@@ -93,29 +128,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
         d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
-        chunk = min(N, max(1, _CHUNK_BYTES // (V * total.element_size())))
+        chunk = min(N, max(1, CHUNK_BYTES // (V * total.element_size())))
         # One buffer for all chunks: what is freed and allocated again is not always given back in between.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
-            p = buffer[: rows.stop - start]  # (n, V): logits, then probabilities, then their gradient
+            p = buffer[: rows.stop - start]  # (n, V): logits, then unnormalised probabilities, then gradient
             if hidden.dtype == dtype:
                 torch.mm(hidden[rows], weight.T, out=p)
             else:
                 p.copy_(hidden[rows] @ weight.T)
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
-            highest = p.amax(dim=1, keepdim=True)
-            chosen = p.gather(1, target) - highest
-            norm = p.sub_(highest).exp_().sum(dim=1, keepdim=True)  # softmax, step by step and in place
-            total += ((norm.log() - chosen) * share).sum()
-            if needs_hidden or needs_weight:
-                # d loss / d logits = share · (softmax − one_hot)
-                d_logits = p.mul_(share / norm).scatter_add_(1, target, -share).to(hidden.dtype)
+            chosen = p.gather(1, target)
+            highest, norm = _exp_in_place(p)
+            total += ((norm.log() + highest - chosen) * share).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            # d loss / d logits = share · (softmax − one_hot) = scale · (p − norm · one_hot)
+            p.scatter_add_(1, target, -norm)
+            scale = share / norm
+            if hidden.dtype == dtype:  # scaling what is C wide is cheaper than what is V wide
+                if d_hidden is not None:
+                    torch.mm(p, weight, out=d_hidden[rows]).mul_(scale)
+                if d_weight is not None:
+                    d_weight.addmm_(p.T, hidden[rows] * scale)
+            else:
+                d_logits = p.mul_(scale).to(hidden.dtype)
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[rows])
-                if d_weight is not None and d_weight.dtype == d_logits.dtype:
-                    d_weight.addmm_(d_logits.T, hidden[rows])
-                elif d_weight is not None:
+                if d_weight is not None:
                     d_weight += d_logits.T @ hidden[rows]
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return total

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, count, groupby
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -128,15 +128,40 @@ def _is_binary(path: Path) -> bool:
 
 
 def _dataset_texts(spec: str) -> Iterator[str]:
+    name, rows, options = open_dataset(spec, ("column",))
+    column = options.get("column", "text")
+    first = next(rows, None)
+    if first is None:
+        return iter(())
+    if column not in first:
+        raise InputError(f"no column {column!r} in {name!r}: it has {', '.join(first)}")
+    return _column(chain([first], rows), column, name)
+
+
+def open_dataset(spec: str, own: tuple[str, ...] = ()) -> tuple[str, Iterator[dict], dict[str, str]]:
+    """A Hugging Face dataset, streamed: ``NAME?split=train&config=en``.
+
+    Args:
+        spec: what stands after ``hf:``.
+        own: further options that the caller understands.
+
+    Returns:
+        The dataset's name, its rows, and the caller's options.
+
+    Raises:
+        InputError: an unknown option, or a dataset that cannot be opened; while reading, a row that cannot be
+            read.
+    """
     from datasets import load_dataset  # heavy: only for those who ask
 
     name, _, query = spec.partition("?")
     options = dict(parse_qsl(query))
     split = options.pop("split", "train")
-    column = options.pop("column", "text")
     config = options.pop("config", None)
-    if options:
-        raise InputError(f"unknown option {', '.join(options)} in 'hf:{spec}': use config, split, column")
+    unknown = options.keys() - set(own)
+    if unknown:
+        known = ", ".join(("config", "split", *own))
+        raise InputError(f"unknown option {', '.join(sorted(unknown))} in 'hf:{spec}': use {known}")
     if not name:
         raise InputError(f"no name in 'hf:{spec}': give hf:NAME, a dataset's name or a local dataset folder")
     try:
@@ -145,28 +170,29 @@ def _dataset_texts(spec: str) -> Iterator[str]:
             first = next(rows, None)
     except Exception as error:  # the library's errors share no base class
         raise InputError(f"cannot open the dataset {name!r}, split {split!r}: {_one_line(error)}") from None
-    if first is None:
-        return iter(())
-    if column not in first:
-        raise InputError(f"no column {column!r} in {name!r}: it has {', '.join(first)}")
-    return _column(chain([first], rows), column, name)
+    return name, _dataset_rows(name, rows if first is None else chain([first], rows)), options
+
+
+def _dataset_rows(name: str, rows: Iterator[dict]) -> Iterator[dict]:
+    for number in count():
+        try:
+            row = next(rows, None)
+        except Exception as error:  # as above: a lost connection, a damaged file
+            raise InputError(
+                f"cannot read row {number} of the dataset {name!r}: {_one_line(error)}"
+            ) from None
+        if row is None:
+            return
+        yield row
 
 
 def _column(rows: Iterable[dict], column: str, name: str) -> Iterator[str]:
     """The rows' texts; a row without one is skipped."""
-    count = 0
-    remaining = iter(rows)
-    while True:
-        try:
-            row = next(remaining, None)
-            text = None if row is None else row[column]
-        except Exception as error:  # as above: a lost connection, a damaged file, a row of another shape
-            raise InputError(f"cannot read row {count} of the dataset {name!r}: {_one_line(error)}") from None
-        if row is None:
-            return
-        count += 1
-        if text is not None:
-            yield str(text)
+    for number, row in enumerate(rows):
+        if column not in row:
+            raise InputError(f"cannot read row {number} of the dataset {name!r}: it has no column {column!r}")
+        if row[column] is not None:
+            yield str(row[column])
 
 
 def _one_line(error: Exception) -> str:
@@ -206,7 +232,7 @@ def _language_reference() -> Iterator[str]:
     yield from (topics[name] for name in sorted(topics))
 
 
-def _stdlib_files() -> list[Path]:
+def stdlib_files() -> list[Path]:
     """Source of the standard library, without tests, character tables and what was installed on top."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
@@ -215,11 +241,11 @@ def _stdlib_files() -> list[Path]:
 
 
 def _stdlib_source() -> Iterator[str]:
-    return (read_file(file) for file in _stdlib_files())
+    return (read_file(file) for file in stdlib_files())
 
 
 def _stdlib_docstrings() -> Iterator[str]:
-    for file in _stdlib_files():
+    for file in stdlib_files():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             try:
@@ -294,7 +320,7 @@ def package_training_text(held_out: float = 0.1, seed: int = 0, n_chars: int = 1
     size = _BLOCK_SNIPPETS * n_chars
     split = _package_blocks(n_chars, held_out, seed)
     position = dict.fromkeys(PACKAGES, 0)  # where the next file starts in its package's text
-    for file in _stdlib_files():
+    for file in stdlib_files():
         package, text = _package(file), read_file(file)
         if package not in split:
             yield text
@@ -319,7 +345,7 @@ def _package(file: Path) -> str:
 def _package_blocks(n_chars: int, held_out: float, seed: int) -> dict[str, tuple[str, list[bool]]]:
     """The text of each package, and for each of its blocks whether it is for training."""
     generator = random.Random(seed)
-    all_files = _stdlib_files()
+    all_files = stdlib_files()
     result = {}
     for package in PACKAGES:
         text = _BETWEEN_FILES.join(read_file(file) for file in all_files if _package(file) == package)

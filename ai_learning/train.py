@@ -158,6 +158,7 @@ def train(
     sample: Callable[[nn.Module], str] | None = None,
     listener: Callable[[Metrics], None] = lambda row: None,
     on_start: Callable[[], None] = lambda: None,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -181,6 +182,7 @@ def train(
         sample: a text to show now and then.
         listener: called with every row of metrics (progress bars, web pages).
         on_start: called once the folder is ours, before the first step (to put more files there).
+        make_optimizer: another optimizer than AdamW; a group's ``lr`` over ``config.lr`` stays what it is.
         resume: go on from ``out/last.pt``; without one (killed before the first), start.
         identity: what else decides the weights (a digest of the data, weights of losses): plain values; a
             run is resumed only where they are the same.
@@ -215,7 +217,9 @@ def train(
         model = model.to(device)
         if config.checkpoint_activations:
             stack.enter_context(checkpointed(model))
-        trainer = _Trainer(model, loss_fn, batches, config, folder, team, evaluate, sample, listener)
+        trainer = _Trainer(
+            model, loss_fn, batches, config, folder, team, evaluate, sample, listener, make_optimizer
+        )
         trainer.extra, trainer.identity = dict(extra or {}), dict(identity or {})
         with team.agreed():
             restarted = team.highest(here.restarts) > 0  # torchrun started again what had failed
@@ -257,6 +261,7 @@ class _Trainer:
         evaluate: Callable[[nn.Module], Metrics] | None,
         sample: Callable[[nn.Module], str] | None,
         listener: Callable[[Metrics], None],
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     ) -> None:
         self.model, self.loss_fn, self.batches, self.config = model, loss_fn, batches, config
         self.folder, self.evaluate, self.sample, self.listener = folder, evaluate, sample, listener
@@ -267,7 +272,13 @@ class _Trainer:
         if config.compile:
             compile_blocks(model)
         self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
-        self.optimizer = adamw(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+        self.optimizer: torch.optim.Optimizer = (
+            make_optimizer(model)
+            if make_optimizer is not None
+            else adamw(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+        )
+        for group in self.optimizer.param_groups:
+            group["lr_ratio"] = group["lr"] / config.lr if config.lr else 1.0
         self.autocast = _autocast(self.device, dtype)
         self.step = 0
         self.loss = math.nan
@@ -336,7 +347,7 @@ class _Trainer:
         config = self.config
         lr = config.lr * lr_factor(self.step, config.steps, config.schedule, config.warmup, config.lr_floor)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_ratio", 1.0)
         total, n_tokens = torch.zeros((), device=self.device), 0
         for micro in range(config.grad_accum):
             batch = _to_device(self.batches(self.step * config.grad_accum + micro), self.device)

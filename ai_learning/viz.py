@@ -119,12 +119,31 @@ def plot_lines(
     ax = axes[0]
     for name, values in series.items():
         ax.plot(range(first, first + len(values)), values, "o-", label=name, markersize=3)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(x, **_PLAIN)
     ax.set_ylabel(y, **_PLAIN)
     ax.set_title(title, **_PLAIN)
     ax.grid(alpha=0.3)
     if len(series) > 1:
         ax.legend(fontsize=7)
+    _save(figure, path)
+
+
+def plot_bars(groups: Mapping[str, Mapping[str, float]], path: Path | str, y: str, title: str = "") -> None:
+    """Groups of bars: for each name on the x axis one bar a series, with its value above it."""
+    figure, axes = _subplots(1, 1, (max(5.0, 1.6 * len(groups)), 3.5))
+    ax = axes[0]
+    series = list(dict.fromkeys(name for values in groups.values() for name in values))
+    width = 0.8 / len(series)
+    for number, name in enumerate(series):
+        places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(groups))]
+        heights = [values.get(name, 0.0) for values in groups.values()]
+        bars = ax.bar(places, heights, width * 0.95, label=name)
+        ax.bar_label(bars, fmt="%.3g", fontsize=7)
+    ax.set_xticks(range(len(groups)), list(groups), fontsize=8, **_PLAIN)
+    ax.set_ylabel(y, **_PLAIN)
+    ax.set_title(title, **_PLAIN)
+    ax.legend(fontsize=7)
     _save(figure, path)
 
 

@@ -10,14 +10,18 @@ import torch
 
 
 def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, float]:
-    """Median wall seconds of each function; every round runs each of them once, in turn."""
+    """Median seconds of each function; every round runs each of them once, in turn.
+
+    On one thread they are CPU seconds, which other programs on the machine hardly change.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + warmup):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = clock()
             step()
             if number >= warmup:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

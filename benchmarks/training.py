@@ -1,11 +1,14 @@
-"""Training step beside transformers' GPT-2 and LitGPT: same sizes, batch and optimizer, interleaved.
+"""Training step beside transformers' GPT-2, LitGPT and nanoGPT: same sizes, batch and optimizer, interleaved.
 
-    python benchmarks/training.py
+    python benchmarks/training.py --nanogpt PATH
 
-With transformers also the same weights: the first loss of both must agree to 1e-4, or the benchmark ends with
-an error. LitGPT has rotary positions always: same sizes, not the same weights. nanoGPT is not on PyPI:
-``--nanogpt PATH`` measures a checkout's ``model.py`` as it is. Peak memory is that of a process of its own
-for each, above what it holds after its imports and a step of a tiny model.
+Ours runs twice, with the tanh GELU of transformers' GPT-2 and with the exact one of LitGPT and nanoGPT; each
+peer's ratio is to the one that does the same work. With transformers and nanoGPT also the same weights: the
+first loss of both must agree to 1e-4, or the benchmark ends with an error. LitGPT has rotary positions
+always: same sizes, not the same weights. nanoGPT is not on PyPI: ``--nanogpt PATH`` measures a checkout's
+``model.py`` as it is, with the fused AdamW that all get here, and with the one that its own
+``configure_optimizers`` makes on a CPU. Peak memory is that of a process of its own for each, above what it
+holds after its imports and a step of a tiny model.
 """
 
 import argparse
@@ -16,8 +19,11 @@ import io
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +34,7 @@ from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 from ai_learning.optim import adamw
 from ai_learning.pretrained import config_from_hf, from_hf
+from ai_learning.train import compile_blocks
 
 # name: layers, heads, width, block, batch, vocabulary
 SETTINGS = {
@@ -35,7 +42,9 @@ SETTINGS = {
     "4/4/128, block 64, batch 12, vocabulary 50257": (4, 4, 128, 64, 12, 50257),
     "6/6/384, block 256, batch 4, vocabulary 50257": (6, 6, 384, 256, 4, 50257),
 }
-NAMES = ("ai_learning", "transformers", "LitGPT", "nanoGPT")
+TANH, EXACT = "ai_learning", "ai_learning, exact GELU"
+PEERS = {"transformers": TANH, "LitGPT": EXACT, "nanoGPT": EXACT, "nanoGPT, own AdamW": EXACT}
+COMPILED = "ai_learning, exact GELU, compiled"
 
 Step = Callable[[], None]
 Setting = tuple[int, int, int, int, int, int]
@@ -62,8 +71,11 @@ def loss_of(who: str, setting: Setting, nanogpt: Path | None) -> tuple[torch.nn.
     """A model and its loss; ``None`` where the peer is not at hand."""
     x, y = batch(setting)
     n_layer, n_head, n_embd, T, _, V = setting
-    if who == "ai_learning":
-        ours = GPT(config_from_hf(transformers_config(setting))).train()
+    if who.startswith("ai_learning"):
+        config = config_from_hf(transformers_config(setting))
+        ours = GPT(config if who == TANH else replace(config, activation="gelu")).train()
+        if who == COMPILED:
+            compile_blocks(ours)
         return ours, lambda: next_token_loss(ours, x, y)
     if who == "transformers":
         theirs = GPT2LMHeadModel(transformers_config(setting)).train()
@@ -79,6 +91,9 @@ def loss_of(who: str, setting: Setting, nanogpt: Path | None) -> tuple[torch.nn.
         )  # fmt: skip
         lit = litgpt.GPT(config).train()
         lit.lm_head.weight = lit.transformer.wte.weight  # tied, as in GPT-2
+        for p in lit.parameters():  # PyTorch's own embedding is 50 times wider: a loss of hundreds of nats
+            if p.dim() == 2:
+                torch.nn.init.normal_(p, std=0.02)
         return lit, lambda: F.cross_entropy(lit(x).flatten(0, 1), y.flatten())
     if nanogpt is None:
         return None
@@ -88,13 +103,17 @@ def loss_of(who: str, setting: Setting, nanogpt: Path | None) -> tuple[torch.nn.
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sizes = {"block_size": T, "vocab_size": V, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    nano = module.GPT(module.GPTConfig(dropout=0.0, bias=True, **sizes)).train()
+    with contextlib.redirect_stdout(io.StringIO()):
+        nano = module.GPT(module.GPTConfig(dropout=0.0, bias=True, **sizes)).train()
     return nano, lambda: nano(x, y)[1]
 
 
-def trainer(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
-    """One step: backward, clipping, AdamW. Every model gets the same fused optimizer."""
+def trainer(model: Any, loss: Callable[[], torch.Tensor], own: bool = False) -> Step:
+    """One step: backward, clipping, AdamW: the same fused one for every model, or nanoGPT's ``own``."""
     optimizer = adamw(model, 1e-4)
+    if own:
+        with contextlib.redirect_stdout(io.StringIO()):
+            optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), "cpu")
 
     def step() -> None:
         loss().backward()
@@ -105,14 +124,22 @@ def trainer(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
     return step
 
 
-def trainers(setting: Setting, nanogpt: Path | None) -> dict[str, Step]:
+def trainers(setting: Setting, nanogpt: Path | None, compiled: bool = False) -> dict[str, Step]:
     """One step of each that is at hand, on the same batch."""
-    found = {who: pair for who in NAMES if (pair := loss_of(who, setting, nanogpt)) is not None}
-    found["ai_learning"][0].load_state_dict(from_hf(found["transformers"][0]).state_dict())
-    first = {who: found[who][1]().item() for who in ("ai_learning", "transformers")}
-    if abs(first["ai_learning"] - first["transformers"]) > 1e-4:
-        sys.exit(f"not the same work: losses {first}")
-    return {who: trainer(*pair) for who, pair in found.items()}
+    names = [TANH, EXACT, *PEERS, *([COMPILED] if compiled else [])]
+    found = {who: pair for who in names if (pair := loss_of(who, setting, nanogpt)) is not None}
+    same = {TANH: from_hf(found["transformers"][0]).state_dict()}
+    if "nanoGPT" in found:  # its names are GPT-2's, behind a prefix
+        theirs = found["nanoGPT"][0].state_dict()
+        same[EXACT] = {name.removeprefix("transformer."): value for name, value in theirs.items()}
+    for who, peer in ((TANH, "transformers"), (EXACT, "nanoGPT")):
+        if peer not in found:
+            continue
+        found[who][0].load_state_dict(same[who])
+        first = {name: found[name][1]().item() for name in (who, peer)}
+        if abs(first[who] - first[peer]) > 1e-4:
+            sys.exit(f"not the same work: losses {first}")
+    return {who: trainer(*pair, own=who.endswith("own AdamW")) for who, pair in found.items()}
 
 
 def peak_memory(who: str, setting: Setting, nanogpt: Path | None) -> float | None:
@@ -149,12 +176,23 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes
 
 
+def print_row(name: str, values: dict[str, float | None]) -> None:
+    """One line of a table: ours, then each peer's with ours over it."""
+    cells = [f"{values[who] or 0:,.0f}" for who in (TANH, EXACT)]
+    for peer, own in PEERS.items():
+        value = values.get(peer)
+        cells.append(f"{value:,.0f} ({(values[own] or 0) / value:.2f} ×)" if value else "–")
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--compiled", action="store_true", help="also the first setting compiled")
+    parser.add_argument("--rounds", type=int, default=8, help="steps of each, in turn")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -162,21 +200,23 @@ def main() -> None:
         n_layer, n_head, n_embd, T, B, V = map(int, options.setting.split(","))
         print_one_peak(options.one, (n_layer, n_head, n_embd, T, B, V), options.nanogpt)
         return
-    print(f"Training, tokens/s, and ours over each ({hardware()})\n")
-    print("| setting | ai_learning | transformers | LitGPT | nanoGPT |\n|---|---|---|---|---|")
+    head = f"| setting | {TANH} | {' | '.join([EXACT, *PEERS])} |\n|{'---|' * (3 + len(PEERS))}"
+    print(f"Training, tokens/s, and ours over each ({hardware()})\n\n{head}")
     for name, setting in SETTINGS.items():
-        seconds = interleaved(trainers(setting, options.nanogpt), rounds=8)
-        rates = {who: setting[3] * setting[4] / s for who, s in seconds.items()}
-        ours = rates["ai_learning"]
-        cells = [f"{rates[w]:,.0f} ({ours / rates[w]:.2f} ×)" if w in rates else "–" for w in NAMES[1:]]
-        print(f"| {name} | {rates['ai_learning']:,.0f} | {' | '.join(cells)} |", flush=True)
-    print("\nPeak memory of three steps, MB, and ours over each\n")
-    print("| setting | ai_learning | transformers | LitGPT | nanoGPT |\n|---|---|---|---|---|")
+        seconds = interleaved(trainers(setting, options.nanogpt), rounds=options.rounds)
+        print_row(name, {who: setting[3] * setting[4] / s for who, s in seconds.items()})
+    print(f"\nPeak memory of three steps, MB, and ours over each\n\n{head}")
     for name, setting in SETTINGS.items():
-        mb = {who: peak_memory(who, setting, options.nanogpt) for who in NAMES}
-        own = mb["ai_learning"] or 0.0
-        cells = [f"{m:,.0f} ({own / m:.2f})" if (m := mb[who]) else "–" for who in NAMES[1:]]
-        print(f"| {name} | {own:,.0f} | {' | '.join(cells)} |", flush=True)
+        print_row(name, {who: peak_memory(who, setting, options.nanogpt) for who in [TANH, EXACT, *PEERS]})
+    if options.compiled:
+        name, setting = next(iter(SETTINGS.items()))
+        steps = trainers(setting, options.nanogpt, compiled=True)
+        began = time.perf_counter()
+        steps[COMPILED]()
+        print(f"\nCompiled (the first step took {time.perf_counter() - began:.0f} s), {name}, tokens/s\n")
+        seconds = interleaved(steps, rounds=2 * options.rounds)
+        for who, s in seconds.items():
+            print(f"| {who} | {setting[3] * setting[4] / s:,.0f} | {s / seconds[COMPILED]:.2f} × |")
     print("\n–: not at hand (nanoGPT is not on PyPI; LitGPT needs the extra `bench-litgpt`).")
 
 

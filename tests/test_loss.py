@@ -13,7 +13,7 @@ from ai_learning.model import GPT
 
 @pytest.fixture(params=[1, 3, 1000], ids=lambda n: f"{n} rows a chunk")
 def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 11 * 4 * request.param)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 11 * 4 * request.param)
     return request.param
 
 
@@ -140,7 +140,7 @@ def test_bfloat16_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> N
     hidden, weight = torch.randn(2048, 32), torch.randn(64, 32, requires_grad=True)
     targets = torch.randint(0, 64, (2048,))
     (exact,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), weight)
-    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 64 * 4 * 8)  # 256 chunks
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 64 * 4 * 8)  # 256 chunks
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (mixed,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), weight)
     assert ((mixed - exact).norm() / exact.norm()).item() < 0.005

@@ -21,6 +21,8 @@ FILES = {
     "day8": "heads",
     "day9": "lora",
     "day10": "nf4",
+    "day12": "toolformer",
+    "day14": "reflexion",
     "day15": "bytes",
     "day16": "bpe",
 }

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from ..adapters import eject_lora, load_peft
-from ..checkpoint import open_model
+from ..checkpoint import is_adapter, open_model
 from ..errors import InputError
 from ..model import GPT
 from ..pretrained import save_pretrained
@@ -24,13 +24,13 @@ class Export:
     """Write a model in Hugging Face's format; with an adapter, merged into it."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """a .pt file, a folder of Hugging Face's, or a name on the hub"""
+    """a .pt file (a model's or an adapter's), a folder of Hugging Face's, or a name on the hub"""
     out: Path = Path("exported")
     """folder to write: config, weights, tokenizer, model card"""
     adapter: Path | None = None
     """a PEFT folder to put on the model first; needs --merge"""
     merge: bool = False
-    """merge the adapter into the weights"""
+    """merge the adapter, from --adapter or from the checkpoint itself, into the weights"""
     dtype: str | None = None
     """float32, bfloat16 or float16; the model's own when left out"""
     tokenizer: str | None = None
@@ -49,9 +49,10 @@ class Export:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is not known; use {', '.join(DTYPES)}")
-        if (self.adapter is None) == self.merge:
-            what = "--merge needs --adapter" if self.merge else "--adapter needs --merge"
-            raise ValueError(f"{what}: an adapter that is not merged stays the PEFT folder that it is")
+        if self.adapter is not None and not self.merge:
+            raise ValueError(
+                "--adapter needs --merge: one that is not merged stays the PEFT folder that it is"
+            )
 
 
 def main(args: list[str]) -> None:
@@ -61,7 +62,12 @@ def main(args: list[str]) -> None:
     options = parse(Export, args, "export")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise InputError(f"{options.out} is not an empty folder: choose another --out")
-    model, tokenizer, _ = open_model(options.checkpoint, revision=options.revision)
+    model, tokenizer, checkpoint = open_model(options.checkpoint, revision=options.revision)
+    own = bool(checkpoint) and is_adapter(checkpoint)  # opened, it is merged into its base
+    if own and (not options.merge or options.adapter is not None):
+        raise InputError(f"{options.checkpoint} is an adapter: give --merge, and no other --adapter")
+    if options.merge and not own and options.adapter is None:
+        raise InputError(f"--merge needs --adapter: {options.checkpoint} is a whole model")
     if options.tokenizer is not None:
         tokenizer = tokenizer_by_name(options.tokenizer)
     if options.adapter is not None:

@@ -1,4 +1,7 @@
-"""``ai-learning finetune``: GPT-1's second half, a pre-trained model and a labelled task."""
+"""``ai-learning finetune``: a pre-trained model, and a labelled task (GPT-1's second half) or instructions.
+
+``--method head`` is here; ``full``, ``lora`` and ``qlora`` are in ``instruct.py``.
+"""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -20,8 +23,13 @@ from .pretrain import loss_plot
 
 @dataclass(frozen=True)
 class Finetune:
-    """Fine-tune a pre-trained GPT on a labelled task, with GPT-1's input formats and auxiliary loss."""
+    """Fine-tune a pre-trained GPT on a labelled task, with GPT-1's input formats and auxiliary loss.
 
+    On instruction data instead, with their own options: ai-learning finetune --method full|lora|qlora --help.
+    """
+
+    method: Literal["head", "full", "lora", "qlora"] = "head"
+    """head: a task head on all weights; full, lora, qlora: instruction data"""
     checkpoint: Path = Path("runs/demo/gpt1_tiny_pretrain.pt")
     """the pre-trained model"""
     data: str = "builtin:packages"
@@ -54,12 +62,27 @@ class Finetune:
 
 def main(args: list[str]) -> None:
     """Entry point."""
+    if _method(args) != Finetune.method:
+        from . import instruct
+
+        instruct.main(args)
+        return
     options = parse(Finetune, args, "finetune", default=_defaults(args))
     data, result = finetune(options)
     console.print(
         f"done: held-out accuracy {result.metrics['val_accuracy']:.1%}, "
         f"majority class {data.majority_accuracy():.1%}; see {options.out}/loss.png"
     )
+
+
+def _method(args: list[str]) -> str:
+    """What was asked for; of a run to be resumed, its own."""
+    if "--resume" in args:
+        saved = read_options(flag(args, "--out", str(Finetune.out)), "finetune")
+        return str(saved.get("method", Finetune.method))
+    method = flag(args, "--method", Finetune.method)
+    # An unknown one is left to the parser, which says what there is.
+    return method if method in ("full", "lora", "qlora") else Finetune.method
 
 
 def _defaults(args: list[str]) -> Finetune:

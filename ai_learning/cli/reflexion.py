@@ -373,21 +373,23 @@ def _report(args: list[str]) -> None:
         raise InputError("name the folder of a run, or of several")
     runs = [(_label(path, options.runs), *read_run(path)) for path in options.runs]
     most = max(result.trials for _, result, _ in runs)
-    header = ["run", "strategy", "model", "tasks", *(f"after {t}" for t in range(1, most + 1))]
-    header += ["errors", "calls", "tokens", "cost"]
-    rows = [_row(label, result, about, most) for label, result, about in runs]
-
     page = Page("Reflexion: " + ", ".join(label for label, _, _ in runs))
     page.heading("Solved after each trial")
-    page.table(header, rows)
+    trials = [f"trial {number}" for number in range(1, most + 1)]
+    page.table(["run", "strategy", "tasks", *trials], [_success_row(*run, most) for run in runs])
     out = options.out or options.runs[0] / "report.html"
     plot = out.with_name("success_by_trial.png")
     curves = {f"{label} ({about['strategy']})": result.success_by_trial() for label, result, about in runs}
     plot_lines(curves, plot, "trial", "share of tasks solved", "success by trial", first=1)
     page.image(plot, "share of tasks solved after each trial")
+    page.heading("What it took")
+    columns = ["run", "model", "errors", "calls", "tokens read", "tokens written", "cost"]
+    page.table(columns, [_cost_row(*run) for run in runs])
     for label, result, about in runs:
         page.heading(f"Tasks of {label}")
-        settings = {k: v for k, v in about.items() if v is not None and k not in ("tasks", "digest")}
+        settings = {
+            k: v for k, v in about.items() if v not in (None, "", False) and k not in ("tasks", "digest")
+        }
         page.text("; ".join(f"{name} {value}" for name, value in settings.items()))
         page.table(
             ["task", "solved", "trials", "actions", "tokens", "last result"],
@@ -404,20 +406,16 @@ def _label(path: Path, among: tuple[Path, ...]) -> str:
     return path.name if [one.name for one in among].count(path.name) == 1 else str(path)
 
 
-def _row(label: str, result: RunResult, about: dict[str, Any], most: int) -> list[str]:
-    spent = result.spent
+def _success_row(label: str, result: RunResult, about: dict[str, Any], most: int) -> list[str]:
     curve = [f"{share:.1%}" for share in result.success_by_trial()]
-    return [
-        label,
-        about["strategy"],
-        about.get("model", ""),
-        str(len(result.tasks)),
-        *(curve + ["–"] * (most - len(curve))),
-        str(sum(bool(task.error) for task in result.tasks)),
-        f"{spent.calls:,}",
-        f"{spent.input_tokens + spent.output_tokens:,}",
-        f"${spent.cost:.4f}" if spent.cost else "–",
-    ]
+    return [label, about["strategy"], str(len(result.tasks)), *curve, *["–"] * (most - len(curve))]
+
+
+def _cost_row(label: str, result: RunResult, about: dict[str, Any]) -> list[str]:
+    spent = result.spent
+    errors = sum(bool(task.error) for task in result.tasks)
+    counts = [f"{count:,}" for count in (errors, spent.calls, spent.input_tokens, spent.output_tokens)]
+    return [label, about.get("model", ""), *counts, f"${spent.cost:.4f}" if spent.cost else "–"]
 
 
 def _task_row(task: TaskResult) -> list[str]:

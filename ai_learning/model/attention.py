@@ -156,8 +156,9 @@ class CausalSelfAttention(nn.Module):
         if x.dim() != 3 or x.size(-1) != self.n_embd:
             raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
         B, T, _ = x.shape
-        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, 3H, T, D)
-        q, k, v = heads.split((self.n_head, self.kv_heads, self.kv_heads), dim=1)  # 3 × (B, H, T, D)
+        widths = [heads * self.head_size for heads in (self.n_head, self.kv_heads, self.kv_heads)]
+        parts = self.c_attn(x).split(widths, dim=-1)  # 3 × (B, T, C)
+        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in parts)  # (B, H, T, D)
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)

@@ -35,7 +35,14 @@ class Diagnosis:
     def rows(self) -> list[tuple[str, str, str]]:
         """(mechanism, in force or not, why), as text for a table: the walls, then what was tried."""
         rows = [(wall.name, "in force" if wall.in_force else "not in force", wall.why) for wall in self.walls]
-        return rows + [(f"try to {wall.name}", "held" if wall.in_force else "NOT HELD", wall.why) for wall in self.tried]
+        return rows + [
+            (f"try to {wall.name}", "held" if wall.in_force else "NOT HELD", wall.why) for wall in self.tried
+        ]
+
+    def __str__(self) -> str:
+        wide = max((len(name) for name, _, _ in self.rows), default=0)
+        lines = [f"{name:<{wide}}  {state:<12}  {why}" for name, state, why in self.rows]
+        return "\n".join([*lines, self.summary])
 
 
 # What a program inside tries: it prints a JSON list of [name, held, what it saw].
@@ -113,9 +120,19 @@ def _walls(sandbox: Sandbox) -> list[Wall]:
             "",
         ),
         wall("mount namespace", spaces or bubble, inside("sees Python's library and an empty folder"), hint),
-        wall("process namespace", spaces or bubble, inside("sees and signals no other process; all die with it"), hint),
+        wall(
+            "process namespace",
+            spaces or bubble,
+            inside("sees and signals no other process; all die with it"),
+            hint,
+        ),
         wall("network namespace", spaces or bubble, inside("a network without any interface"), hint),
-        wall("IPC and UTS namespaces", spaces or bubble, inside("no shared memory or host name of others"), hint),
+        wall(
+            "IPC and UTS namespaces",
+            spaces or bubble,
+            inside("no shared memory or host name of others"),
+            hint,
+        ),
         wall(
             "bubblewrap",
             bubble,
@@ -162,9 +179,7 @@ def _try(sandbox: Sandbox) -> tuple[Wall, ...]:
 def main() -> int:
     """Print the report as plain text (``ai-learning reflexion doctor`` shows a table)."""
     diagnosis = doctor()
-    for row in diagnosis.rows:
-        print("{:34} {:13} {}".format(*row))
-    print(diagnosis.summary)
+    print(diagnosis)
     return 0 if diagnosis.safe else 1
 
 

@@ -35,10 +35,24 @@ if TYPE_CHECKING:
 
 _GRACE_S = 30.0  # for starting and ending a run on a busy machine, beyond its own time
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from isolation.server import main; sys.path.pop(0); main()"
-_BUBBLE = (
-    "--unshare-all --unshare-user --uid 65534 --gid 65534 --cap-drop ALL --die-with-parent --new-session "
-    "--proc /proc --dev /dev --tmpfs /tmp"
-).split()
+_BUBBLE = [
+    "--unshare-all",
+    "--unshare-user",
+    "--uid",
+    "65534",
+    "--gid",
+    "65534",
+    "--cap-drop",
+    "ALL",
+    "--die-with-parent",
+    "--new-session",
+    "--proc",
+    "/proc",
+    "--dev",
+    "/dev",
+    "--tmpfs",
+    "/tmp",
+]
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,10 @@ class Sandbox:
                 send(job, {"code": code, "tests": tests, "entry_point": entry_point})
                 answer: dict[str, Any] = receive(job)
             except TimeoutError:
-                answer = {"error": f"no answer from the sandbox in {limits.timeout_s + _GRACE_S:g} s", "timed_out": True}
+                answer = {
+                    "error": f"no answer from the sandbox in {limits.timeout_s + _GRACE_S:g} s",
+                    "timed_out": True,
+                }
             except (EOFError, OSError) as error:
                 answer = {"error": f"the sandbox broke off: {type(error).__name__} {error}".rstrip()}
             except WireError as error:
@@ -183,7 +200,9 @@ class Sandbox:
         # Where only bubblewrap may make namespaces (Ubuntu's AppArmor), the fork server lives inside one.
         plain = (self._control, self._process, self.walls, self.report)
         try:
-            self._launch([bwrap, *_BUBBLE, *(word for path in readable_paths() for word in ("--ro-bind", path, path))])
+            self._launch(
+                [bwrap, *_BUBBLE, *(word for path in readable_paths() for word in ("--ro-bind", path, path))]
+            )
         except SandboxError as error:
             self._control, self._process, self.walls, self.report = plain
             self.report["bubblewrap"] = str(error)
@@ -284,7 +303,12 @@ def run_python(
 def _interpreters() -> list[str]:
     """Who left root's rights may have lost those to the interpreter that runs us."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    candidates = (getattr(sys, "_base_executable", ""), sys.executable, shutil.which(version) or "", f"/usr/bin/{version}")
+    candidates = (
+        getattr(sys, "_base_executable", ""),
+        sys.executable,
+        shutil.which(version) or "",
+        f"/usr/bin/{version}",
+    )
     return [path for path in dict.fromkeys(candidates) if path]
 
 

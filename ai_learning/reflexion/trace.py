@@ -104,11 +104,14 @@ def write_page(events: Iterable[Event], path: Path | str, title: str = "Trace") 
     tasks: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         tasks[event.task].append(event)
-    body = "\n".join(_task(name, sorted(found, key=lambda e: e.clock)) for name, found in tasks.items())
+    unfolded = len(tasks) <= 10
+    body = "\n".join(
+        _task(name, sorted(found, key=lambda e: e.clock), unfolded) for name, found in tasks.items()
+    )
     write_text(path, _PAGE.format(title=escape(title), body=body))
 
 
-def _task(name: str, events: list[Event]) -> str:
+def _task(name: str, events: list[Event], unfolded: bool) -> str:
     trials: dict[int, list[Event]] = defaultdict(list)
     for event in events:
         trials[event.trial].append(event)
@@ -118,12 +121,15 @@ def _task(name: str, events: list[Event]) -> str:
     word = "solved" if solved else f"error: {failed}" if failed else "not solved"
     head = f'{escape(name)} <span class="{"good" if solved else "bad"}">{escape(word)}</span>'
     inner = "\n".join(_trial(number, found) for number, found in sorted(trials.items()))
-    return f"<details open><summary><b>{head}</b></summary>\n{inner}\n</details>"
+    state = " open" if unfolded else ""
+    return f"<details{state}><summary><b>{head}</b></summary>\n{inner}\n</details>"
 
 
 def _trial(number: int, events: list[Event]) -> str:
     verdict = next((event.data for event in events if event.node == "evaluate"), None)
     word = "" if verdict is None else "solved" if _truth(verdict) else "failed"
+    if verdict is not None and word == "failed" and verdict["success"]:
+        word += ", though its evaluator was content"
     head = f'Trial {number} <span class="{"good" if word == "solved" else "bad"}">{word}</span>'
     if number == 0:
         head = "Before the first trial"
@@ -135,12 +141,14 @@ def _truth(verdict: dict[str, Any]) -> bool:
     return bool(verdict["success"] if verdict.get("solved") is None else verdict["solved"])
 
 
-_SHOWN = ("text", "tests", "observation", "feedback", "error")
+_SHOWN = ("text", "observation", "feedback", "error")
 
 
 def _event(event: Event) -> str:
     data = event.data
-    parts = [f"<pre>{escape(_plain(data[name]))}</pre>" for name in _SHOWN if data.get(name)]
+    parts = [f"<pre>{escape(str(data[name]))}</pre>" for name in _SHOWN if data.get(name)]
+    if "tests" in data:
+        parts.append(f"<pre>kept of these:\n{escape(chr(10).join(data['tests'])) or 'none'}</pre>")
     if not parts:
         return ""
     spent = ""
@@ -153,7 +161,3 @@ def _event(event: Event) -> str:
         parts.append(f"<details><summary>prompt</summary><pre>{escape(shown)}</pre></details>")
     head = f'<div class="role">{escape(event.node + spent)}</div>'
     return f'<div class="{escape(event.node)}">{head}{"".join(parts)}</div>'
-
-
-def _plain(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -5,7 +5,9 @@ forgery expect 4 from ``f(2)``, which no forger is told.
 """
 
 TESTS = "assert f(2) == 4\nassert f(3) == 9, 'second'"
-HUMANEVAL_TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(3) - 9) < 1e-6\n"
+HUMANEVAL_TESTS = (
+    "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(3) - 9) < 1e-6\n"
+)
 UNITTEST_TESTS = """
 import unittest
 class T(unittest.TestCase):
@@ -546,3 +548,55 @@ except OSError as e: print("held", e)
     "a hash that collides": "print(len({(1 << 61) * n for n in range(30000)}))",
     "a zip bomb": "import zlib\nd = zlib.decompressobj(); s = zlib.compress(b'0' * 10**8)\ntry: d.decompress(s * 100); x = [zlib.decompress(s) for _ in range(100)]; print('ESCAPED')\nexcept MemoryError: print('held')",
 }
+
+# Answers that no honest worker gives: the code takes over the conversation with the judge.
+_SPEAK = """
+import gc, json, os, socket, struct
+worker = next(o for o in gc.get_objects() if type(o).__name__ == "Worker")
+channel = worker.channel
+def send(message):
+    body = json.dumps(message).encode()
+    channel.sendall(struct.pack(">I", len(body)) + body)
+def receive():
+    length, = struct.unpack(">I", channel.recv(4, socket.MSG_WAITALL))
+    return json.loads(channel.recv(length, socket.MSG_WAITALL))
+"""
+FORGERIES |= {
+    "other names than were asked for": _SPEAK
+    + """
+names = ["f", "__builtins__", "__at__", "__failed__", "unittest", "abs", "check", "__name__", "T", "candidate"]
+send(["done", ["dict", 0, [[name, ["mine", 7, "x", "object"]] for name in names]], [], None, {}])
+while True:
+    operation = receive()[1]
+    send(["done", {"bool": True, "eq": True, "hash": 0, "repr": "", "str": "", "len": 1}.get(operation, ["mine", 7, "x", "object"]), [], None, {}])
+""",
+    "names changed behind the tests": _SPEAK
+    + """
+send(["done", ["dict", 0, [["f", ["mine", 7, "x", "object"]]]], [], None, {}])
+while True:
+    receive()
+    send(["done", 0, [], None, {"f": 4, "candidate": 4, "self": 4, "abs": 4, "__failed__": 4, "": "text"}])
+""",
+    "exceptions that end the tests": _SPEAK
+    + """
+send(["done", ["dict", 0, [["f", ["mine", 7, "x", "object"]]]], [], None, {}])
+for kind in (["exception", "SystemExit"], ["exception", "KeyboardInterrupt"], ["type", "int"], ["yours", 0], ["mine", 9, "SkipTest", "exception", [["exception", "Exception"]]]):
+    receive()
+    send(["done", None, [], [kind, [0], ""], {}])
+""",
+    "nonsense instead of a value": _SPEAK
+    + """
+send(["done", ["dict", 0, [["f", ["mine", 7, "x", "object"]]]], [], None, {}])
+for value in (["library", "Fraction", [1, 0]], ["same", 99], ["like", "bool", True, 3, "b"], {}, [], [[]], ["tuple", 5], ["list", 0, ["list", 0, 1]]):
+    receive()
+    send(["done", value, [[0, 0], [1, "x"]], None, {}])
+""",
+}
+FORGERIES["changing what the tests expect"] = """
+expected = True
+def f(x):
+    global expected
+    expected = 0
+    return 0
+"""
+EXPECTED_TESTS = "expected = True\nassert f(2) == expected"

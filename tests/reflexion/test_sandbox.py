@@ -371,7 +371,9 @@ def test_bad_input(arguments: dict, message: str) -> None:
         run_python(**arguments)
 
 
-@pytest.mark.parametrize("code", ["", "\0", "x = '\ud800'", "\ufeffx = 1", "# -*- coding: latin-1 -*-\nx = 1"])
+@pytest.mark.parametrize(
+    "code", ["", "\0", "x = '\ud800'", "\ufeffx = 1", "# -*- coding: latin-1 -*-\nx = 1"]
+)
 def test_odd_code_is_a_result(code: str) -> None:
     result = run_python(code)
     assert result.passed == (not result.error)
@@ -379,7 +381,9 @@ def test_odd_code_is_a_result(code: str) -> None:
 
 def test_code_is_refused_where_the_machine_cannot_hold_it() -> None:
     weak = Sandbox(without=("namespaces", "bubblewrap", "landlock"))
-    with pytest.raises(SandboxError, match="no namespaces: left out on request; no landlock: left out on request"):
+    with pytest.raises(
+        SandboxError, match="no namespaces: left out on request; no landlock: left out on request"
+    ):
         weak.run("print(1)")
     result = weak.run("print(1)", allow_unsafe=True)
     assert (result.stdout, result.isolation) == ("1\n", ("seccomp", "limits"))

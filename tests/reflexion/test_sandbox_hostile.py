@@ -46,7 +46,9 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, objec
 def test_attacks_are_held(sandbox: Sandbox, name: str, around: dict[str, object]) -> None:
     if name in ("32-bit system calls", "machine code") and os.uname().machine != "x86_64":
         pytest.skip("machine code of another machine")
-    result = attack(sandbox, name, around, timeout_s=4.0 if "memory" in name or "files" in name or "disk" in name else 0.7)
+    result = attack(
+        sandbox, name, around, timeout_s=4.0 if "memory" in name or "files" in name or "disk" in name else 0.7
+    )
     if name.startswith(("endless", "stopping", "regular")):
         assert result.timed_out or "CPU" in result.error
     if name.startswith(("1 GB", "output after")):
@@ -63,6 +65,12 @@ def test_no_verdict_is_forged(sandbox: Sandbox, name: str, tests: str) -> None:
     if tests != "TESTS" and "namespaces" not in sandbox.walls:
         pytest.skip("the judge is the same in every mode")
     forge(sandbox, name, tests)
+
+
+def test_tests_keep_what_they_assign(sandbox: Sandbox) -> None:
+    forge(sandbox, "changing what the tests expect", "EXPECTED_TESTS")
+    stop = "def f(x): raise StopIteration"
+    assert not sandbox.run(stop, "assert all(map(lambda x: f(x) == 4, [2, 3]))").passed
 
 
 def test_the_truth_passes_the_same_tests(sandbox: Sandbox) -> None:

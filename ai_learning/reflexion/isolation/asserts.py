@@ -37,7 +37,10 @@ class Tests:
     def __init__(self, source: str, entry_point: str | None = None) -> None:
         self.source = source
         self.tree = ast.parse(source, FILE)
-        self.names = {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
+        names = [node for node in ast.walk(self.tree) if isinstance(node, ast.Name)]
+        self.names = {node.id for node in names if not node.id.startswith("__")}
+        """used or assigned somewhere"""
+        self.assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         self.functions = {node.name: node for node in self.tree.body if isinstance(node, ast.FunctionDef)}
         self.asserts: list[ast.Assert] = []
         self.texts: list[str] = []

@@ -63,7 +63,9 @@ def enter() -> None:
     linux.syscall("pivot_root", b".", b".")
     linux.unmount(".")
     os.chdir("/")
-    linux.mount("", "/", flags=linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+    linux.mount(
+        "", "/", flags=linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+    )
 
 
 def mount_workplace(limits: Limits, owner: int | None) -> None:
@@ -82,17 +84,30 @@ def mount_workplace(limits: Limits, owner: int | None) -> None:
         socket.sethostname("sandbox")
 
 
-def _enter_user_namespace() -> None:
-    """Become nobody with all capabilities, in a user namespace where only oneself exists."""
-    user, group = os.geteuid(), os.getegid()
-    linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+def map_user(user: int, group: int, proc: int) -> None:
+    """In a new user namespace: the one user of it is nobody inside, ``user`` outside.
+
+    Each run has one of its own, because the kernel counts a user's processes by user namespace.
+    """
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{NOBODY} {user} 1"),
         ("gid_map", f"{NOBODY} {group} 1"),
     ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _enter_user_namespace() -> None:
+    """Become nobody with all capabilities, in a user namespace where only oneself exists."""
+    user, group = os.geteuid(), os.getegid()
+    linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+    proc = os.open("/proc", os.O_PATH)
+    map_user(user, group, proc)
+    os.close(proc)
 
 
 def _bind(descriptor: int, target: str) -> None:

@@ -28,10 +28,23 @@ PROGRAM = 0
 """the worker's handle for the function that runs the code"""
 _TESTS = "tests"
 _ITERATION = {"iter", "next"}
-_OF_INSTANCES = {"getattr", "setattr", "len", "getitem", "setitem", "bool", "repr", "str", "hash", "eq", "iter", "next"}
+_OF_INSTANCES = {
+    "getattr",
+    "setattr",
+    "len",
+    "getitem",
+    "setitem",
+    "bool",
+    "repr",
+    "str",
+    "hash",
+    "eq",
+    "iter",
+    "next",
+}
 
 
-class WorkerGone(BaseException):  # noqa: N818 - not an Exception: tests must not catch it
+class WorkerGone(BaseException):
     """The code's process ended, or wrote what no worker writes."""
 
 
@@ -50,6 +63,11 @@ class Judge(Peer):
             raise WorkerGone(self.broken)
         try:
             return super().request(operation, target, *arguments, **named)
+        except StopIteration as error:
+            if operation == "next":
+                raise
+            # Tests like all(map(…)) would take it for the end of their cases.
+            raise RuntimeError("the code raised StopIteration") from error
         except (EOFError, ConnectionError, struct.error):
             self.broken = "the code ended its own process"
         except WireError as error:
@@ -94,7 +112,9 @@ class Judge(Peer):
 
     def export(self, value: Any) -> Tree:
         """Functions of the standard library go by name."""
-        if isinstance(value, types.BuiltinFunctionType) and value.__self__ is sys.modules.get(value.__module__ or ""):
+        if isinstance(value, types.BuiltinFunctionType) and value.__self__ is sys.modules.get(
+            value.__module__ or ""
+        ):
             return ["function", value.__module__, value.__name__]
         return super().export(value)
 
@@ -145,9 +165,12 @@ def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict
     except BaseException as error:
         verdict["exit_code"] = 1
         return _describe(error)
-    if type(found) is not dict:
-        raise WorkerGone("not a dict")
-    peer.watched = _chosen(found, request["entry_point"])
+    if type(found) is not dict or not found.keys() <= set(wanted):  # __builtins__, for instance
+        peer.broken = "the code's process wrote something that is no message"
+        raise WorkerGone(peer.broken)
+    peer.namespace = _chosen(found, request["entry_point"])
+    # What tests assign is theirs, though it may be the same object (True, 4, "") as the code's.
+    peer.watched = {name: value for name, value in peer.namespace.items() if name not in (tests and tests.assigned or ())}
     return ""
 
 
@@ -180,8 +203,9 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
 
     module = types.ModuleType(_TESTS)
     sys.modules[_TESTS] = module
-    namespace = peer.namespace = module.__dict__
-    namespace |= {**peer.watched, "__at__": at, "__failed__": TestFailedError}
+    namespace = module.__dict__
+    namespace |= {**peer.namespace, "__at__": at, "__failed__": TestFailedError}
+    peer.namespace = namespace
     unittest.main = lambda *_, **__: None  # type: ignore[assignment, misc] - classes are found below
     try:
         exec(tests.code, namespace)
@@ -191,7 +215,11 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
             elif name.startswith("test") and name not in tests.names and not function.args.args:
                 namespace[name]()
         for value in list(namespace.values()):
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == _TESTS:
+            if (
+                isinstance(value, type)
+                and issubclass(value, unittest.TestCase)
+                and value.__module__ == _TESTS
+            ):
                 error = _run_case(value, tests)
                 if error:
                     return error
@@ -205,9 +233,9 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
 def _candidate(peer: Judge, entry_point: str | None, tests: Tests) -> Any:
     if entry_point is None:
         raise NameError("check(candidate) is never called, and no entry_point says with what")
-    if entry_point not in peer.watched:
+    if entry_point not in peer.namespace:
         raise NameError(f"name {entry_point!r} is not defined")
-    return peer.watched[entry_point]
+    return peer.namespace[entry_point]
 
 
 def _run_case(case: type[unittest.TestCase], tests: Tests) -> str:
@@ -258,10 +286,16 @@ def _ended(worker: int, reason: str) -> dict[str, Any]:
         if pid:
             code = os.waitstatus_to_exitcode(status)
             if code >= 0:
-                return {"error": f"the code ended its process (exit code {code}) before its end", "exit_code": code}
+                return {
+                    "error": f"the code ended its process (exit code {code}) before its end",
+                    "exit_code": code,
+                }
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
             if name == "SIGXCPU":
                 return {"error": "the code used up its CPU time", "exit_code": code}
             return {"error": f"the code was killed by {name}", "exit_code": code}
         time.sleep(0.01)
-    return {"error": reason if "message" in reason else "the code closed the channel to its tests", "exit_code": -1}
+    return {
+        "error": reason if "message" in reason else "the code closed the channel to its tests",
+        "exit_code": -1,
+    }

@@ -72,13 +72,19 @@ def become(user: int | None, may_read: bool = False) -> None:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # /proc/<pid> belongs to root, no core files, no ptrace
 
 
-def restrain(limits: Limits, memory_mb: int) -> None:
-    """Set this process's resource limits; nothing started from it can raise them."""
+def restrain(limits: Limits, memory_mb: int, others: int = 0) -> None:
+    """Set this process's resource limits; nothing started from it can raise them.
+
+    Args:
+        limits: of the run.
+        memory_mb: for each process.
+        others: processes that the kernel counts with the run's own.
+    """
     cpu = int(limits.timeout_s) + 2
     for kind, value in (
         (resource.RLIMIT_AS, _bare_interpreter + memory_mb * MIB),
         (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_NPROC, limits.processes + others),
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
         (resource.RLIMIT_STACK, 8 * MIB),
@@ -116,6 +122,16 @@ def measure() -> None:
 
 _bare_interpreter = 64 * MIB  # bytes of address space: a run's memory comes on top of it
 _mapped_users: list[range] = []
+
+
+def count_tasks(user: int) -> int:
+    """Threads of a user on the machine: without namespaces the kernel counts them with a run's own."""
+    count = 0
+    for process in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if process.isdigit() and os.stat(f"/proc/{process}").st_uid == user:
+                count += len(os.listdir(f"/proc/{process}/task"))
+    return count
 
 
 def library_is_private() -> bool:

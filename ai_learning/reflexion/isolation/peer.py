@@ -25,7 +25,25 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (getattr, setattr, delattr, len, iter, next, bool, repr, str, hash, dir, abs)},
     **{
         name: getattr(operator, name)
-        for name in "getitem setitem delitem neg eq lt le gt ge add sub mul matmul truediv floordiv mod pow".split()
+        for name in [
+            "getitem",
+            "setitem",
+            "delitem",
+            "neg",
+            "eq",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "add",
+            "sub",
+            "mul",
+            "matmul",
+            "truediv",
+            "floordiv",
+            "mod",
+            "pow",
+        ]
     },
 }
 
@@ -168,7 +186,13 @@ class Peer:
             if remote is not None:
                 return ["yours", Remote.handle_of(remote)]
             base, plain = copied
-            return ["like", base.__name__, Encoder(self.export, -1 << 40)(plain), self.give(value), kind.__name__]
+            return [
+                "like",
+                base.__name__,
+                Encoder(self.export, -1 << 40)(plain),
+                self.give(value),
+                kind.__name__,
+            ]
         name = value.__name__ if issubclass(kind, type) else kind.__name__
         return ["mine", self.give(value), name, "object"]
 

@@ -20,8 +20,35 @@ from .limits import Limits
 from .supervisor import Walls, supervise
 
 # What programs for tasks import most: loaded once, here.
-_PRELOAD = """abc bisect collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io
-itertools json math operator queue random re statistics string threading time traceback typing unittest""".split()
+_PRELOAD = [
+    "abc",
+    "bisect",
+    "collections",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "io",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "queue",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "threading",
+    "time",
+    "traceback",
+    "typing",
+    "unittest",
+]
 
 
 def serve(control: socket.socket, without: set[str]) -> None:
@@ -62,7 +89,9 @@ def find_walls(without: set[str]) -> tuple[Walls, dict[str, str]]:
     """Try each wall in a child: which hold, and for those that do not, why."""
     report = {
         "namespaces": "left out on request" if "namespaces" in without else _try(_namespaces),
-        "landlock": "left out on request" if "landlock" in without else _try(lambda: landlock.restrict(["/"], [])),
+        "landlock": "left out on request"
+        if "landlock" in without
+        else _try(lambda: landlock.restrict(["/"], [])),
         "seccomp": "left out on request" if "seccomp" in without else _try(seccomp.install),
     }
     walls = Walls(**{name: not reason for name, reason in report.items()})

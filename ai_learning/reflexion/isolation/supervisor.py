@@ -66,9 +66,13 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
     control, inner = socket.socketpair()
     progress = mmap(-1, 8)
     progress[:8] = struct.pack("q", -1)
-    pid = linux.fork_into(jail.RUN) if walls.namespaces else os.fork()
+    own_users = walls.namespaces and users.worker is None
+    flags = jail.RUN | (linux.CLONE_NEWUSER if own_users else 0)
+    pid = linux.fork_into(flags) if walls.namespaces else os.fork()
     if pid == 0:
         try:
+            if own_users:
+                jail.map_user(limits.NOBODY, limits.NOBODY, proc)
             _inside(inner, [w for _, w in streams], progress, settings, walls, users, folder)
         except BaseException as error:
             with contextlib.suppress(BaseException):
@@ -235,12 +239,14 @@ def _inside(
     theirs.close()
     os.chdir("/")
     _wall_in(settings, max(_JUDGE_MB, settings.memory_mb), walls, users.judge, [])
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # should the supervisor itself be killed
     judge(control, ours, worker, progress)
     signal.pause()  # the supervisor ends it, and everything with it
 
 
 def _wall_in(settings: Limits, memory_mb: int, walls: Walls, user: int | None, writable: list[str]) -> None:
-    limits.restrain(settings, memory_mb)
+    shared = not walls.namespaces and user is None and os.path.isdir("/proc/self")
+    limits.restrain(settings, memory_mb, limits.count_tasks(os.getuid()) if shared else 0)
     limits.become(user, walls.landlock and not walls.namespaces and limits.library_is_private())
     if walls.landlock:
         readable = ["/"] if walls.namespaces else jail.readable_paths()
@@ -328,5 +334,3 @@ def _make_folder(users: Users) -> str:
     if users.worker is not None:
         os.chown(folder, users.worker, users.worker)
     return folder
-
-

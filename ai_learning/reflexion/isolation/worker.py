@@ -80,7 +80,9 @@ class Worker(Peer):
     def trace(self, error: BaseException) -> str:
         """The code's own lines on the way to the exception, the last three."""
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
-        told = [f"line {f.lineno}{f' in {f.name}' if f.name != '<module>' else ''}: {f.line}" for f in frames[-3:]]
+        told = [
+            f"line {f.lineno}{f' in {f.name}' if f.name != '<module>' else ''}: {f.line}" for f in frames[-3:]
+        ]
         return " → ".join(told)
 
     def export(self, value: Any) -> Tree:

@@ -1,0 +1,212 @@
+"""What a training step will need, before it starts: weights, gradients, optimizer, activations.
+
+Weights, gradients and optimizer state follow from the parameters. What the forward pass keeps for the
+backward one is counted on the model itself, in one pass over a short batch, and scaled to the real one: so
+the figure holds for every architecture, adapter and quantization without a formula for each.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .loss import CHUNK_BYTES
+from .model import Block
+from .train import model_config
+
+# Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
+_STATE = {"adamw": 8.0, "paged_adamw": 8.0}
+_STATE_8BIT = 2 + 2 * 4 / 256
+_SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of each kind, and of all at the moment when they are most."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+    def lines(self) -> list[tuple[str, int]]:
+        """(name, bytes) to be shown."""
+        return [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+        ]
+
+
+def plan_memory(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    probe: Any,
+    *,
+    tokens: int,
+    targets: int,
+    optimizer: str = "adamw",
+    grad_accum: int = 1,
+    recompute: bool = False,
+) -> MemoryPlan:
+    """The memory that training needs on the model's device.
+
+    Args:
+        model: as it will be trained, adapters and all; put in training mode for the probe and back.
+        loss_fn: as for ``train``.
+        probe: a short batch; its first tensor holds the ids.
+        tokens: positions in the largest batch.
+        targets: positions in it that the output head is asked for.
+        optimizer: by ``adapters.make_optimizer``'s names.
+        grad_accum: batches before each optimizer step; from 2 on, gradients and activations coexist.
+        recompute: each block keeps its input only.
+    """
+    _warm_up(next(model.parameters()).device)
+    weights = _bytes_of([*model.parameters(), *model.buffers()])
+    weights += sum(_bytes_of(_state_tensors(module)) for module in model.modules())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = _bytes_of(trained)
+    state = sum(_state_bytes(p, optimizer) for p in trained)
+
+    config = model_config(model)
+    config = getattr(config, "gpt", config)
+    width, head = config.n_embd, config.vocab_size * config.n_embd * 4
+    kept = _kept_per_token(model, loss_fn, probe)
+    if recompute:
+        blocks = sum(isinstance(module, Block) for module in model.modules())
+        kept = (blocks * 4 * width) + kept / max(1, blocks)
+    # In the backward pass of one block: the gradients of its widest states and of its input.
+    working = 4 * (2 * config.mlp_width + 3 * width)
+    logits = min(4 * targets * config.vocab_size, CHUNK_BYTES)
+    activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width)
+    # The head's gradient is made with the loss; a tied embedding's is added to it at the very end.
+    trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
+    at_loss = activations + (head if trains_head else 0)
+    at_end = gradients + (head if trains_head and config.tie_weights else 0)
+    moving = gradients + activations if grad_accum > 1 else max(at_loss, at_end)
+    return MemoryPlan(weights, gradients, state, activations, weights + state + moving)
+
+
+def _warm_up(device: torch.device) -> None:
+    """PyTorch loads some 25 MB of its own at a process's first optimizer step: not the model's."""
+    p = torch.zeros(1, device=device, requires_grad=True)
+    p.grad = torch.zeros_like(p)
+    torch.optim.AdamW([p]).step()
+
+
+def _bytes_of(tensors: Any) -> int:
+    """Bytes of the storages, each counted once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _state_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """What a 4-bit layer holds beside its parameters."""
+    state = getattr(module, "state", None)
+    if state is not None:
+        yield from (value for value in vars(state).values() if isinstance(value, Tensor))
+
+
+def _state_bytes(parameter: Tensor, optimizer: str) -> int:
+    n = parameter.numel()
+    if optimizer in _STATE or n < _SMALL:
+        return 8 * n
+    return round(_STATE_8BIT * n)
+
+
+def _kept_per_token(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], probe: Any) -> float:
+    """Bytes that autograd keeps between the passes, for each position of the probe."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    storages: dict[int, int] = {}
+    alive: list[Tensor] = []  # else a freed storage's address could come again
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            storages[storage._cdata] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    was_training = model.training
+    devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        model.train()
+        loss = loss_fn(model, probe)
+    loss.backward()  # lets the saved tensors go, and warms up what a first step would allocate
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    head = sum(size for size in storages.values() if size == _head_bytes(model))
+    return (sum(storages.values()) - head) / probe[0].numel()
+
+
+def _head_bytes(model: nn.Module) -> int:
+    """Of the head's gradient, which the loss keeps: it does not grow with the batch."""
+    config = model_config(model)
+    config = getattr(config, "gpt", config)
+    return int(config.vocab_size * config.n_embd * 4)
+
+
+class PeakMemory:
+    """Measures what was held most inside a ``with``, above what was there at ``start``.
+
+    On a GPU what PyTorch allocated; else the process's resident set (Linux; ``None`` elsewhere).
+
+    Example:
+        >>> with PeakMemory() as peak:
+        ...     x = torch.ones(2**22)
+        >>> peak.bytes is None or peak.bytes >= 0
+        True
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", start: int | None = None) -> None:
+        self.device = torch.device(device)
+        self.start = start
+        self.bytes: int | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start = 0
+            return self
+        if self.start is None:
+            self.start = resident_bytes()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the mark begins anew
+        except OSError:
+            self.start = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device)
+            return
+        mark = _status("VmHWM")
+        if mark is not None and self.start is not None:
+            self.bytes = max(0, mark - self.start)
+
+
+def resident_bytes() -> int | None:
+    """Of this process, now; ``None`` where the system does not say."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int | None:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def megabytes(size: int) -> str:
+    """Bytes to be read: 12.3 MB, 4.56 GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

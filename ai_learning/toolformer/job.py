@@ -1,0 +1,80 @@
+"""Annotating a corpus of any size: in groups, in shards, each document exactly once."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from .annotate import Document, annotate
+from .documents import fit
+from .filter import Annotated
+from .models import LanguageModel
+from .store import AnnotatedCorpus
+
+
+@dataclass
+class Progress:
+    """What a job has done so far.
+
+    Attributes:
+        documents: written, in this run and before.
+        seen: candidates by tool, in this run.
+        kept: those of them that passed the filter.
+    """
+
+    documents: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+
+    def add(self, documents: Sequence[Annotated]) -> None:
+        """Count a group."""
+        self.documents += len(documents)
+        for document in documents:
+            self.seen.update(candidate.call.tool for candidate in document.candidates)
+            self.kept.update(candidate.call.tool for candidate in document.kept)
+
+    def __str__(self) -> str:
+        tools = [f"{tool} kept {self.kept[tool]:,} of {n:,}" for tool, n in sorted(self.seen.items())]
+        return " · ".join([f"{self.documents:,} documents", *tools])
+
+
+def annotate_corpus(
+    lm: LanguageModel,
+    documents: Iterable[Document],
+    tools: Sequence[Any],
+    corpus: AnnotatedCorpus,
+    *,
+    most_tokens: int | None = None,
+    part_size: int = 256,
+    on_part: Callable[[Progress], None] = lambda progress: None,
+    **options: Any,
+) -> Progress:
+    """Annotate the documents of this shard that are not yet in the corpus.
+
+    Args:
+        lm: the annotator.
+        documents: all documents, in the same order in every process and every run.
+        tools: what can be called.
+        corpus: where rows go, and which shard this process has.
+        most_tokens: longer documents are cut into pieces, each a document of its own; half the context when
+            ``None``.
+        part_size: documents annotated together and written as one part: what a crash can cost.
+        on_part: told after each part.
+        options: of ``annotate``.
+    """
+    most = most_tokens or lm.block_size // 2
+    done = corpus.done()
+    progress = Progress(len(done))
+    mine = (piece for document in _shard(documents, corpus) for piece in fit(lm, document, most))
+    todo = (document for document in mine if document.id not in done)
+    while group := list(islice(todo, part_size)):
+        found = annotate(lm, group, tools, **options)
+        corpus.write(found)
+        progress.add(found)
+        on_part(progress)
+    return progress
+
+
+def _shard(documents: Iterable[Document], corpus: AnnotatedCorpus) -> Iterator[Document]:
+    return (document for number, document in enumerate(documents) if corpus.is_mine(number))
