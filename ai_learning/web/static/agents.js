@@ -19,10 +19,11 @@ export function update(changed) {
 }
 
 async function show() {
-  const name = options($("agent-file"), files.length ? files.map(f => [f.name, `${f.kind}: ${f.name}`]) : [["", "none yet"]], state.file);
+  const name = options($("agent-file"), files.length ? files.map(f => [f.name, `${f.kind}: ${f.name.split("/").slice(-2).join("/")}`]) : [["", "none yet"]], state.file);
   $("agent-item-label").hidden = !files.length;
   if (!files.length) { none(); return; }
   data = await open_("agents/open", { file: name, item: +state.item || 0 });
+  $("agent-item-label").firstChild.textContent = data.kind === "toolformer" ? "Text " : "Task ";
   options($("agent-item"), data.items.map((label, n) => [String(n), label]), state.item);
   $("agents").replaceChildren(...(data.kind === "toolformer" ? toolformer() : reflexion()));
 }
