@@ -281,7 +281,7 @@ def test_with_nothing_there_the_agents_say_what_to_run(
     with serve(create_app(bench)) as port:
         visitor = Visitor(browser, port)
         visitor.go("#panel=agents")
-        assert "ai-learning toolformer annotate" in visitor.text("#agents", "ai-learning")
+        assert "ai-learning toolformer demo" in visitor.text("#agents", "ai-learning")
         visitor.go("#panel=training")
         visitor.text("#training-title", "No run yet")
         visitor.leave()

@@ -57,6 +57,17 @@ def test_a_folder_that_is_no_adapter(checkpoint: Path, tmp_path: Path) -> None:
         make_bench(Web(checkpoint=str(checkpoint), adapters=(tmp_path,)))
 
 
+def test_adapters_are_found_and_given_each_once(checkpoint: Path, tmp_path: Path) -> None:
+    for folder in ("runs/lora/adapter", "elsewhere", "runs/web/lora-1/adapter"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "adapter_config.json").write_text("{}")
+    given = (tmp_path / "elsewhere", tmp_path / "runs" / "lora" / "adapter")
+    bench = make_bench(Web(checkpoint=str(checkpoint), runs=tmp_path / "runs", adapters=given))
+    assert list(bench.adapters) == [str(folder) for folder in given]
+    bench = make_bench(Web(checkpoint=str(checkpoint), runs=tmp_path / "runs"))
+    assert list(bench.adapters) == [str(given[1])]
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
