@@ -1,4 +1,4 @@
-"""Lets the API pages show ``Example:`` as a section of examples: by itself griffe knows only ``Examples:``."""
+"""Shows ``Example:`` as a section of examples on the API pages: by itself griffe knows only ``Examples:``."""
 
 import re
 from typing import Any

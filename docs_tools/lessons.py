@@ -1,4 +1,4 @@
-"""Lessons as pages of the docs site: ``python docs_tools/lessons.py`` writes ``docs/lessons/`` (not committed).
+"""Lessons as pages of the docs site: ``python docs_tools/lessons.py`` writes ``docs/lessons/``.
 
 Words become the page, code and what it printed become blocks, pictures become files: nothing but a browser is
 needed to read a lesson.
