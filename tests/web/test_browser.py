@@ -330,7 +330,7 @@ def test_with_the_keyboard_alone(visit: Callable) -> None:
         press("Tab")
     press("Enter")
     visitor.text("#head-title", "Layer 0, head 3")
-    for _ in range(10):
+    for _ in range(40):  # the other heads, the direction
         if "token" in focused():
             break
         press("Tab")
