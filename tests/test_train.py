@@ -21,7 +21,7 @@ from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.run_folder import RunFolder, read_metrics
-from ai_learning.train import DivergedError, TrainConfig, flops_per_token, pick_device, train
+from ai_learning.train import DivergedError, Interrupted, TrainConfig, flops_per_token, pick_device, train
 
 MODEL = GPTConfig(vocab_size=32, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(0, 32, 2000).astype(np.uint16)
@@ -372,3 +372,21 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
         for name in ("loss", "val_loss"):
             if name in one:
                 assert one[name] == pytest.approx(other[name], rel=1e-3)
+
+
+def test_samples_are_kept_with_the_metrics_and_each_once(tmp_path: Path) -> None:
+    """Also across a stop in between: a resumed run writes again only what comes after its checkpoint."""
+    how = replace(HOW, sample_every=2)
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"sample": lambda model: "a text"}
+    with pytest.raises(Interrupted):
+        run(tmp_path, replace(how, log_every=1), listener=interrupt, **options)
+    run(tmp_path, how, resume=True, **options)
+    samples = [
+        row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if row.get("sample") == "a text"
+    ]
+    assert samples == [2, 4, 6, 8, 10, 12]
