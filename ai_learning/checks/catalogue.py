@@ -21,6 +21,7 @@ FILES = {
     "day8": "heads",
     "day9": "lora",
     "day10": "nf4",
+    "day11": "qlora",
     "day15": "bytes",
     "day16": "bpe",
 }
