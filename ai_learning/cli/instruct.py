@@ -202,6 +202,8 @@ class _Run:
     def __init__(self, options: Instruct) -> None:
         self.options = options
         self.base, found, extra = open_model(options.checkpoint)
+        if options.method == "full":
+            self.base.float()  # small steps would be lost in 16 bits
         if options.tokenizer is not None:
             found = tokenizer_by_name(options.tokenizer)
         if found is None:
