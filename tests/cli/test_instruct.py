@@ -18,7 +18,8 @@ from ai_learning.adapters import LoRAConfig
 from ai_learning.checkpoint import build_adapted, load_checkpoint, open_model, save_checkpoint
 from ai_learning.checkpoint import tokenizer_reference as reference
 from ai_learning.cli import main
-from ai_learning.cli.instruct import Instruct, _Run
+from ai_learning.cli.instruct_options import Instruct
+from ai_learning.cli.instruct_run import Run
 from ai_learning.errors import CheckpointError, InputError
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.tokenizers import ByteTokenizer
@@ -106,10 +107,12 @@ def test_all_weights_and_the_share_of_their_gain(
     results = json.loads((out / "results.json").read_text())
     gains = [results["before"]["val_loss"] - results[k]["val_loss"] for k in ("after", "full")]
     assert results["share_of_full_gain"] == pytest.approx(gains[0] / gains[1])
-    assert re.search(r"\d+% of what training all weights gains", text.replace("\n", " "))
+    assert re.search(r"\d+% of what training all weights gains", text)
     full = load_checkpoint(out / "full" / "best.pt")["state_dict"]
     assert full.keys() == GPT(CONFIG).state_dict().keys()
-    assert load_checkpoint(out / "last.pt")["optimizer"]["param_groups"][1]["lr_ratio"] in (1.0, 4.0)
+    groups = load_checkpoint(out / "last.pt")["optimizer"]["param_groups"]
+    assert sorted(group["lr_ratio"] for group in groups) == pytest.approx([1.0, 4.0])
+    assert sorted(group["lr"] for group in groups)[1] == pytest.approx(4 * groups[0]["lr"])
 
 
 @pytest.mark.parametrize(
@@ -146,14 +149,14 @@ def test_resumed_bit_for_bit(
 
 
 def _stop_after(step: int, args: list, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a command and have the system's signal arrive after ``step``."""
+    """Run a command and have the system's signal arrive while ``step`` is being made."""
     from ai_learning import train as module
 
     original = module._Trainer._log
 
     def log(self: Any, row: dict) -> None:
         original(self, row)
-        if row.get("step") == step:
+        if row["step"] == step - 1 and "loss" in row:
             signal.raise_signal(signal.SIGINT)
 
     module._Trainer._log = log  # type: ignore[method-assign]
@@ -172,10 +175,10 @@ def test_ctrl_c_in_a_process_of_its_own(base: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     started = time.monotonic()
-    while process.poll() is None and not (out / "last.pt").exists() and time.monotonic() - started < 100:
+    while process.poll() is None and not (out / "last.pt").exists() and time.monotonic() - started < 200:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    text, err = process.communicate(timeout=100)
+    text, err = process.communicate(timeout=200)
     assert process.returncode == 130 and "stopped by SIGINT" in err and "Traceback" not in err
     assert re.search(r"warning: skipped [\d,]+ of [\d,]+ rows: .*are too long for block_size=48", text)
 
@@ -227,7 +230,7 @@ def test_bad_rows_are_skipped_when_asked(
     options = ("--checkpoint", base, "--data", rows, "--out", out, *QUICK, "--on-bad-row", "skip")
     code, text, err = call(capsys, "finetune", "--method", "full", *options, "--epochs", 1)
     assert code == 0, err
-    assert f"warning: skipped 2 of 22 rows: {rows}, line 21: it is not JSON" in text.replace("\n", "")
+    assert f"warning: skipped 2 of 22 rows: {rows}, line 21: it is not JSON" in text
     assert load_checkpoint(out / "last.pt")["step"] == 4  # 18 to train on, 4 a step
 
 
@@ -246,7 +249,7 @@ def test_help_names_the_methods_and_their_defaults(capsys: pytest.CaptureFixture
 
 
 def test_another_base_is_refused(base: Path, rows: Path, tmp_path: Path) -> None:
-    run = _Run(Instruct(checkpoint=str(base), data=str(rows), out=tmp_path / "run"))
+    run = Run(Instruct(checkpoint=str(base), data=str(rows), out=tmp_path / "run"))
     config = run.model.config
     assert isinstance(config, AdaptedConfig) and config.base == str(base.resolve())
     torch.manual_seed(2)
