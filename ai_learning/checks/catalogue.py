@@ -21,6 +21,7 @@ FILES = {
     "day8": "heads",
     "day9": "lora",
     "day10": "nf4",
+    "day11": "qlora",
     "day12": "toolformer",
     "day13": "toolformer_train",
     "day14": "reflexion",
