@@ -67,7 +67,7 @@ _ARGUMENTS = (types.intp,) * 5
 
 
 def _block_fp32(past_cache: bool) -> Any:
-    """A loop body for fp32; ``past_cache`` stores straight to memory, at addresses that are multiples of 64."""
+    """A loop body for fp32; ``past_cache`` stores straight to memory, at multiples of 64 bytes."""
 
     @intrinsic
     def block(typingctx, packed, out, table, absmax, turns):  # type: ignore[no-untyped-def]
