@@ -23,6 +23,7 @@ FILES = {
     "day10": "nf4",
     "day15": "bytes",
     "day16": "bpe",
+    "day17": "scale",
 }
 
 
