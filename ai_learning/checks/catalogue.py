@@ -27,6 +27,7 @@ FILES = {
     "day14": "reflexion",
     "day15": "bytes",
     "day16": "bpe",
+    "day17": "scale",
 }
 
 
