@@ -47,7 +47,7 @@ _LIBRARY: dict[str, tuple[type, Callable[[Any], tuple[Any, ...]]]] = {
 _LIBRARY_NAMES = {kind: name for name, (kind, _) in _LIBRARY.items()}
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The other side is gone. A class of its own: code may raise EOFError and ConnectionError as it likes."""
 
 
@@ -59,7 +59,7 @@ def send(channel: socket.socket, message: Tree) -> None:
     """Write one message.
 
     Raises:
-        Closed: the other side is gone.
+        ClosedError: the other side is gone.
         WireError: the message is too large.
     """
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
@@ -68,14 +68,14 @@ def send(channel: socket.socket, message: Tree) -> None:
     try:
         channel.sendall(struct.pack(">I", len(body)) + body)
     except ConnectionError as error:
-        raise Closed from error
+        raise ClosedError from error
 
 
 def receive(channel: socket.socket) -> Tree:
     """Read one message.
 
     Raises:
-        Closed: the other side is gone.
+        ClosedError: the other side is gone.
         WireError: what came is no message.
     """
     (length,) = struct.unpack(">I", _exactly(channel, 4))
@@ -216,9 +216,9 @@ def _exactly(channel: socket.socket, count: int) -> bytes:
         try:
             part = channel.recv(min(count, 1 << 20))
         except ConnectionError as error:
-            raise Closed from error
+            raise ClosedError from error
         if not part:
-            raise Closed
+            raise ClosedError
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
