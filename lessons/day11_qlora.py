@@ -142,10 +142,10 @@ def pretrain(steps: range) -> None:
     print(f"after {steps.stop} steps: {loss.item():.2f} nats a byte")
 
 
-pretrain(range(300))
+pretrain(range(250))
 
 # %%
-pretrain(range(300, 600))
+pretrain(range(250, 500))
 
 # %% [markdown]
 # ## 4 · Four bits, and an adapter on them
@@ -182,7 +182,7 @@ assert sum(isinstance(m, NF4Linear) for m in models["QLoRA"].modules()) == 4 * 3
 
 
 # %%
-def fit(model: torch.nn.Module, lr: float, steps: int = 150) -> list[float]:
+def fit(model: torch.nn.Module, lr: float, steps: int = 100) -> list[float]:
     """Train what is not frozen; the loss of every 10 steps."""
     learner = adamw(model.train(), lr=lr, weight_decay=0.0)
     found = []

@@ -187,6 +187,8 @@ def test_refusals():
         NF4Linear.from_linear(nn.Conv2d(1, 1, 1))
     with pytest.raises(InputError, match="sparse"):
         make_optimizer([nn.Parameter(torch.zeros(1))], "sparse")
+    with pytest.raises(InputError, match=r"paged_adamw8bit pages memory .* it needs a GPU"):
+        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], "paged_adamw8bit")
     layer = NF4Linear(64, 64)
     for key, value in [("weight", torch.zeros(3, 1, dtype=torch.uint8)), ("weight.absmax", torch.zeros(2))]:
         state = layer.state_dict() | {key: value}
