@@ -22,6 +22,7 @@ FILES = {
     "day9": "lora",
     "day10": "nf4",
     "day12": "toolformer",
+    "day13": "toolformer_train",
     "day14": "reflexion",
     "day15": "bytes",
     "day16": "bpe",

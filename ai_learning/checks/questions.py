@@ -305,6 +305,18 @@ QUESTIONS: dict[str, Question] = {
             Choice("Because the call may fail.", "failed calls have no result and are dropped before."),
         ),
     ),
+    "day12.weights": Question(
+        "w_t falls from t = 0 and is 0 from t = 5 on. What does that do?",
+        (
+            Choice("It makes long texts cheaper.", "it does, but that is not what it is for."),
+            Choice(
+                "A call must help with what comes right after it.",
+                "so calls are put where they are needed, and not at the beginning of the text.",
+                True,
+            ),
+            Choice("It favours short calls.", "the weights count tokens of the text, not of the call."),
+        ),
+    ),
     "day13.disabled": Question(
         "Toolformer with calls disabled is measured beside Toolformer. What for?",
         (
@@ -315,6 +327,20 @@ QUESTIONS: dict[str, Question] = {
             ),
             Choice("To measure the speed of the tools.", "it is about accuracy."),
             Choice("Because some users have no tools.", "it is a control experiment."),
+        ),
+    ),
+    "day13.mixed": Question(
+        "Why is fine-tuning on C* mixed with as many plain documents?",
+        (
+            Choice("To have more data.", "there would be enough."),
+            Choice(
+                "So that it stays a language model, and calls only where a tool helps.",
+                "else every document that it is trained on has a call, and perplexity on plain text rises.",
+                True,
+            ),
+            Choice(
+                "Because the paper's C* has no calls.", "C* is C with calls, where they passed the filter."
+            ),
         ),
     ),
     "day14.shuffle": Question(

@@ -240,6 +240,31 @@ assert tree(root) is root.left and root.left.value == 2
     assert result.passed, result.error
 
 
+def test_values_nested_deeply_and_functions_that_recurse() -> None:
+    code = """
+def nest(n):
+    value = []
+    for _ in range(n): value = [value]
+    return value
+def depth(n):
+    return depth(n + 1)
+"""
+    tests = """
+value, n = nest(900), 0
+while value:
+    value, n = value[0], n + 1
+assert n == 900
+try:
+    depth(0)
+except RecursionError:
+    pass
+else:
+    assert False, "it ended"
+"""
+    result = run_python(code, tests=tests)
+    assert result.passed, result.error
+
+
 def test_tests_may_redirect_input_and_output() -> None:
     code = "def main():\n    n = int(input('n? '))\n    print(n * 2)"
     tests = """

@@ -23,7 +23,7 @@ from typing import Any
 from .asserts import FILE, TestFailedError, Tests, is_builtin, show
 from .peer import PRINTED, Peer
 from .remote import Remote
-from .wire import Tree, WireError, receive, send
+from .wire import DEPTH, Tree, WireError, receive, send
 
 PROGRAM = 0
 """the worker's handle for the function that runs the code"""
@@ -128,6 +128,7 @@ class Judge(Peer):
 
 def judge(control: socket.socket, channel: socket.socket, worker: int, progress: mmap) -> None:
     """Receive a program and its tests, judge it, and send the verdict."""
+    sys.setrecursionlimit(DEPTH)
     request = receive(control)
     peer = Judge(channel)
     verdict = {"passed": False, "error": "", "exit_code": 0}

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_FRAME = 64 * 1024 * 1024
+DEPTH = 6000
+"""Python's recursion limit while values are written and read: they may be nested a thousand times"""
 _BIG = 1 << 63  # beyond it decimal digits would be slow to read, and CPython limits them
 
 Tree = Any
