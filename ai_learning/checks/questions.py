@@ -293,6 +293,41 @@ QUESTIONS: dict[str, Question] = {
             ),
         ),
     ),
+    "day11.packing": Question(
+        "Three short examples are packed into one row. What must change besides the ids?",
+        (
+            Choice(
+                "Nothing: the causal mask keeps them apart.",
+                "it hides the future only: the third example would read the first two.",
+            ),
+            Choice(
+                "Attention may not cross from one to another, and positions count anew in each.",
+                "then each gives the loss that it gives alone.",
+                True,
+            ),
+            Choice(
+                "The loss is divided by three.", "it is the mean over the answers' tokens, however they lie."
+            ),
+        ),
+    ),
+    "day11.merge": Question(
+        "A trained QLoRA adapter is to be merged. Into what?",
+        (
+            Choice(
+                "Back into the four bits.",
+                "rounding the sum to sixteen values loses most of so small an update.",
+            ),
+            Choice(
+                "Into the original 16-bit weights.",
+                "the adapter learned around the rounding errors of the four bits: it does not know these weights.",
+            ),
+            Choice(
+                "Into the de-quantised weights, kept in 16 or 32 bits.",
+                "that is the model that was trained, to the last bits.",
+                True,
+            ),
+        ),
+    ),
     "day12.minus": Question(
         "L⁻ is the smaller of two losses: with nothing, and with the call but no result. Why the second?",
         (

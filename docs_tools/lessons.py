@@ -1,4 +1,4 @@
-"""Lessons as pages of the docs site: ``python lessons/to_docs.py`` writes ``docs/lessons/`` (not committed).
+"""Lessons as pages of the docs site: ``python docs_tools/lessons.py`` writes ``docs/lessons/``.
 
 Words become the page, code and what it printed become blocks, pictures become files: nothing but a browser is
 needed to read a lesson.
@@ -12,8 +12,8 @@ from pathlib import Path
 import jupytext
 from latex2mathml.converter import convert
 
-LESSONS = Path(__file__).resolve().parent
-DOCS = LESSONS.parent / "docs" / "lessons"
+ROOT = Path(__file__).resolve().parents[1]
+LESSONS, DOCS = ROOT / "lessons", ROOT / "docs" / "lessons"
 
 
 def main(out: Path = DOCS) -> list[Path]:
