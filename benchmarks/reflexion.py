@@ -1,6 +1,6 @@
 """Reflexion on the household: success by trial, against no memory, the last attempt, and controls.
 
-    python benchmarks/reflexion.py --seeds 0 1 2
+    python -m benchmarks.reflexion --seeds 0 1 2
 
 A seed whose result is in ``--runs`` already is not run again.
 """
@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import hardware
 
 from ai_learning.reflexion.household.experiment import (
     CONDITIONS,
@@ -20,6 +19,8 @@ from ai_learning.reflexion.household.experiment import (
     success_table,
 )
 from ai_learning.reflexion.household.training import Schooling
+
+from .common import hardware
 
 HERE = Path(__file__).resolve().parent
 
@@ -67,7 +68,7 @@ def page(results: list[Result], args: argparse.Namespace) -> str:
     seeds = " ".join(map(str, args.seeds))
     parts = [
         "# Reflexion, offline: success by trial",
-        f"{hardware()}; `python benchmarks/reflexion.py --seeds {seeds} --write`.",
+        f"{hardware()}; `python -m benchmarks.reflexion --seeds {seeds} --write`.",
         f"One GPT of {results[0].parameters:,} parameters is actor and reflector, trained from nothing on a "
         f"script's demonstrations ({args.steps} batches). {args.tasks} tasks a seed whose (family, thing) "
         f"pairs are in no demonstration; at most {how.trials} trials each, actor's temperature "

@@ -185,7 +185,9 @@ def _run(args: list[str]) -> int:
     result = RunResult(options.trials)
     about = {
         **{one.name: getattr(options, one.name) for one in fields(Run) if one.name not in NOT_SAVED},
-        "digest": hashlib.sha256(repr([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()[:16],
+        "data_digest": hashlib.sha256(repr([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()[
+            :16
+        ],
     }
     go_on = f"go on with: ai-learning reflexion run --resume --out {options.out}"
     began = time.monotonic()
@@ -399,7 +401,7 @@ def _report(args: list[str]) -> None:
     for label, result, about in runs:
         page.heading(f"Tasks of {label}")
         settings = {
-            k: v for k, v in about.items() if v not in (None, "", False) and k not in ("tasks", "digest")
+            k: v for k, v in about.items() if v not in (None, "", False) and k not in ("tasks", "data_digest")
         }
         page.text("; ".join(f"{name} {value}" for name, value in settings.items()))
         page.table(

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .isolation.jail import readable_paths
 from .isolation.limits import Limits
-from .isolation.wire import MAX_FRAME, WireError, receive, send
+from .isolation.wire import MAX_FRAME, ClosedError, WireError, receive, send
 
 if TYPE_CHECKING:
     from .doctor import Diagnosis
@@ -136,7 +136,7 @@ class Sandbox:
                     "error": f"no answer from the sandbox in {limits.timeout_s + _GRACE_S:g} s",
                     "timed_out": True,
                 }
-            except (EOFError, OSError) as error:
+            except (ClosedError, OSError) as error:
                 answer = {"error": f"the sandbox broke off: {type(error).__name__} {error}".rstrip()}
             except WireError as error:
                 raise InputError(f"code and tests must be under {MAX_FRAME >> 20} MB: {error}") from None

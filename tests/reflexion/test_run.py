@@ -244,6 +244,18 @@ def test_the_world_is_played_again_when_a_trial_is_resumed(tmp_path: Path) -> No
     assert worlds[-1].seen == ["look around", "jump", "open red"]
 
 
+def test_each_trial_begins_in_a_new_world() -> None:
+    worlds: list[Doors] = []
+
+    def make() -> Doors:
+        worlds.append(Doors("red"))
+        return worlds[-1]
+
+    Reflexion(RuleModel(rule=opens_in_order), trials=3).run([EnvironmentTask("one", make)])
+    assert [world.seen for world in worlds] == [["open green"], ["open blue"], ["open red"]]
+    assert [world.resets for world in worlds] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("write", ["put", "put_writes"])
 def test_a_crash_at_any_write_repeats_no_answer_that_was_written(
     write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -70,6 +70,15 @@ def test_errors_name_what_failed_and_the_values(code: str, tests: str, error: st
     assert "\n" not in result.error
 
 
+@pytest.mark.parametrize("error", ["EOFError", "ConnectionResetError", "BrokenPipeError", "OSError"])
+def test_exceptions_that_a_channel_raises_too_are_the_code_s_own(error: str) -> None:
+    tests = (
+        f"try:\n    f()\nexcept {error} as error:\n    assert str(error) == 'mine'\nelse:\n    assert False"
+    )
+    result = run_python(f"def f():\n    raise {error}('mine')", tests=tests)
+    assert result.passed, result.error
+
+
 HUMANEVAL = """
 
 METADATA = {'author': 'jt', 'dataset': 'test'}

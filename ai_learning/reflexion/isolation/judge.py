@@ -23,7 +23,7 @@ from typing import Any
 from .asserts import FILE, TestFailedError, Tests, is_builtin, show
 from .peer import PRINTED, Peer
 from .remote import Remote
-from .wire import DEPTH, Tree, WireError, receive, send
+from .wire import DEPTH, ClosedError, Tree, WireError, receive, send
 
 PROGRAM = 0
 """the worker's handle for the function that runs the code"""
@@ -69,7 +69,7 @@ class Judge(Peer):
                 raise
             # Tests like all(map(…)) would take it for the end of their cases.
             raise RuntimeError("the code raised StopIteration") from error
-        except (EOFError, ConnectionError, struct.error):
+        except ClosedError:
             self.broken = "the code ended its own process"
         except WireError as error:
             if "too large to compare" in str(error):

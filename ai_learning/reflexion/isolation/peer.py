@@ -85,7 +85,7 @@ class Peer:
         """Have the other side do something with an object of its own; serve what it asks meanwhile.
 
         Raises:
-            EOFError: the other side is gone.
+            ClosedError: the other side is gone.
             WireError: it sent something that is no message.
             BaseException: what was raised there.
         """

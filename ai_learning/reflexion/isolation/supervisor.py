@@ -16,7 +16,7 @@ from typing import Any
 from . import jail, landlock, limits, linux, seccomp
 from .judge import judge
 from .limits import MIB, Limits, Users
-from .wire import receive, send
+from .wire import ClosedError, receive, send
 from .worker import work
 
 _TICK = 0.05
@@ -170,7 +170,7 @@ class _Watch:
     def _from_judge(self) -> dict[str, Any] | None:
         try:
             message = receive(self.control)
-        except (EOFError, OSError):
+        except (ClosedError, OSError):
             return _unexpected()
         if "asserts" in message:
             self.asserts = message["asserts"]

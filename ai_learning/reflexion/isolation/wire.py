@@ -47,23 +47,35 @@ _LIBRARY: dict[str, tuple[type, Callable[[Any], tuple[Any, ...]]]] = {
 _LIBRARY_NAMES = {kind: name for name, (kind, _) in _LIBRARY.items()}
 
 
+class ClosedError(Exception):
+    """The other side is gone. A class of its own: code may raise EOFError and ConnectionError as it likes."""
+
+
 class WireError(Exception):
     """The other process sent something that is no message."""
 
 
 def send(channel: socket.socket, message: Tree) -> None:
-    """Write one message."""
+    """Write one message.
+
+    Raises:
+        ClosedError: the other side is gone.
+        WireError: the message is too large.
+    """
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     if len(body) > MAX_FRAME:
         raise WireError(f"a value of {len(body) / 1e6:.0f} MB is too large to compare")
-    channel.sendall(struct.pack(">I", len(body)) + body)
+    try:
+        channel.sendall(struct.pack(">I", len(body)) + body)
+    except ConnectionError as error:
+        raise ClosedError from error
 
 
 def receive(channel: socket.socket) -> Tree:
     """Read one message.
 
     Raises:
-        EOFError: the other side is gone.
+        ClosedError: the other side is gone.
         WireError: what came is no message.
     """
     (length,) = struct.unpack(">I", _exactly(channel, 4))
@@ -201,9 +213,12 @@ class Decoder:
 def _exactly(channel: socket.socket, count: int) -> bytes:
     parts = []
     while count:
-        part = channel.recv(min(count, 1 << 20))
+        try:
+            part = channel.recv(min(count, 1 << 20))
+        except ConnectionError as error:
+            raise ClosedError from error
         if not part:
-            raise EOFError
+            raise ClosedError
         parts.append(part)
         count -= len(part)
     return b"".join(parts)

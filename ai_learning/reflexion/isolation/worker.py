@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .peer import PRINTED, Peer
-from .wire import DEPTH, Tree, receive
+from .wire import DEPTH, ClosedError, Tree, receive
 
 FILE = "<code>"
 
@@ -113,7 +113,7 @@ def work(channel: socket.socket) -> None:
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "replace", write_through=True)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.argv = ["main.py"]
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(ClosedError, OSError):
         while True:
             worker.serve(receive(channel))
     os._exit(0)
