@@ -139,10 +139,8 @@ def main(args: list[str]) -> int | None:
     }
     if not args or args[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:<8}{text}" for name, text in HELP.items())
-        console.print(
-            f"usage: ai-learning reflexion COMMAND [options]\n\n{lines}", markup=False, soft_wrap=True
-        )
-        console.print("\n`ai-learning reflexion COMMAND --help` shows every option with its default.")
+        _say(f"usage: ai-learning reflexion COMMAND [options]\n\n{lines}")
+        _say("\n`ai-learning reflexion COMMAND --help` shows every option with its default.")
         return 0 if args else 2
     if args[0] not in commands:
         raise InputError(f"no command {args[0]!r}: use {', '.join(commands)}")
@@ -185,31 +183,35 @@ def _run(args: list[str]) -> int:
     result = RunResult(options.trials)
     about = {
         **{one.name: getattr(options, one.name) for one in fields(Run) if one.name not in NOT_SAVED},
-        "data_digest": hashlib.sha256(repr([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()[
-            :16
-        ],
+        "data_digest": _digest(tasks),
     }
-    go_on = f"go on with: ai-learning reflexion run --resume --out {options.out}"
+    go_on = f"to go on: ai-learning reflexion run --resume --out {options.out}"
     began = time.monotonic()
     try:
         with _Progress(len(tasks), options.trials, result, options.verbose) as progress:
             for event in agent.stream(tasks, result, about):
                 progress(event)
     except KeyboardInterrupt:
-        console.print(go_on, markup=False, soft_wrap=True)
+        _say(go_on)
         raise
     _print_curve(f"{options.strategy}, {time.monotonic() - began:.0f} s", result, options.samples)
     if result.stopped:
-        console.print(f"stopped: {result.stopped}; {go_on}, and more of it", markup=False, soft_wrap=True)
-    console.print(
-        f"{options.out}/trace.html shows every step; `ai-learning reflexion report {options.out}` sums up",
-        markup=False,
-        soft_wrap=True,
-    )
+        _say(f"stopped: {result.stopped}; {go_on}")
+    _say(f"{options.out}/trace.html shows every step; `ai-learning reflexion report {options.out}` sums up")
     broken = [task for task in result.tasks if task.error]
     for task in broken[:3]:
-        console.print(f"{task.id} could not go on: {task.error}", markup=False, soft_wrap=True)
+        _say(f"{task.id} could not go on: {task.error}")
     return 1 if len(broken) == len(result.tasks) else 0
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _digest(tasks: list[Task]) -> str:
+    """A short hash of what is asked: a resumed run must ask the same."""
+    asked = repr([(task.id, task.prompt) for task in tasks])
+    return hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _defaults(args: list[str]) -> Run:
@@ -369,7 +371,7 @@ def _print_curve(title: str, result: RunResult, samples: int = 1) -> None:
         estimates = ", ".join(f"pass@{k} {value:.1%}" for k, value in pass_at(result, samples).items())
         lines.append(f"  {estimates} (unbiased, {samples} samples a task, after the last trial)")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        _say(line)
 
 
 # --- report -------------------------------------------------------------------------------------------------
@@ -412,7 +414,7 @@ def _report(args: list[str]) -> None:
     for label, result, about in runs:
         title = f"{label}: {about['strategy']}, {about.get('model', '')}"
         _print_curve(title, result, about.get("samples", 1))
-    console.print(f"→ {out}, {plot}", markup=False, soft_wrap=True)
+    _say(f"→ {out}, {plot}")
 
 
 def _label(path: Path, among: tuple[Path, ...]) -> str:
@@ -456,7 +458,7 @@ PROVIDERS: dict[str, tuple[str | None, str | None]] = {
 
 def _doctor(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
-        console.print(f"usage: ai-learning reflexion doctor\n\n{HELP['doctor']}", markup=False)
+        _say(f"usage: ai-learning reflexion doctor\n\n{HELP['doctor']}")
         return 0
     if args:
         raise InputError(f"reflexion doctor takes no options, not {args[0]!r}")
@@ -464,7 +466,7 @@ def _doctor(args: list[str]) -> int:
 
     found = doctor()
     _print_rows("sandbox", found.rows)
-    console.print(found.summary, style="bold", markup=False, soft_wrap=True)
+    _say(found.summary)
     _print_rows("\nchat models", [(f"{name}:MODEL", *_provider(name)) for name in PROVIDERS])
     return 0 if found.safe else 1
 

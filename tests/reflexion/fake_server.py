@@ -21,6 +21,7 @@ class Trouble:
         headers: of the response.
         stall_s: seconds of silence before anything is sent.
         trickle_s: a byte of white space every tenth of a second, for so long: never quite silent.
+        promised: bytes more than are sent before the connection breaks; all of them with a ``body`` of "".
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class Trouble:
         headers: dict[str, str] | None = None,
         stall_s: float = 0.0,
         trickle_s: float = 0.0,
+        promised: int = 0,
     ) -> None:
         self.status, self.body, self.headers = status, body, headers or {}
-        self.stall_s, self.trickle_s = stall_s, trickle_s
+        self.stall_s, self.trickle_s, self.promised = stall_s, trickle_s, promised
 
 
 class FakeServer:
@@ -75,7 +77,7 @@ class FakeServer:
             def answer(self, found: Any) -> None:
                 if isinstance(found, Trouble):
                     time.sleep(found.stall_s)
-                    self.send(found.status, found.body, found.headers, found.trickle_s)
+                    self.send(found.status, found.body, found.headers, found.trickle_s, found.promised)
                     return
                 message = {"role": "assistant", "content": found}
                 body = {
@@ -85,20 +87,23 @@ class FakeServer:
                 }  # fmt: skip
                 self.send(200, json.dumps(body), {})
 
-            def send(self, status: int, body: str, headers: dict[str, str], trickle_s: float = 0.0) -> None:
+            def send(
+                self, status: int, body: str, headers: dict[str, str], trickle_s: float = 0, promised: int = 0
+            ) -> None:
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 for name, value in headers.items():
                     self.send_header(name, value)
                 content = body.encode()
                 trickled = int(trickle_s * 10)
-                self.send_header("content-length", str(len(content) + trickled))
+                self.send_header("content-length", str(len(content) + trickled + promised))
                 self.end_headers()
                 for _ in range(trickled):
                     self.wfile.write(b" ")
                     self.wfile.flush()
                     time.sleep(0.1)
                 self.wfile.write(content)
+                self.close_connection = bool(promised)
 
             def log_message(self, *args: Any) -> None:
                 pass

@@ -40,6 +40,7 @@ def ask(script: Script, retry: Retry = QUICK, stop: tuple[str, ...] = ()) -> tup
         (Trouble(429, '{"error": {"message": "slow down"}}'), "429"),
         (Trouble(200, "<html>a proxy's page</html>"), "JSON"),
         (Trouble(200, ""), ""),
+        (Trouble(200, '{"choices": [', promised=500), ""),
         (Trouble(200, "null"), ""),
         (Trouble(200, "[]"), ""),
         (Trouble(200, '"text"'), ""),

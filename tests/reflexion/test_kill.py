@@ -110,7 +110,7 @@ def test_killed_interrupted_and_resumed(data: Path, tmp_path: Path, gate: Gate) 
         assert kill_when_waiting(gate, start(data, out, server), signal.SIGKILL)[0] == -signal.SIGKILL
         code, said = kill_when_waiting(gate, resume, signal.SIGINT)
         assert (code, "Traceback" in said) == (130, False), said
-        assert "go on with: ai-learning reflexion run --resume" in said
+        assert "to go on: ai-learning reflexion run --resume" in said
         assert kill_when_waiting(gate, resume, signal.SIGTERM)[0] == -signal.SIGTERM
         done = subprocess.run(resume, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
