@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ai_learning.reflexion.isolation.limits import Limits
@@ -70,11 +71,27 @@ def attack(sandbox: Sandbox, name: str, around: dict[str, object], timeout_s: fl
     assert "TOP SECRET" not in seen, (name, seen[:2000])
     assert len(result.stdout) <= 256 * 1024 and len(result.stderr) <= 256 * 1024
     assert time.monotonic() - started < 25, name
-    assert survivors() == [], name
-    assert list(Path(tempfile.gettempdir()).glob("sandbox-????????")) == [], name
+    assert lasting(survivors) == set(), name
+    assert lasting(folders) == set(), name
     assert Path(str(around["victim"])).read_text() == "whole"
     assert Path(str(around["home"])).stat().st_mode & 0o777 == 0o755
     return result
+
+
+def lasting(look: Callable[[], Iterable[str]]) -> set[str]:
+    """What is still there after a while; runs of somebody else on this machine come and go."""
+    found = set(look())
+    for _ in range(100):
+        if not found:
+            break
+        time.sleep(0.1)
+        found &= set(look())
+    return found
+
+
+def folders() -> list[str]:
+    """Work folders of runs without namespaces."""
+    return [str(folder) for folder in Path(tempfile.gettempdir()).glob("sandbox-????????")]
 
 
 def survivors() -> list[str]:

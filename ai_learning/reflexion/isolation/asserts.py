@@ -41,6 +41,11 @@ class Tests:
         self.names = {node.id for node in names if not node.id.startswith("__")}
         """used or assigned somewhere"""
         self.assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                self.assigned.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                self.assigned |= {alias.asname or alias.name for alias in node.names}
         self.functions = {node.name: node for node in self.tree.body if isinstance(node, ast.FunctionDef)}
         self.asserts: list[ast.Assert] = []
         self.texts: list[str] = []
