@@ -42,12 +42,13 @@ web: $(READY)             ## the playground on http://127.0.0.1:8000, with the d
 	$(BIN)/ai-learning web
 
 docs: $(READY)            ## the site, in site/: open site/index.html
-	$(BIN)/python lessons/to_docs.py
+	$(BIN)/python docs_tools/lessons.py
 	$(BIN)/zensical build --clean
-	@echo "open site/index.html"
+	@echo "open site/index.html; for its search as well: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
 screenshots: $(READY)     ## the pictures of the page in docs/images, made by its tests
-	AI_LEARNING_SCREENSHOTS=1 $(BIN)/python -m pytest tests/web/test_browser.py -m "not gpu"
+	AI_LEARNING_SCREENSHOTS=1 AI_LEARNING_CHECKPOINT=$$(ls $$PWD/runs/demo/gpt1_tiny_pretrain.pt 2>/dev/null) \
+		$(BIN)/python -m pytest tests/web/test_browser.py -m "not gpu"
 
 clean:                    ## remove the environment (runs/ stays)
 	rm -rf $(VENV)

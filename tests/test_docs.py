@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 @pytest.fixture(scope="module")
 def to_docs() -> ModuleType:
     pytest.importorskip("latex2mathml")
-    spec = importlib.util.spec_from_file_location("to_docs", ROOT / "lessons" / "to_docs.py")
+    spec = importlib.util.spec_from_file_location("to_docs", ROOT / "docs_tools" / "lessons.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -142,7 +142,7 @@ def test_formulas_become_mathml_and_code_stays(to_docs: ModuleType) -> None:
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_loads_nothing(tmp_path: Path) -> None:
     pytest.importorskip("zensical")
-    assert subprocess.run([sys.executable, ROOT / "lessons" / "to_docs.py"]).returncode == 0
+    assert subprocess.run([sys.executable, ROOT / "docs_tools" / "lessons.py"]).returncode == 0
     build = [sys.executable, "-m", "zensical", "build", "--clean"]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "No issues found" in done.stdout + done.stderr, done.stdout[-3000:]

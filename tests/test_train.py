@@ -21,7 +21,7 @@ from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.run_folder import RunFolder, read_metrics
-from ai_learning.train import DivergedError, TrainConfig, flops_per_token, pick_device, train
+from ai_learning.train import DivergedError, Interrupted, TrainConfig, flops_per_token, pick_device, train
 
 MODEL = GPTConfig(vocab_size=32, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(0, 32, 2000).astype(np.uint16)
@@ -59,6 +59,35 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_muon_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    muon = replace(HOW, optimizer="muon", muon_lr=0.02)
+    run(tmp_path / "whole", muon)
+    state = load_checkpoint(tmp_path / "whole" / "last.pt")["optimizer"]
+    kinds = [set(state["state"][number]) for number in sorted(state["state"])]
+    assert {"exp_avg", "exp_avg_sq", "step"} in kinds and {"momentum_buffer"} in kinds
+    assert {"momentum_buffer"} == kinds[-1] and len(kinds) == len(list(GPT(MODEL).parameters()))
+
+    def stopped(model, batch):  # type: ignore[no-untyped-def]
+        stopped.calls += model.training
+        if model.training and stopped.calls == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next_token_loss(model, *batch)
+
+    stopped.calls = 0
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", muon, loss=stopped)
+    run(tmp_path / "parts", muon, resume=True)
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    run(tmp_path / "adamw")
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "adamw"))
+    with pytest.raises(InputError, match="started with optimizer=muon, not adamw"):
+        run(tmp_path / "parts", resume=True)
+    with pytest.raises(ValueError, match="optimizer='sgd' is not known; use adamw, muon"):
+        replace(HOW, optimizer="sgd")
+    with pytest.raises(ValueError, match="muon needs whole matrices"):
+        replace(HOW, optimizer="muon", parallel="fsdp")
 
 
 def test_a_run_learns_and_leaves_its_files(tmp_path: Path) -> None:
@@ -372,3 +401,21 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
         for name in ("loss", "val_loss"):
             if name in one:
                 assert one[name] == pytest.approx(other[name], rel=1e-3)
+
+
+def test_samples_are_kept_with_the_metrics_and_each_once(tmp_path: Path) -> None:
+    """Also across a stop in between: a resumed run writes again only what comes after its checkpoint."""
+    how = replace(HOW, sample_every=2)
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"sample": lambda model: "a text"}
+    with pytest.raises(Interrupted):
+        run(tmp_path, replace(how, log_every=1), listener=interrupt, **options)
+    run(tmp_path, how, resume=True, **options)
+    samples = [
+        row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if row.get("sample") == "a text"
+    ]
+    assert samples == [2, 4, 6, 8, 10, 12]

@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "toolformer": ("toolformer", "tools: annotate text with calls, train on it, write with tools, evaluate"),
     "inspect": ("inspect", "attention, residual stream, logit lens and per-token loss of a text, as plots"),
     "reflexion": ("reflexion", "an agent that reflects on its failures: run, report, doctor, demo"),
-    "web": ("web", "a page on this machine: a model's tokens, next-token probabilities and text"),
+    "web": ("web", "a page on this machine: tokens, attention, next token, training, adapters, agents"),
 }
 
 

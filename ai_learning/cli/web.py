@@ -24,7 +24,7 @@ class Web:
     tokenizers: tuple[Path, ...] = ()
     """folders of further tokenizers to compare with; those below --runs are found by themselves"""
     adapters: tuple[Path, ...] = ()
-    """folders of LoRA adapters (PEFT's format) to compare"""
+    """folders of further LoRA adapters (PEFT's format); those below --runs are found by themselves"""
     agents: tuple[Path, ...] = ()
     """Toolformer's candidates and Reflexion's traces; those below --runs are found by themselves"""
     runs: Path = Path("runs")
@@ -78,10 +78,17 @@ def make_bench(options: Web) -> Any:
         Opened(source, model, tokenizer, source),
         tokenizers=find_tokenizers(options),
         runs=options.runs,
-        adapters={str(folder): folder for folder in options.adapters},
+        adapters={str(folder): folder for folder in find_adapters(options)},
         agents=options.agents,
         device=str(device),
     )
+
+
+def find_adapters(options: Web) -> list[Path]:
+    """Those given, and those below the runs; the page's own are found by the page."""
+    patterns = ("*/adapter_config.json", "*/*/adapter_config.json")
+    found = sorted(file.parent for pattern in patterns for file in options.runs.glob(pattern))
+    return [*options.adapters, *(folder for folder in found if folder not in options.adapters)][:50]
 
 
 def find_tokenizers(options: Web) -> dict[str, Tokenizer]:

@@ -1,9 +1,11 @@
 """Who is answered, and how much is read: foreign hosts and origins, malformed and huge requests."""
 
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -76,7 +78,15 @@ def test_what_is_not_there(client: TestClient, path: str) -> None:
     assert answer.status_code == 404 and error(answer)
 
 
-def test_no_name_from_a_browser_is_a_path(client: TestClient) -> None:
+def test_no_name_from_a_browser_is_a_path(client: TestClient, bench: Bench, checkpoint: Path) -> None:
+    elsewhere = bench.runs / "elsewhere"  # files that a path would find
+    elsewhere.mkdir(parents=True)
+    bench.own_runs.mkdir()
+    shutil.copy(checkpoint, elsewhere / "best.pt")
+    (bench.runs / "elsewhere.json").write_text('{"steps": 1}')
+    for name in ("../elsewhere", str(elsewhere)):
+        assert client.post("/api/next", json={"text": "x", "model": name}).status_code == 404
+        assert client.post("/api/training/resume", json={"name": name}).status_code == 404
     for name in ("../../etc/passwd", "/etc/passwd", "run-1/../../x", "..", "run-1\0"):
         for path, body in (
             ("/api/next", {"text": "x", "model": name}),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .peer import PRINTED, Peer
-from .wire import Tree, receive
+from .wire import DEPTH, Tree, receive
 
 FILE = "<code>"
 
@@ -76,6 +76,14 @@ class Worker(Peer):
             if isinstance(known.get(name, self), int | float | str | list | dict | set | tuple | type(None)):
                 extra[name] = known[name]
         return value, extra
+
+    def _reply(self, *told: Any) -> None:
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(before, DEPTH))
+        try:
+            super()._reply(*told)
+        finally:
+            sys.setrecursionlimit(before)
 
     def trace(self, error: BaseException) -> str:
         """The code's own lines on the way to the exception, the last three."""

@@ -19,10 +19,11 @@ export function update(changed) {
 }
 
 async function show() {
-  const name = options($("agent-file"), files.length ? files.map(f => [f.name, `${f.kind}: ${f.name}`]) : [["", "none yet"]], state.file);
+  const name = options($("agent-file"), files.length ? files.map(f => [f.name, `${f.kind}: ${f.name.split("/").slice(-2).join("/")}`]) : [["", "none yet"]], state.file);
   $("agent-item-label").hidden = !files.length;
   if (!files.length) { none(); return; }
   data = await open_("agents/open", { file: name, item: +state.item || 0 });
+  $("agent-item-label").firstChild.textContent = data.kind === "toolformer" ? "Text " : "Task ";
   options($("agent-item"), data.items.map((label, n) => [String(n), label]), state.item);
   $("agents").replaceChildren(...(data.kind === "toolformer" ? toolformer() : reflexion()));
 }
@@ -30,9 +31,9 @@ async function show() {
 function none() {
   $("agents").replaceChildren(el("div", { class: "card" },
     el("h2", {}, "Nothing to show yet"),
-    el("p", {}, "This panel opens what two commands leave below runs/ (or what --agents names). Run one of them, then come back:"),
-    el("pre", { class: "wrap" }, "ai-learning toolformer annotate --help\nai-learning reflexion run --help"),
-    el("p", { class: "muted" }, "Toolformer: a folder of annotated texts, with L⁺ and L⁻ of every call. Reflexion: a run's folder with trace.jsonl.")));
+    el("p", {}, "This panel opens what these commands leave below runs/ (or what --agents names). Run one of them, then come back:"),
+    el("pre", { class: "wrap" }, "ai-learning toolformer demo\nai-learning reflexion demo"),
+    el("p", { class: "muted" }, "Or, with your own texts, tasks and models: ai-learning toolformer annotate, ai-learning reflexion run.")));
 }
 
 // --- Toolformer --------------------------------------------------------------------------------------------
