@@ -66,7 +66,7 @@ def test_our_gpt_learns_and_is_saved_whole(writer: GPTModel, method: str, tmp_pa
     assert mean_loss(again.model, rows, 64) == pytest.approx(after, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_model_of_transformers_learns_and_is_saved(method: str, writer: GPTModel, tmp_path: Path) -> None:
     writer.tokenizer.save(tmp_path / "t")
     tokenizer = PreTrainedTokenizerFast(
