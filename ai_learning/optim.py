@@ -1,7 +1,7 @@
 """Which parameters decay, and how the learning rate moves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,26 +59,95 @@ def muon_with_adamw(
         muon_lr: Muon's rate; AdamW takes the matrices as well when ``None``.
         lr_by_name: rates of parameters that need their own.
         betas: AdamW's.
-        weight_decay: AdamW's, on what has two axes or more.
+        weight_decay: of both, on what has two axes or more.
         eps: AdamW's.
 
     Returns:
-        One or two optimizers; step them all.
+        One or two optimizers; step them all (``Together``).
+
+    Raises:
+        ValueError: nothing to train.
     """
     own = dict(lr_by_name or {})
-    matrices, groups = [], []
+    matrices: list[Tensor] = []
+    groups: dict[tuple[float, float], list[Tensor]] = {}  # by rate and decay
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if muon_lr is not None and parameter.dim() == 2 and name.startswith("h."):
+        if muon_lr is not None and parameter.dim() == 2 and ".h." in f".{name}":
             matrices.append(parameter)
         else:
             decay = weight_decay if parameter.dim() >= 2 else 0.0
-            groups.append({"params": [parameter], "lr": own.get(name, lr), "weight_decay": decay})
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
+            groups.setdefault((own.get(name, lr), decay), []).append(parameter)
+    if not (groups or matrices):
+        raise ValueError("every parameter is frozen: nothing to train")
+    found: list[torch.optim.Optimizer] = []
+    if groups:
+        adam = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+        found.append(torch.optim.AdamW(adam, lr=lr, betas=betas, eps=eps, fused=True))
     if matrices and muon_lr is not None:
-        found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0))
+        found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
     return found
+
+
+class Together:
+    """Several optimizers that are stepped, saved and restored as one.
+
+    ``state_dict`` numbers the parameters on from one optimizer to the next, so that it looks like a single
+    optimizer's.
+
+    Example:
+        >>> model = nn.ModuleDict({"h": nn.Linear(2, 2)})
+        >>> both = Together(muon_with_adamw(model, lr=1e-3, muon_lr=0.02))
+        >>> [group["lr"] for group in both.param_groups]
+        [0.001, 0.02]
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Of all of them, in order."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """Step each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """One dict for all."""
+        whole: dict[str, Any] = {"state": {}, "param_groups": []}
+        for optimizer, first in self._numbered():
+            part = optimizer.state_dict()
+            whole["state"] |= {first + number: values for number, values in part["state"].items()}
+            whole["param_groups"] += [
+                {**group, "params": [first + number for number in group["params"]]}
+                for group in part["param_groups"]
+            ]
+        return whole
+
+    def load_state_dict(self, whole: dict[str, Any]) -> None:
+        """What ``state_dict`` gave."""
+        groups = list(whole["param_groups"])
+        for optimizer, first in self._numbered():
+            own = [groups.pop(0) for _ in optimizer.param_groups]
+            state = {n - first: whole["state"][n] for g in own for n in g["params"] if n in whole["state"]}
+            own = [{**group, "params": [n - first for n in group["params"]]} for group in own]
+            optimizer.load_state_dict({"state": state, "param_groups": own})
+
+    def _numbered(self) -> Iterator[tuple[torch.optim.Optimizer, int]]:
+        """Each optimizer with the number of its first parameter."""
+        first = 0
+        for optimizer in self.optimizers:
+            yield optimizer, first
+            first += sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def reference_adamw_step(
@@ -147,4 +216,5 @@ def lr_factor(step: int, total: int, schedule: str = "cosine", warmup: int = 0, 
     return floor + (1 - floor) * shape
 
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd", "linear", "constant")

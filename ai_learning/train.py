@@ -37,7 +37,7 @@ from .distributed import (
 )
 from .errors import InputError
 from .model import Block
-from .optim import SCHEDULES, adamw, lr_factor
+from .optim import OPTIMIZERS, SCHEDULES, Together, adamw, lr_factor, muon_with_adamw
 from .run_folder import RunFolder
 
 Batch = Any
@@ -54,8 +54,12 @@ class TrainConfig:
     """sequences in a batch, over all processes"""
     grad_accum: int = 1
     """batches added up before each optimizer step"""
+    optimizer: str = "adamw"
+    """adamw, or muon: Muon for the blocks' matrices and AdamW for the rest"""
     lr: float = 1e-3
     """peak learning rate"""
+    muon_lr: float = 0.02
+    """peak learning rate of what Muon trains"""
     schedule: str = "cosine"
     """cosine, wsd, linear or constant, after the warm-up"""
     warmup: int = 100
@@ -97,7 +101,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "grad_accum", "eval_every", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("lr", "weight_decay", "grad_clip", "warmup", "sample_every"):
+        for name in ("lr", "muon_lr", "weight_decay", "grad_clip", "warmup", "sample_every"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value} must be a number, not negative")
@@ -108,6 +112,10 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is not known; use {', '.join(SCHEDULES)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer!r} is not known; use {', '.join(OPTIMIZERS)}")
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError("muon needs whole matrices, and parallel=fsdp cuts them: use ddp, or adamw")
         if self.parallel not in PARALLEL:
             raise ValueError(f"parallel={self.parallel!r} is not known; use {', '.join(PARALLEL)}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -182,7 +190,7 @@ def train(
         sample: a text to show now and then.
         listener: called with every row of metrics (progress bars, web pages).
         on_start: called once the folder is ours, before the first step (to put more files there).
-        make_optimizer: another optimizer than AdamW; a group's ``lr`` over ``config.lr`` stays what it is.
+        make_optimizer: another optimizer than ``config.optimizer`` names; every group's ``lr`` is its peak.
         resume: go on from ``out/last.pt``; without one (killed before the first), start.
         identity: what else decides the weights (a digest of the data, weights of losses): plain values; a
             run is resumed only where they are the same.
@@ -272,13 +280,10 @@ class _Trainer:
         if config.compile:
             compile_blocks(model)
         self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
-        self.optimizer: torch.optim.Optimizer = (
-            make_optimizer(model)
-            if make_optimizer is not None
-            else adamw(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+        self.optimizer: torch.optim.Optimizer | Together = (
+            optimizer_of(model, config) if make_optimizer is None else make_optimizer(model)
         )
-        for group in self.optimizer.param_groups:
-            group["lr_ratio"] = group["lr"] / config.lr if config.lr else 1.0
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.autocast = _autocast(self.device, dtype)
         self.step = 0
         self.loss = math.nan
@@ -345,9 +350,9 @@ class _Trainer:
 
     def _train_step(self) -> tuple[Tensor, Tensor, int, float]:
         config = self.config
-        lr = config.lr * lr_factor(self.step, config.steps, config.schedule, config.warmup, config.lr_floor)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_ratio", 1.0)
+        factor = lr_factor(self.step, config.steps, config.schedule, config.warmup, config.lr_floor)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
         total, n_tokens = torch.zeros((), device=self.device), 0
         for micro in range(config.grad_accum):
             batch = _to_device(self.batches(self.step * config.grad_accum + micro), self.device)
@@ -364,7 +369,7 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return total, grad_norm, n_tokens, lr
+        return total, grad_norm, n_tokens, config.lr * factor
 
     def _check_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
@@ -528,7 +533,8 @@ class _Trainer:
         # Through JSON, as distributed checkpoints are: tuples become lists.
         if _plain(saved["config"]) != _plain(asdict(model_config(self.model))):
             raise InputError(f"{path} is of a model with another config: resume with the run's own")
-        old = _plain({**saved["train_config"], **saved["identity"]})
+        # A checkpoint from before a field existed was made as its default says.
+        old = _plain({**asdict(TrainConfig()), **saved["train_config"], **saved["identity"]})
         new = _plain({**asdict(self.config), **self.identity})
         changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
         if changed:
@@ -561,6 +567,18 @@ class _Trainer:
             if "cuda" in rng and self.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.folder.rewind(self.step)
+
+
+def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW | Together:
+    """What ``config.optimizer`` names; every group's ``lr`` is its peak."""
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "adamw":
+        return adamw(model, config.lr, config.weight_decay, betas)
+    return Together(
+        muon_with_adamw(
+            model, lr=config.lr, muon_lr=config.muon_lr, betas=betas, weight_decay=config.weight_decay
+        )
+    )
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

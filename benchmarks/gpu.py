@@ -1,4 +1,4 @@
-"""GPT-2 124M on one GPU: training and generation beside transformers and nanoGPT, in one run, in turn.
+"""One GPU: training and generation of GPT-2 124M beside transformers and nanoGPT, NF4 beside bitsandbytes.
 
     python -m benchmarks.gpu [--nanogpt PATH]     on a GPU: block 1024, bfloat16, compiled
     python -m benchmarks.gpu --smoke              tiny sizes on the CPU: that the script works, no figures
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ai_learning.adapters import NF4Linear, nf4_triton
+from ai_learning.adapters.nf4 import dequantize_4bit
 from ai_learning.generate import generate
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
@@ -45,9 +47,25 @@ class Sizes:
     new_tokens: int = 256
     prompt: int = 64
     copy_bytes: int = 2**30
+    nf4_side: int = 8192
+    """rows and columns of the 4-bit matrix"""
+    nf4_repeats: int = 50
 
 
-SMOKE = Sizes(2, 2, 32, 32, 100, batch=2, rounds=2, new_tokens=8, prompt=4, copy_bytes=2**20)
+SMOKE = Sizes(
+    2,
+    2,
+    32,
+    32,
+    100,
+    batch=2,
+    rounds=2,
+    new_tokens=8,
+    prompt=4,
+    copy_bytes=2**20,
+    nf4_side=128,
+    nf4_repeats=2,
+)
 
 
 def theirs(sizes: Sizes) -> GPT2LMHeadModel:
@@ -302,6 +320,64 @@ def generation(sizes: Sizes, device: torch.device) -> None:
         print(f"| {name} | {n / s:,.0f} | {1000 * s / n:.3f} | {share:.1%} | {agree[name]} of {n} |")
 
 
+def four_bits(sizes: Sizes, device: torch.device) -> None:
+    """NF4: de-quantising a matrix, and one token's product with it, beside bitsandbytes where it is."""
+    side, dtype = sizes.nf4_side, torch.bfloat16 if device.type == "cuda" else torch.float32
+    weight = torch.randn(side, side, device=device, dtype=dtype) * 0.02
+    layer = NF4Linear.from_linear(_linear(weight)).to(device)
+    x = torch.randn(1, side, device=device, dtype=dtype)
+    codes = layer.weight.numel() + layer.state.absmax.numel() * layer.state.absmax.element_size()
+    results = weight.numel() * weight.element_size()
+    plain = dequantize_4bit(layer.weight, layer.state, dtype=dtype, fast=False)
+    if not torch.equal(layer.dequantize(dtype), plain):
+        sys.exit("the kernel and the definition give different bits")
+    runs: dict[str, tuple[Callable[[], Any], int]] = {  # what to call, and the bytes it must move
+        "de-quantise, ai_learning": (lambda: layer.dequantize(dtype), codes + results),
+        "de-quantise, PyTorch operations": (
+            lambda: dequantize_4bit(layer.weight, layer.state, dtype=dtype, fast=False),
+            codes + results,
+        ),
+        "one token's product, ai_learning": (lambda: layer(x), codes),
+    }
+    if device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
+        import bitsandbytes as bnb
+
+        peer = bnb.nn.Linear4bit(side, side, bias=False, compute_dtype=dtype, quant_type="nf4")
+        peer.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
+        peer = peer.to(device)
+        state = peer.weight.quant_state
+        runs["de-quantise, bitsandbytes"] = (
+            lambda: bnb.functional.dequantize_4bit(peer.weight, state),
+            codes + results,
+        )
+        runs["one token's product, bitsandbytes"] = (lambda: peer(x), codes)
+
+    def timed(run: Callable[[], Any]) -> Callable[[], None]:
+        def step() -> None:
+            with torch.no_grad():
+                for _ in range(sizes.nf4_repeats):
+                    run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return step
+
+    seconds = interleaved({name: timed(run) for name, (run, _) in runs.items()}, 5)
+    bandwidth = copy_bandwidth(sizes.copy_bytes, device)
+    kernels = "Triton kernels" if nf4_triton.usable(layer.weight) else "no Triton kernels here"
+    print(f"\n## NF4, {side} × {side}, {str(dtype)[6:]} ({kernels})\n")
+    print("| | µs | share of copy bandwidth |\n|---|---|---|")
+    for name, (_, moved) in runs.items():
+        s = seconds[name] / sizes.nf4_repeats
+        print(f"| {name} | {1e6 * s:.1f} | {moved / s / bandwidth:.1%} |")
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="GPT-2 124M on one GPU.")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU: that the script works")
@@ -326,6 +402,7 @@ def main(args: list[str] | None = None) -> int:
     print(f"# GPT-2 {'smoke test, no figures' if options.smoke else '124M'} ({hardware()})")
     training(sizes, device, options.nanogpt)
     generation(sizes, device)
+    four_bits(sizes, device)
     return 0
 
 

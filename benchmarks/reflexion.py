@@ -1,6 +1,6 @@
-"""Reflexion on the household, several seeds: success by trial against no memory, the last attempt, and controls.
+"""Reflexion on the household: success by trial, against no memory, the last attempt, and controls.
 
-    python benchmarks/reflexion.py --seeds 0 1 2
+    python -m benchmarks.reflexion --seeds 0 1 2
 
 A seed whose result is in ``--runs`` already is not run again.
 """
@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import hardware
 
 from ai_learning.reflexion.household.experiment import (
     CONDITIONS,
@@ -20,6 +19,8 @@ from ai_learning.reflexion.household.experiment import (
     success_table,
 )
 from ai_learning.reflexion.household.training import Schooling
+
+from .common import hardware
 
 HERE = Path(__file__).resolve().parent
 
@@ -62,28 +63,25 @@ def one_seed(seed: int, args: argparse.Namespace) -> Result:
 
 def page(results: list[Result], args: argparse.Namespace) -> str:
     """Markdown."""
-    trials = CONDITIONS["none"].trials
+    how = CONDITIONS["none"]
     cost = sum(sum(one.cpu_seconds.values()) for one in results) / len(results)
-    return (
-        "\n\n".join(
-            [
-                "# Reflexion, offline: success by trial",
-                f"{hardware()}; `python benchmarks/reflexion.py --seeds {' '.join(map(str, args.seeds))} --write`.",
-                f"One GPT of {results[0].parameters:,} parameters is actor and reflector, trained from nothing on a "
-                f"script's demonstrations ({args.steps} batches). {args.tasks} tasks a seed whose (family, thing) "
-                f"pairs are in no demonstration; at most {trials} trials each, temperature "
-                f"{CONDITIONS['none'].temperature}, reflector greedy. {cost:.0f} CPU seconds a seed, training and "
-                "evaluation of all conditions together.",
-                f"Share of tasks solved, mean of {len(results)} seeds. A claim (a place has the thing, or has it "
-                "not) is true where the task's own trials had shown it.",
-                _table(*success_table(results)),
-                "By seed, after the last trial:",
-                _table(*seed_table(results)),
-                *findings(results),
-            ]
-        )
-        + "\n"
-    )
+    seeds = " ".join(map(str, args.seeds))
+    parts = [
+        "# Reflexion, offline: success by trial",
+        f"{hardware()}; `python -m benchmarks.reflexion --seeds {seeds} --write`.",
+        f"One GPT of {results[0].parameters:,} parameters is actor and reflector, trained from nothing on a "
+        f"script's demonstrations ({args.steps} batches). {args.tasks} tasks a seed whose (family, thing) "
+        f"pairs are in no demonstration; at most {how.trials} trials each, actor's temperature "
+        f"{how.temperature}, reflector greedy. {cost:.0f} CPU seconds a seed, for training and all "
+        "conditions together.",
+        f"Share of tasks solved, mean of {len(results)} seeds. A claim (a place has the thing, or has not) "
+        "is true where the task's own trials had shown it.",
+        _table(*success_table(results)),
+        "By seed, after the last trial:",
+        _table(*seed_table(results)),
+        *findings(results),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

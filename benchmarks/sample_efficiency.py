@@ -2,9 +2,13 @@
 
     python -m benchmarks.sample_efficiency --data tinyshakespeare.txt
     python -m benchmarks.sample_efficiency --data tinyshakespeare.txt --recipes record --ablations
+    python -m benchmarks.sample_efficiency --data tinyshakespeare.txt --equal-time
 
 The text is split as nanoGPT splits it (90 % training, 10 % held out), over its own characters; the loss is
 that of the whole held-out part in windows of 64 characters, in nats a character.
+
+``--equal-time`` asks another question: what does each recipe reach in the CPU seconds that nanoGPT's takes?
+Each is timed over a hundred steps first, then trained for as many steps as fit, its schedule made for them.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,15 +75,17 @@ def held_out_loss(model: torch.nn.Module, tokens: np.ndarray, T: int) -> float:
     return total / count
 
 
-def train(recipe: Recipe, training: np.ndarray, held_out: np.ndarray, seed: int) -> dict[str, float]:
-    """Train one model; its held-out loss, parameters and CPU seconds."""
+def train(
+    recipe: Recipe, training: np.ndarray, held_out: np.ndarray, seed: int, curve: Path | None = None
+) -> dict[str, float]:
+    """Train one model; its held-out loss, parameters and CPU seconds; the way there goes to ``curve``."""
     torch.manual_seed(seed)
     model = recipe.build()
     optimizers = recipe.optimizers(model)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     batches = starts(recipe, len(training), np.random.default_rng(seed))
     T = recipe.model.block_size
-    began = time.process_time()
+    began, paused = time.process_time(), 0.0
     for step in range(recipe.steps):
         factor = lr_factor(step, recipe.steps, recipe.schedule, recipe.warmup, recipe.lr_floor)
         for optimizer, rates in zip(optimizers, peaks, strict=True):
@@ -92,9 +99,37 @@ def train(recipe: Recipe, training: np.ndarray, held_out: np.ndarray, seed: int)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-    seconds = time.process_time() - began
+        if curve and (step + 1) % 200 == 0:
+            now = time.process_time()
+            row = {"step": step + 1, "seconds": round(now - began - paused, 2)}
+            row["loss"] = held_out_loss(model.eval(), held_out, T)
+            model.train()
+            with curve.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            paused += time.process_time() - now
+    seconds = time.process_time() - began - paused
     parameters = sum(p.numel() for p in model.parameters())
     return {"loss": held_out_loss(model.eval(), held_out, T), "parameters": parameters, "seconds": seconds}
+
+
+def equal_time(chosen: dict[str, Recipe], seed: int, out: Path, training: Any, held_out: Any) -> None:
+    """Each recipe in the CPU seconds that nanoGPT's takes for its steps; curves beside ``out``."""
+
+    def seconds_a_step(recipe: Recipe) -> float:
+        return train(replace(recipe, steps=100), training, held_out[:1000], seed)["seconds"] / 100
+
+    nanogpt = replace(RECIPES["nanogpt"], steps=next(iter(chosen.values())).steps)
+    chosen = {"nanogpt": nanogpt, **{name: r for name, r in chosen.items() if name != "nanogpt"}}
+    cost = {name: seconds_a_step(recipe) for name, recipe in chosen.items()}
+    budget = cost["nanogpt"] * chosen["nanogpt"].steps
+    print(f"Held-out loss in the time of nanoGPT's recipe, {budget:.0f} CPU seconds ({hardware()})\n")
+    print("| recipe | steps | CPU seconds | loss |\n|---|---|---|---|")
+    for name, recipe in chosen.items():
+        steps = max(1, int(budget / cost[name]))
+        curve = out.with_name(f"{out.stem}_equal_time_{name}_{seed}.jsonl")
+        curve.unlink(missing_ok=True)
+        row = train(replace(recipe, steps=steps), training, held_out, seed, curve)
+        print(f"| {name} | {steps} | {row['seconds']:.0f} | {row['loss']:.4f} |", flush=True)
 
 
 def ablations() -> dict[str, Recipe]:
@@ -121,6 +156,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare as one file")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--ablations", action="store_true", help="also each with one thing taken away")
+    parser.add_argument("--equal-time", action="store_true", help="the time of nanoGPT's recipe for each")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, help="fewer, to try it out")
     parser.add_argument("--out", type=Path, default=Path("runs/sample_efficiency.jsonl"))
@@ -129,6 +165,12 @@ def main() -> None:
     chosen |= ablations() if options.ablations else {}
     training, held_out = characters(options.data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.equal_time:
+        steps = options.steps or RECIPES["nanogpt"].steps
+        chosen = {name: replace(recipe, steps=steps) for name, recipe in chosen.items()}
+        for seed in options.seeds:
+            equal_time(chosen, seed, options.out, training, held_out)
+        return
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(row["name"], row["seed"], row["steps"]): row for row in map(json.loads, lines)}
     print(f"Held-out loss, nats a character, mean ± spread of seeds {options.seeds} ({hardware()})\n")

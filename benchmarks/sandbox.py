@@ -106,7 +106,7 @@ def {name}(coefficients: list) -> float:
 
 
 def problems(count: int) -> list[tuple[str, str, str]]:
-    """(program, HumanEval-like tests, entry point); the expected values come from running the program here."""
+    """(program, HumanEval-like tests, entry point); expected values come from running the program here."""
     made = []
     for number in range(count):
         template, arguments = _TEMPLATES[number % len(_TEMPLATES)]
@@ -158,12 +158,13 @@ def main() -> None:
     for sandbox in sandboxes.values():
         sandbox.close()
     print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python "
-        f"{platform.python_version()}, {'root' if os.geteuid() == 0 else 'not root'}; {PROGRAMS} programs with 7 "
-        f"asserts each, {options.workers} at a time, median of {options.rounds}"
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, {'root' if os.geteuid() == 0 else 'not root'}; "
+        f"{PROGRAMS} programs with 7 asserts each, {options.workers} at a time, median of {options.rounds}"
     )
     for name, values in rates.items():
-        print(f"{name:34} {statistics.median(values):6.1f} executions a second (from {min(values):.1f} to {max(values):.1f})")
+        spread = f"from {min(values):.1f} to {max(values):.1f}"
+        print(f"{name:34} {statistics.median(values):6.1f} executions a second ({spread})")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of the caller {peak:.0f} MB")
 

@@ -358,7 +358,7 @@ def test_no_example_sees_another(layout: str) -> None:
     model = gpt()
     data = random_data([9, 6, 8, 10])
     batches = SFTBatches(data, 4, 24, layout=layout)
-    idx, targets, positions, documents, _ = batches(0)
+    idx, _, positions, documents, _ = batches(0)
     changed = torch.where(documents == 1, (idx + 5) % 64, idx)
     mask = DocumentMask.of(documents) if layout == "stream" else document_mask(documents)
     a, b = (model.hidden(x, positions=positions, mask=mask) for x in (idx, changed))
@@ -419,7 +419,7 @@ def test_batches_are_a_function_of_their_number_and_each_epoch_holds_all() -> No
     one, two = (SFTBatches(data, 4, 24, seed=9) for _ in range(2))
     for number in (5, 0, 3):
         assert all(torch.equal(a, b) for a, b in zip(one(number), two(number), strict=True))
-    seen = [sorted(sum((one._chosen(3 * epoch + i) for i in range(3)), [])) for epoch in range(2)]
+    seen = [sorted(n for i in range(3) for n in one._chosen(3 * e + i)) for e in range(2)]
     assert seen == [list(range(12))] * 2
     assert one._chosen(0) != one._chosen(3)
     with pytest.raises(InputError, match="layout='ragged' is not known; use stream, pack, pad"):

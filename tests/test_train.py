@@ -61,6 +61,35 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_muon_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    muon = replace(HOW, optimizer="muon", muon_lr=0.02)
+    run(tmp_path / "whole", muon)
+    state = load_checkpoint(tmp_path / "whole" / "last.pt")["optimizer"]
+    kinds = [set(state["state"][number]) for number in sorted(state["state"])]
+    assert {"exp_avg", "exp_avg_sq", "step"} in kinds and {"momentum_buffer"} in kinds
+    assert {"momentum_buffer"} == kinds[-1] and len(kinds) == len(list(GPT(MODEL).parameters()))
+
+    def stopped(model, batch):  # type: ignore[no-untyped-def]
+        stopped.calls += model.training
+        if model.training and stopped.calls == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next_token_loss(model, *batch)
+
+    stopped.calls = 0
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", muon, loss=stopped)
+    run(tmp_path / "parts", muon, resume=True)
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    run(tmp_path / "adamw")
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "adamw"))
+    with pytest.raises(InputError, match="started with optimizer=muon, not adamw"):
+        run(tmp_path / "parts", resume=True)
+    with pytest.raises(ValueError, match="optimizer='sgd' is not known; use adamw, muon"):
+        replace(HOW, optimizer="sgd")
+    with pytest.raises(ValueError, match="muon needs whole matrices"):
+        replace(HOW, optimizer="muon", parallel="fsdp")
+
+
 def test_a_run_learns_and_leaves_its_files(tmp_path: Path) -> None:
     tokens = np.tile(np.arange(8, dtype=np.uint16), 200)
     rows: list[dict] = []

@@ -6,8 +6,8 @@ quantization stores the absmax values themselves in 8 bits: 4 + 8/64 + 32/(64·2
 parameter.
 
 The functions here are the definition, in PyTorch's operations, and run on any device. `nf4_fast` computes
-the same bits on the CPU several times faster and is taken where it can be; pass ``fast=False`` to keep to
-the definition. Results are bit for bit those of bitsandbytes' CPU backend.
+the same bits on the CPU several times faster, `nf4_triton` on a GPU; they are taken where they can be, and
+``fast=False`` keeps to the definition. Results are bit for bit those of bitsandbytes' CPU backend.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from . import nf4_fast
+from . import nf4_fast, nf4_triton
 from .codes import code_table, dynamic_code, thresholds
 
 ABSMAX_BLOCK = 256  # elements of a block in the second, 8-bit level
@@ -166,10 +166,12 @@ def dequantize_4bit(
             f"{state.absmax.numel()} absmax values for {n} elements in blocks of {state.blocksize}: "
             f"{-(-n // state.blocksize)} are needed"
         )
-    absmax = state.block_absmax()
     dtype = dtype or state.dtype
     flat = packed.reshape(-1)
+    if fast and nf4_triton.usable(flat):
+        return nf4_triton.dequantize(flat, state, dtype).view(state.shape)
     dequantize = nf4_fast.dequantize if fast and nf4_fast.usable(flat) else _dequantize_plain
+    absmax = state.block_absmax()
     return dequantize(flat, absmax, state.code, state.blocksize, n, dtype).view(state.shape)
 
 

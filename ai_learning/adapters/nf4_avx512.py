@@ -46,9 +46,13 @@ def _codes(builder: Any, packed: Any, turn: Any) -> Any:
     return builder.zext(codes, ir.VectorType(_I32, 16))
 
 
-def _store(builder: Any, vector: Any, out: Any, byte_offset: Any) -> None:
+def _store(builder: Any, vector: Any, out: Any, byte_offset: Any, past_cache: bool = False) -> None:
     address = builder.inttoptr(builder.add(out, byte_offset), vector.type.as_pointer())
-    builder.store(vector, address, align=1)
+    if past_cache:
+        store = builder.store(vector, address, align=64)
+        store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+    else:
+        builder.store(vector, address, align=1)
 
 
 def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:
@@ -62,28 +66,33 @@ def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:
 _ARGUMENTS = (types.intp,) * 5
 
 
-@intrinsic
-def _block_fp32(typingctx, packed, out, table, absmax, turns):  # type: ignore[no-untyped-def]
-    """Addresses of codes, results, table and absmax; number of groups of 32 elements."""
+def _block_fp32(past_cache: bool) -> Any:
+    """A loop body for fp32; ``past_cache`` stores straight to memory, at multiples of 64 bytes."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        packed, out, table, absmax, turns = args
-        values = _scaled_table(builder, table, absmax)
-        with cgutils.for_range(builder, turns) as loop:
-            codes = _codes(builder, packed, loop.index)
-            even = _permute(builder, "sf", values, builder.lshr(codes, _constant(16, 4)))
-            odd = _permute(builder, "sf", values, codes)  # the instruction looks at the low four bits only
-            base = builder.mul(loop.index, _I64(4 * _GROUP))
-            for half in range(2):
-                lanes = [lane + 16 * which for lane in range(8 * half, 8 * half + 8) for which in range(2)]
-                vector = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_I32, 16), lanes))
-                _store(builder, vector, out, builder.add(base, _I64(64 * half)))
-        return context.get_dummy_value()
+    @intrinsic
+    def block(typingctx, packed, out, table, absmax, turns):  # type: ignore[no-untyped-def]
+        """Addresses of codes, results, table and absmax; number of groups of 32 elements."""
 
-    return types.void(*_ARGUMENTS), generate
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            packed, out, table, absmax, turns = args
+            values = _scaled_table(builder, table, absmax)
+            with cgutils.for_range(builder, turns) as loop:
+                codes = _codes(builder, packed, loop.index)
+                even = _permute(builder, "sf", values, builder.lshr(codes, _constant(16, 4)))
+                odd = _permute(builder, "sf", values, codes)  # the instruction reads the low four bits only
+                base = builder.mul(loop.index, _I64(4 * _GROUP))
+                for half in range(2):
+                    lanes = [lane + 16 * side for lane in range(8 * half, 8 * half + 8) for side in range(2)]
+                    vector = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_I32, 16), lanes))
+                    _store(builder, vector, out, builder.add(base, _I64(64 * half)), past_cache)
+            return context.get_dummy_value()
+
+        return types.void(*_ARGUMENTS), generate
+
+    return block
 
 
-def _block_16bit(to_16_bits: Any) -> Any:
+def _block_16bit(to_16_bits: Any, past_cache: bool) -> Any:
     """A loop body for results of 16 bits; ``to_16_bits`` rounds <16 x float> to <16 x i16>."""
 
     @intrinsic
@@ -101,7 +110,7 @@ def _block_16bit(to_16_bits: Any) -> Any:
                 both = builder.or_(first, builder.shl(codes, _constant(16, 16)))
                 index = builder.bitcast(both, ir.VectorType(_I16, 32))
                 vector = _permute(builder, "hi", values, index)
-                _store(builder, vector, out, builder.mul(loop.index, _I64(2 * _GROUP)))
+                _store(builder, vector, out, builder.mul(loop.index, _I64(2 * _GROUP)), past_cache)
             return context.get_dummy_value()
 
         return types.void(*_ARGUMENTS), generate
@@ -140,6 +149,9 @@ def _whole_blocks(block: Any, width: int) -> Any:
     return dequantize
 
 
-dequantize_fp32 = _whole_blocks(_block_fp32, 4)
-dequantize_fp16 = _whole_blocks(_block_16bit(_to_fp16), 2)
-dequantize_bf16 = _whole_blocks(_block_16bit(_to_bf16), 2)
+dequantize_fp32 = _whole_blocks(_block_fp32(past_cache=False), 4)
+dequantize_fp16 = _whole_blocks(_block_16bit(_to_fp16, past_cache=False), 2)
+dequantize_bf16 = _whole_blocks(_block_16bit(_to_bf16, past_cache=False), 2)
+dequantize_fp32_past_cache = _whole_blocks(_block_fp32(past_cache=True), 4)
+dequantize_fp16_past_cache = _whole_blocks(_block_16bit(_to_fp16, past_cache=True), 2)
+dequantize_bf16_past_cache = _whole_blocks(_block_16bit(_to_bf16, past_cache=True), 2)

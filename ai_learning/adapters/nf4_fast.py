@@ -16,6 +16,7 @@ from torch import Tensor
 
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _CHUNK = 2**16  # elements that make a thread worth waking
+_LARGE = 2**20  # bytes of a result that need not stay in the cache
 
 
 def usable(tensor: Tensor) -> bool:
@@ -33,12 +34,14 @@ def _kernels() -> Any:
 
 
 @cache
-def _avx512(dtype: torch.dtype) -> Any:
+def _avx512(dtype: torch.dtype, large: bool) -> Any:
     from . import nf4_avx512 as kernels
 
     if not kernels.available():
         return None
-    return getattr(kernels, f"dequantize_{_NAMES[dtype]}")
+    # What no cache will hold goes straight to memory, which need not be read before it is overwritten.
+    past_cache = "_past_cache" if large else ""
+    return getattr(kernels, f"dequantize_{_NAMES[dtype]}{past_cache}")
 
 
 def quantize(flat: Tensor, midpoints: Tensor, codes: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +75,8 @@ def dequantize(
     packed, absmax = packed.contiguous(), absmax.contiguous()
     out = torch.empty(n, dtype=dtype)
     whole = 0
-    vector = None if portable or blocksize % 32 else _avx512(dtype)
+    large = out.nbytes >= _LARGE and out.data_ptr() % 64 == 0
+    vector = None if portable or blocksize % 32 else _avx512(dtype, large)
     if vector is not None:
         addresses = [tensor.data_ptr() for tensor in (packed, absmax, table, out)]
         whole = n // blocksize

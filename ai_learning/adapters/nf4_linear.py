@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from . import nf4_triton
 from .codes import dynamic_code
 from .linear import FrozenLinear
 from .nf4 import QuantState, check_state_shapes, dequantize_4bit, quantize_4bit
@@ -145,10 +146,17 @@ class NF4Linear(nn.Module):
         """x (..., in_features) → (..., out_features), in the input's dtype."""
         dtype = self.compute_dtype_for(x)
         bias = None if self.bias is None else self.bias.to(dtype)
+        if x.numel() == self.in_features and not torch.is_grad_enabled() and self._fused(x):
+            one = nf4_triton.multiply(self.weight, self.state, x.to(dtype).reshape(-1), bias)
+            return one.to(x.dtype).view(*x.shape[:-1], -1)
         with torch.autocast(x.device.type, enabled=False):
             weight: Callable[[], Tensor] = lambda: self.dequantize(dtype)  # noqa: E731
             y: Tensor = FrozenLinear.apply(x.to(dtype), weight, bias)
         return y if self.compute_dtype is None else y.to(x.dtype)
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether one token's product can be had without de-quantising the weight."""
+        return self.in_features % 2 == 0 and x.is_cuda and nf4_triton.usable(self.weight)
 
     # ---- state in bitsandbytes' layout -----------------------------------------------------------
 

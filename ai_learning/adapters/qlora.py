@@ -1,7 +1,7 @@
 """QLoRA (Dettmers et al. 2023): the frozen linear layers in 4 bits, then LoRA on them."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +138,11 @@ def _checkpointed(block: Any, *args: Any, **kwargs: Any) -> Any:
     return block._forward_without_checkpoint(*args, **kwargs)
 
 
+def _tensors_of(parameters: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for p in parameters:
+        yield from (p["params"] if isinstance(p, dict) else [p])
+
+
 OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "torchao_adamw8bit")
 
 
@@ -154,13 +159,15 @@ def make_optimizer(
         settings: passed on.
 
     Raises:
-        InputError: an unknown name, or the library it comes from is not installed.
+        InputError: an unknown name, a paged one without a GPU, or the library it comes from is not installed.
     """
     chosen = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     if name == "adamw":
         return torch.optim.AdamW(chosen, lr=lr, **settings)
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+    if name.startswith("paged") and not any(p.is_cuda for p in _tensors_of(chosen)):
+        raise InputError(f"{name} pages memory between GPU and host: it needs a GPU; use adamw or adamw8bit")
     library = "torchao" if name.startswith("torchao") else "bitsandbytes"
     try:
         if library == "torchao":

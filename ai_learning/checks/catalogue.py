@@ -21,10 +21,13 @@ FILES = {
     "day8": "heads",
     "day9": "lora",
     "day10": "nf4",
+    "day11": "qlora",
     "day12": "toolformer",
+    "day13": "toolformer_train",
     "day14": "reflexion",
     "day15": "bytes",
     "day16": "bpe",
+    "day17": "scale",
 }
 
 

@@ -293,6 +293,41 @@ QUESTIONS: dict[str, Question] = {
             ),
         ),
     ),
+    "day11.packing": Question(
+        "Three short examples are packed into one row. What must change besides the ids?",
+        (
+            Choice(
+                "Nothing: the causal mask keeps them apart.",
+                "it hides the future only: the third example would read the first two.",
+            ),
+            Choice(
+                "Attention may not cross from one to another, and positions count anew in each.",
+                "then each gives the loss that it gives alone.",
+                True,
+            ),
+            Choice(
+                "The loss is divided by three.", "it is the mean over the answers' tokens, however they lie."
+            ),
+        ),
+    ),
+    "day11.merge": Question(
+        "A trained QLoRA adapter is to be merged. Into what?",
+        (
+            Choice(
+                "Back into the four bits.",
+                "rounding the sum to sixteen values loses most of so small an update.",
+            ),
+            Choice(
+                "Into the original 16-bit weights.",
+                "the adapter learned around the rounding errors of the four bits: it does not know these weights.",
+            ),
+            Choice(
+                "Into the de-quantised weights, kept in 16 or 32 bits.",
+                "that is the model that was trained, to the last bits.",
+                True,
+            ),
+        ),
+    ),
     "day12.minus": Question(
         "L⁻ is the smaller of two losses: with nothing, and with the call but no result. Why the second?",
         (
@@ -305,6 +340,18 @@ QUESTIONS: dict[str, Question] = {
             Choice("Because the call may fail.", "failed calls have no result and are dropped before."),
         ),
     ),
+    "day12.weights": Question(
+        "w_t falls from t = 0 and is 0 from t = 5 on. What does that do?",
+        (
+            Choice("It makes long texts cheaper.", "it does, but that is not what it is for."),
+            Choice(
+                "A call must help with what comes right after it.",
+                "so calls are put where they are needed, and not at the beginning of the text.",
+                True,
+            ),
+            Choice("It favours short calls.", "the weights count tokens of the text, not of the call."),
+        ),
+    ),
     "day13.disabled": Question(
         "Toolformer with calls disabled is measured beside Toolformer. What for?",
         (
@@ -315,6 +362,20 @@ QUESTIONS: dict[str, Question] = {
             ),
             Choice("To measure the speed of the tools.", "it is about accuracy."),
             Choice("Because some users have no tools.", "it is a control experiment."),
+        ),
+    ),
+    "day13.mixed": Question(
+        "Why is fine-tuning on C* mixed with as many plain documents?",
+        (
+            Choice("To have more data.", "there would be enough."),
+            Choice(
+                "So that it stays a language model, and calls only where a tool helps.",
+                "else every document that it is trained on has a call, and perplexity on plain text rises.",
+                True,
+            ),
+            Choice(
+                "Because the paper's C* has no calls.", "C* is C with calls, where they passed the filter."
+            ),
         ),
     ),
     "day14.shuffle": Question(
@@ -330,6 +391,35 @@ QUESTIONS: dict[str, Question] = {
                 True,
             ),
             Choice("That the memory is too short.", "the memory is the same length in both."),
+        ),
+    ),
+    "day14.weights": Question(
+        "Between two trials, what changes in the agent?",
+        (
+            Choice(
+                "Its weights, by a small step of gradient descent.", "no weight changes: that is the point."
+            ),
+            Choice(
+                "Its prompt: the memory has one more reflection in it.",
+                "verbal reinforcement: what the failure taught stands in words before the next trial.",
+                True,
+            ),
+            Choice("Its temperature: it explores more.", "the actor draws as before; it only knows more."),
+        ),
+    ),
+    "day14.shuffled": Question(
+        "Why give each task the reflection on another one?",
+        (
+            Choice(
+                "To show that the gain is in what the words say, not in their being there.",
+                "prompts of the same form and length that say something false: if the gain stayed, it would come "
+                "from something else.",
+                True,
+            ),
+            Choice("To make the task harder and the plot prettier.", "it is a control, not a harder task."),
+            Choice(
+                "To test whether tasks can share what they learned.", "here they cannot: every house differs."
+            ),
         ),
     ),
     "day15.half": Question(

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..reflexion.calls import Budget, Retry
 from ..reflexion.results import RunResult, TaskResult, read_run
 from ..reflexion.tasks.base import Task
-from ..reflexion.trace import Event
+from ..reflexion.trace import Event, read_trace, write_page
 from .common import console, flag, parse
 
 HELP = {
@@ -71,8 +71,11 @@ class Run:
     """in a trial; 30, for questions 6"""
     n_tests: int = 6
     """unit tests that the model may write"""
-    articles: Path | None = None
-    """hotpotqa: a folder of text files to search in place of the questions' own paragraphs"""
+    allow_unsafe: bool = False
+    """run programs even where the machine cannot isolate them: only for models that you trust"""
+    articles: str | None = None
+    """hotpotqa: what to search in place of the questions' own paragraphs: a folder of articles (.txt, .md;
+    their names are the titles), hf:NAME or builtin:reference"""
     shared: bool = False
     """hotpotqa: search the paragraphs of all questions, not only the question's own"""
     shown_tests: int = 0
@@ -105,7 +108,7 @@ class Run:
     """show every step as it happens"""
 
 
-NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose"}
+NOT_SAVED = {"budget", "retry", "concurrency", "out", "resume", "verbose", "allow_unsafe"}
 """of no matter to a run that is resumed"""
 
 
@@ -115,7 +118,10 @@ SAMPLE = "#"
 
 @dataclass(frozen=True)
 class Report:
-    """Tables, the success-by-trial plot and the cost of runs, as a page; several runs are compared."""
+    """Tables, the success-by-trial plot and the cost of runs, as a page; several runs are compared.
+
+    Also writes each run's trace.html again, which a run that was killed does not have.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs, finished or not"""
@@ -168,6 +174,7 @@ def _run(args: list[str]) -> int:
         judge=None if options.judge is None else _open(options, options.judge),
         most_actions=options.most_actions,
         n_tests=options.n_tests,
+        allow_unsafe=options.allow_unsafe,
         budget=options.budget,
         retry=options.retry,
         concurrency=options.concurrency,
@@ -178,7 +185,9 @@ def _run(args: list[str]) -> int:
     result = RunResult(options.trials)
     about = {
         **{one.name: getattr(options, one.name) for one in fields(Run) if one.name not in NOT_SAVED},
-        "digest": hashlib.sha256(repr([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()[:16],
+        "data_digest": hashlib.sha256(repr([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()[
+            :16
+        ],
     }
     go_on = f"go on with: ai-learning reflexion run --resume --out {options.out}"
     began = time.monotonic()
@@ -212,8 +221,8 @@ def _defaults(args: list[str]) -> Run:
     saved = read_options(out, "reflexion")
     known = {one.name for one in fields(Run)} - NOT_SAVED
     found = {name: value for name, value in saved.items() if name in known}
-    for name in ("articles", "prompts"):
-        found[name] = None if found.get(name) is None else Path(found[name])
+    if found.get("prompts"):
+        found["prompts"] = Path(found["prompts"])
     return Run(**found, out=Path(out))
 
 
@@ -270,8 +279,10 @@ def _read_tasks(options: Run) -> Sequence[Any]:
     from ..reflexion.tasks.programming import read_humaneval, read_mbpp
 
     if options.task == "mbpp":
-        return read_mbpp(options.data, shown_tests=options.shown_tests)
-    return read_humaneval(options.data or PROGRAMS)
+        tasks = read_mbpp(options.data, shown_tests=options.shown_tests)
+    else:
+        tasks = read_humaneval(options.data or PROGRAMS)
+    return [replace(task, allow_unsafe=options.allow_unsafe) for task in tasks]
 
 
 class _Progress:
@@ -373,6 +384,8 @@ def _report(args: list[str]) -> None:
         raise InputError("name the folder of a run, or of several")
     runs = [(_label(path, options.runs), *read_run(path)) for path in options.runs]
     most = max(result.trials for _, result, _ in runs)
+    for path in options.runs:
+        write_page(read_trace(path / "trace.jsonl"), path / "trace.html", f"Trace of {path.name}")
     page = Page("Reflexion: " + ", ".join(label for label, _, _ in runs))
     page.heading("Solved after each trial")
     trials = [f"trial {number}" for number in range(1, most + 1)]
@@ -388,7 +401,7 @@ def _report(args: list[str]) -> None:
     for label, result, about in runs:
         page.heading(f"Tasks of {label}")
         settings = {
-            k: v for k, v in about.items() if v not in (None, "", False) and k not in ("tasks", "digest")
+            k: v for k, v in about.items() if v not in (None, "", False) and k not in ("tasks", "data_digest")
         }
         page.text("; ".join(f"{name} {value}" for name, value in settings.items()))
         page.table(

@@ -4,7 +4,7 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import torch
 from rich.table import Table
 
 from ..chat_model import GPTChatModel
-from ..checkpoint import save_checkpoint
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..errors import InputError
 from ..files import write_text
-from ..model import GPT
+from ..model import GPT, GPTConfig
 from ..reflexion import Reflexion
 from ..reflexion.household.experiment import (
     Outcome,
@@ -26,6 +26,7 @@ from ..reflexion.household.experiment import (
     seed_table,
     success_table,
 )
+from ..reflexion.household.model import LookBackGPT
 from ..reflexion.household.runner import LONGEST_REFLECTION
 from ..reflexion.household.text import PROMPTS, TOKENIZER
 from ..reflexion.household.training import Schooling
@@ -49,6 +50,8 @@ class Demo:
     """how many seeds, counted on from --seed; the figure shows their mean"""
     tasks: int = 200
     """held-out tasks a seed"""
+    resume: bool = False
+    """keep the seeds that an interrupted demo in --out has finished"""
     train: Schooling = field(default_factory=Schooling)
 
     def __post_init__(self) -> None:
@@ -78,13 +81,30 @@ def main(args: list[str]) -> int:
 
 
 def _one_seed(options: Demo, seed: int) -> tuple[GPT, Result]:
+    how = {"tasks": options.tasks, **asdict(options.train)}
+    checkpoint, figures = options.out / f"seed{seed}.pt", options.out / f"seed{seed}.json"
     console.print(f"\n[bold]seed {seed}[/bold]: a script demonstrates; after that the model is on its own")
+    if options.resume and figures.exists():
+        found = load_checkpoint(checkpoint)
+        if found["how"] != how:
+            changed = next(name for name in how if found["how"].get(name) != how[name])
+            raise InputError(
+                f"seed {seed} in {options.out} was made with {changed}={found['how'].get(changed)}, not "
+                f"{how[changed]}: resume it unchanged, or start another"
+            )
+        model: GPT = LookBackGPT(GPTConfig(**found["config"]))
+        model.load_state_dict(found["state_dict"])
+        result = Result.load(figures)
+        for name, outcome in result.outcomes.items():
+            _print_outcome(name, outcome)
+        return model.eval(), result
+    figures.unlink(missing_ok=True)
     with TrainingProgress(options.train.steps) as progress:
         model, result = experiment(
             options.train, seed, options.tasks, listener=progress, on_outcome=_print_outcome
         )
-    save_checkpoint(model, options.out / f"seed{seed}.pt", seed=seed)
-    result.save(options.out / f"seed{seed}.json")
+    save_checkpoint(model, checkpoint, how=how)
+    result.save(figures)  # last: where it is, the seed is done
     return model, result
 
 

@@ -1,6 +1,7 @@
 """``ai-learning toolformer annotate``: a corpus with calls, by one process or by many."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ class Annotate:
     prompts: str = "auto"
     """none (a model trained on calls), paper, a folder with a NAME.txt for each tool, or auto: paper for
     models of transformers, none for a checkpoint of ours"""
+    scorer: str | None = None
+    """another model whose losses judge the calls; the annotator itself when left out (the paper)"""
     name_tools: bool = False
     """write each tool's name after <API>: as many samples for each tool"""
     position: Literal["prefix", "inline"] = "prefix"
@@ -53,7 +56,7 @@ class Annotate:
     """the paper's heuristics: calculator only near numbers, calendar only with a date, translation only near
     another language"""
     max_tokens: int | None = None
-    """longer documents are cut; half the model's context when left out"""
+    """longer documents are cut; what fits the model's context, at most 1024, when left out"""
     max_call_tokens: int = 32
     """a call that has not ended by then is dropped"""
     temperature: float = 1.0
@@ -121,7 +124,9 @@ def annotate_shard(options: Annotate) -> None:
     tools = open_tools(options.tools)
     names = [tool.name for tool in tools]
     documents = read_documents(options.data, options.split)
-    lm = open_language_model(options.model, options.device)
+    device = _own_device(options.device)
+    lm = open_language_model(options.model, device)
+    scorer = open_language_model(options.scorer, device, lm.how) if options.scorer else None
     started, shown, before = time.perf_counter(), 0.0, len(corpus.done())
     label = f"shard {options.shard + 1} of {options.shards}: " if options.shards > 1 else ""
 
@@ -150,6 +155,7 @@ def annotate_shard(options: Annotate) -> None:
                 temperature=options.temperature,
                 max_call_tokens=options.max_call_tokens,
                 prefilters=PREFILTERS if options.prefilter else None,
+                scorer=scorer,
                 seed=options.seed,
             )
         except KeyboardInterrupt:
@@ -159,6 +165,15 @@ def annotate_shard(options: Annotate) -> None:
             )
             raise
     console.print(f"{label}{progress} → {options.out}", markup=False)
+
+
+def _own_device(device: str) -> str:
+    """Each process of this machine takes a GPU of its own where ``cuda`` is asked for."""
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
 
 
 def _settings(options: Annotate, names: list[str]) -> dict[str, Any]:
@@ -217,11 +232,13 @@ def _in_processes(options: Annotate, args: list[str]) -> int:
     """One process a share; each goes on by itself where another fails, and Ctrl-C reaches them all."""
     n = options.num_processes
     threads = str(max(1, (os.cpu_count() or 1) // n))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, "WORLD_SIZE": str(n)}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
     start = [sys.executable, "-m", "ai_learning.cli", *COMMAND.split(), *args, "--num-processes", "1"]
     running = [
         subprocess.Popen(
-            [*start, "--shards", str(n), "--shard", str(rank)], env={**environment, "RANK": str(rank)}
+            [*start, "--shards", str(n), "--shard", str(rank)],
+            env={**environment, "LOCAL_RANK": str(rank)},
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         for rank in range(n)
     ]
@@ -229,10 +246,22 @@ def _in_processes(options: Annotate, args: list[str]) -> int:
         codes = [process.wait() for process in running]
     except KeyboardInterrupt:
         for process in running:
-            process.wait()
+            _interrupt(process)
         raise
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
     return next((code for code in codes if code), 0)
+
+
+def _end_with_parent() -> None:
+    """Else the shares of a job that was killed would stay in use until they are done."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; parts are written whole or not at all
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """A terminal's Ctrl-C reached it already; a signal to this process alone did not."""
+    try:
+        process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()

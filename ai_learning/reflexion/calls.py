@@ -145,8 +145,14 @@ class Caller:
         self._began = time.monotonic()
         self._refuses_stop: set[int] = set()
 
-    def ask(self, model: BaseChatModel, messages: Sequence[BaseMessage], stop: Sequence[str] = ()) -> Answer:
-        """The model's answer, cut before the first stop string.
+    def ask(
+        self,
+        model: BaseChatModel,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] = (),
+        **options: Any,
+    ) -> Answer:
+        """The model's answer, cut before the first stop string; ``options`` go to the model's ``invoke``.
 
         An empty answer is asked for once more, then taken as it is: what it means is the actor's matter.
 
@@ -161,7 +167,9 @@ class Caller:
             self._reserve()
             words = () if id(model) in self._refuses_stop else stop
             try:
-                message = self._within_time(partial(model.invoke, list(messages), stop=list(words) or None))
+                message = self._within_time(
+                    partial(model.invoke, list(messages), stop=list(words) or None, **options)
+                )
                 text = cut(text_of(message), stop)
                 if not text.strip() and not any("empty" in error for error in errors):
                     raise ValueError("an empty answer")

@@ -3,10 +3,11 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .sandbox import Sandbox, SandboxError
+
+_AS_ROOT = "started as root: each run becomes two users that nobody else is"
 
 
 @dataclass(frozen=True)
@@ -107,32 +108,18 @@ def _walls(sandbox: Sandbox) -> list[Wall]:
         return Wall(name, in_force, does if in_force else lacks)
 
     missing = report.get("namespaces") or "unknown"
-    hint = f"{missing}; allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)"
-    inside: Callable[[str], str] = lambda what: f"{what}{', through bubblewrap' if bubble else ''}"
+    hint = f"{missing}; sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone may allow it"
+
+    def space(name: str, does: str) -> Wall:
+        return wall(name, spaces or bubble, f"{does}{', through bubblewrap' if bubble else ''}", hint)
+
     return [
         Wall("separate processes", True, "code and tests in two processes, each in a session of its own"),
-        wall(
-            "user",
-            True,
-            "started as root: each run becomes two users that nobody else is"
-            if root
-            else "stays this user, without any privilege",
-            "",
-        ),
-        wall("mount namespace", spaces or bubble, inside("sees Python's library and an empty folder"), hint),
-        wall(
-            "process namespace",
-            spaces or bubble,
-            inside("sees and signals no other process; all die with it"),
-            hint,
-        ),
-        wall("network namespace", spaces or bubble, inside("a network without any interface"), hint),
-        wall(
-            "IPC and UTS namespaces",
-            spaces or bubble,
-            inside("no shared memory or host name of others"),
-            hint,
-        ),
+        Wall("user", True, _AS_ROOT if root else "stays this user, without any privilege"),
+        space("mount namespace", "sees Python's library and an empty folder"),
+        space("process namespace", "sees and signals no other process; all die with it"),
+        space("network namespace", "a network without any interface"),
+        space("IPC and UTS namespaces", "no shared memory or host name of others"),
         wall(
             "bubblewrap",
             bubble,

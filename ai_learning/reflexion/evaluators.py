@@ -54,7 +54,9 @@ def read_judgement(answer: str) -> Verdict:
     return Verdict(not found[1], f"A judge says: {'in' if found[1] else ''}correct. {reason}".strip())
 
 
-def judge_by_tests(task: ProgrammingTask, attempt: Attempt, tests: Sequence[str]) -> Verdict:
+def judge_by_tests(
+    task: ProgrammingTask, attempt: Attempt, tests: Sequence[str], allow_unsafe: bool = False
+) -> Verdict:
     """The verdict of the tests that the model wrote; no test at all is no success."""
     from .unit_tests import run_tests  # starts processes: only here
 
@@ -62,5 +64,5 @@ def judge_by_tests(task: ProgrammingTask, attempt: Attempt, tests: Sequence[str]
         return Verdict(False, "There was no Python program in the answer.")
     if not tests:
         return Verdict(False, "No unit test could be read, so nothing is known of this program.")
-    outcome = run_tests(attempt.answer, tests)
+    outcome = run_tests(attempt.answer, tests, allow_unsafe=allow_unsafe)
     return Verdict(outcome.passed, outcome.feedback)

@@ -11,6 +11,7 @@ in the middle of a trial goes on behind the last answer that it received.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypedDict
+from zlib import crc32
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -65,6 +66,7 @@ class Method:
     evaluator: Literal["truth", "unit_tests", "model", "none"]
     most_actions: int
     n_tests: int
+    allow_unsafe: bool
     model: BaseChatModel
     reflector: BaseChatModel
     judge: BaseChatModel
@@ -100,9 +102,18 @@ class Context:
         trial, actions = self._played
         self._played = (trial, actions + 1)
 
-    def ask(self, model: BaseChatModel, messages: list[BaseMessage], stop: Sequence[str] = ()) -> dict:
-        """One model call, as the trace records it."""
-        answer = self.method.caller.ask(model, messages, stop)
+    def ask(
+        self, state: State, model: BaseChatModel, messages: list[BaseMessage], stop: Sequence[str] = ()
+    ) -> dict:
+        """One model call, as the trace records it.
+
+        A model with a seed gets another one in each trial of each task: to try again is to draw again.
+        """
+        options = {}
+        seed = getattr(model, "seed", None)
+        if isinstance(seed, int):
+            options["seed"] = crc32(f"{seed} {self.task.id} {state.get('trial', 0)}".encode()) >> 1
+        answer = self.method.caller.ask(model, messages, stop, **options)
         return {"prompt": [[m.type, str(m.text)] for m in messages], **answer.record()}
 
 
@@ -115,7 +126,7 @@ def write_tests(state: State, runtime: Runtime[Context]) -> State:
     from .unit_tests import parse_tests
 
     prompt = method.prompts.messages("tests", task=task.prompt, n=method.n_tests)
-    event = context.ask(method.model, prompt)
+    event = context.ask(state, method.model, prompt)
     tests = parse_tests(event["text"], task.entry_point)[: method.n_tests]
     return {**_ran("write_tests", state, {**event, "tests": tests}), "trial": 0, "tests": tests}
 
@@ -137,7 +148,7 @@ def act(state: State, runtime: Runtime[Context]) -> State:
     now = Situation(
         context.task, method.strategy, _memory(state, method), _steps(state), state.get("last_attempt", "")
     )
-    event = context.ask(method.model, method.actor.messages(now), method.actor.stop)
+    event = context.ask(state, method.model, method.actor.messages(now), method.actor.stop)
     step = method.actor.read(event["text"])
     steps = [*state["steps"], [step.text, step.action, ""]]
     return {**_ran("act", state, {**event, "action": step.action}), "steps": steps}
@@ -171,11 +182,11 @@ def evaluate(state: State, runtime: Runtime[Context]) -> State:
     if method.evaluator == "truth":
         verdict = truth
     elif method.evaluator == "model":
-        event = context.ask(method.judge, judge_messages(method.prompts, task, attempt))
+        event = context.ask(state, method.judge, judge_messages(method.prompts, task, attempt))
         verdict = read_judgement(event["text"])
     elif method.evaluator == "unit_tests":
         assert isinstance(task, ProgrammingTask)
-        verdict = judge_by_tests(task, attempt, state["tests"])
+        verdict = judge_by_tests(task, attempt, state["tests"], method.allow_unsafe)
     else:
         verdict = Verdict(False, "It was not tested.")
     feedback = verdict.feedback if verdict.success else f"{state['over']} {verdict.feedback}".strip()
@@ -198,7 +209,7 @@ def reflect(state: State, runtime: Runtime[Context]) -> State:
     memory = _memory(state, method)
     feedback = state["verdict"]["feedback"]
     prompt = reflection_messages(method.prompts, context.task, attempt, feedback, memory)
-    event = context.ask(method.reflector, prompt)
+    event = context.ask(state, method.reflector, prompt)
     reflection = read_reflection(event["text"])
     event["reflection"] = reflection
     return {**_ran("reflect", state, event), "reflections": list(memory.add(reflection).reflections)}

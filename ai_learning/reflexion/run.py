@@ -10,30 +10,28 @@ A run with a folder leaves there
 
 import json
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.sqlite import SqliteSaver
 
 from ..chat_model import open_chat_model
 from ..errors import InputError
 from ..files import write_text
 from ..run_folder import RunFolder, read_options
 from .actors import ACTORS, Situation
-from .calls import Budget, BudgetError, Caller, Retry, Spent, StoppedError, describe
+from .calls import Budget, BudgetError, Caller, Retry, StoppedError, describe
 from .evaluators import EVALUATORS, MOST_ACTIONS, judge_messages
 from .graph import Context, Method, build_graph
 from .memory import Memory
 from .prompt_files import Prompts
 from .reflector import reflection_messages
 from .results import RunResult
+from .store import event_of, forget_past, open_database, repair, thread_of
 from .tasks.base import ActingTask, Attempt, ProgrammingTask, Step, Strategy, Task
 from .trace import Event, TraceFile, read_trace, write_page
 
@@ -57,6 +55,8 @@ class Reflexion:
         judge: another model for ``evaluator="model"``; the actor's when ``None``.
         most_actions: in a trial; 30, for questions 6.
         n_tests: unit tests that the model may write for a program.
+        allow_unsafe: run programs even where the machine cannot isolate them (their hidden tests go by the
+            task's own ``allow_unsafe``).
         budget: of the whole run.
         retry: of each model call.
         concurrency: tasks at a time.
@@ -86,6 +86,7 @@ class Reflexion:
         judge: BaseChatModel | str | None = None,
         most_actions: int | None = None,
         n_tests: int = 6,
+        allow_unsafe: bool = False,
         budget: Budget | None = None,
         retry: Retry | None = None,
         concurrency: int = 1,
@@ -114,6 +115,7 @@ class Reflexion:
         self.judge = self.model if judge is None else _opened(judge)
         self.trials, self.window, self.actor, self.evaluator = trials, window, actor, evaluator
         self.most_actions, self.n_tests, self.concurrency = most_actions, n_tests, concurrency
+        self.allow_unsafe = allow_unsafe
         self.budget, self.retry = budget or Budget(), retry or Retry()
         self.prompts = prompts
         self.out, self.resume = None if out is None else Path(out), resume
@@ -153,19 +155,20 @@ class Reflexion:
         _check_tasks(tasks)
         result = result if result is not None else RunResult(self.trials)
         result.expect([task.id for task in tasks])
+        method = self._method(tasks[0])
         with ExitStack() as opened:
             folder = self._open_folder(tasks, about or {}, opened)
-            graph = build_graph(_checkpointer(folder, opened))
+            database = open_database(folder / "checkpoints.sqlite" if folder else None)
+            graph = build_graph(opened.enter_context(database))
             trace = TraceFile(folder / "trace.jsonl") if folder else None
             if trace and self.resume:
-                _repair(trace, graph, tasks)
+                repair(trace, graph, tasks)
                 for event in read_trace(trace.path):
                     result.take(event)
-            method = self._method(tasks[0], replace(result.spent))
+                method.caller.spent = replace(result.spent)
             try:
-                for event in _at_once(tasks, self.concurrency, _worker(graph, method), method.caller):
-                    if trace:
-                        trace.append(event)
+                work = _worker(graph, method, trace)
+                for event in _at_once(tasks, self.concurrency, work, method.caller):
                     result.take(event)
                     yield event
             finally:
@@ -176,7 +179,7 @@ class Reflexion:
                         read_trace(folder / "trace.jsonl"), folder / "trace.html", f"Trace of {folder.name}"
                     )
 
-    def _method(self, task: Task, spent: Spent) -> Method:
+    def _method(self, task: Task) -> Method:
         programs = isinstance(task, ProgrammingTask)
         if not self.strategy.tests and not programs:
             raise InputError(
@@ -205,14 +208,15 @@ class Reflexion:
             evaluator=evaluator,  # type: ignore[arg-type]
             most_actions=self.most_actions or MOST_ACTIONS.get(task.kind, MOST_ACTIONS["environment"]),
             n_tests=self.n_tests,
+            allow_unsafe=self.allow_unsafe,
             model=self.model,
             reflector=self.reflector,
             judge=self.judge,
-            caller=Caller(self.budget, self.retry, spent),
+            caller=Caller(self.budget, self.retry),
         )
         _check_prompts(method, task)
         if programs:
-            _check_sandbox()
+            _check_sandbox(self.allow_unsafe)
         return method
 
     def _open_folder(self, tasks: list[Task], about: dict[str, Any], opened: ExitStack) -> Path | None:
@@ -252,32 +256,40 @@ class Reflexion:
 # --- one task, and many at once -----------------------------------------------------------------------------
 
 
-def _worker(graph: Any, method: Method) -> Callable[[Task], Iterator[Event]]:
+def _worker(graph: Any, method: Method, trace: TraceFile | None) -> Callable[[Task], Iterator[Event]]:
     """What is done with one task: its thread of the graph, from where it stands."""
 
+    def note(event: Event) -> Event:
+        if trace:  # before the next node begins: the graph waits in its `yield`
+            trace.append(event)
+        return event
+
     def work(task: Task) -> Iterator[Event]:
-        config = {**_thread(task), "recursion_limit": 1_000_000_000}
+        config = {**thread_of(task), "recursion_limit": 1_000_000_000}
         before = graph.get_state(config)
-        if before.values and not before.next:
+        if before.values and not before.tasks:  # not `next`, which leaves out a node whose writes are there
             return  # done in an earlier run
         trial = before.values.get("trial", 0)
         clock = before.values.get("clock", 0)
         try:
-            for update in graph.stream(
+            for values in graph.stream(
                 None if before.values else {"clock": 0},
                 config,
                 context=Context(task, method),
-                stream_mode="updates",
-                durability="sync",  # the checkpoint is on the disk before the next node begins
+                stream_mode="values",
+                durability="sync",  # what comes out here is in the database already
             ):
-                for values in update.values():
-                    trial, clock = values.get("trial", trial), values["clock"]
-                    yield _event(task, {**values, "trial": trial})
+                if values.get("clock", 0) > clock:
+                    trial, clock = values["trial"], values["clock"]
+                    yield note(event_of(task, values))
+                    if values["event"]["node"] == "begin":
+                        forget_past(graph, task)
+            forget_past(graph, task)
         except (BudgetError, StoppedError) as stop:
             method.caller.stop(str(stop))
         except Exception as error:  # this task's alone
             data = {"error": describe(error), "attempts": getattr(error, "attempts", 0)}
-            yield Event(task.id, clock, "error", trial, data)
+            yield note(Event(task.id, clock, "error", trial, data))
 
     return work
 
@@ -305,8 +317,8 @@ def _at_once(
     threads = [threading.Thread(target=worker, daemon=True) for _ in range(min(concurrency, len(tasks)))]
     for thread in threads:
         thread.start()
+    working = len(threads)
     try:
-        working = len(threads)
         while working:
             event = events.get()
             if isinstance(event, BaseException):
@@ -316,51 +328,10 @@ def _at_once(
             else:
                 yield event
     finally:
-        if any(thread.is_alive() for thread in threads):
+        if working:
             caller.stop("interrupted")
         for thread in threads:
             thread.join()
-
-
-def _thread(task: Task) -> dict[str, Any]:
-    return {"configurable": {"thread_id": task.id}}
-
-
-def _event(task: Task, values: dict[str, Any]) -> Event:
-    data = dict(values["event"])
-    return Event(task.id, values["clock"], data.pop("node"), values.get("trial", 0), data)
-
-
-def _repair(trace: TraceFile, graph: Any, tasks: Sequence[Task]) -> None:
-    """Write what the checkpoints know and the trace does not: a kill may have come between the two."""
-    for task in tasks:
-        values = graph.get_state(_thread(task)).values
-        if values.get("clock") and _event(task, values).key not in trace.known:
-            history = [snapshot.values for snapshot in graph.get_state_history(_thread(task))]
-            for values in reversed(history):
-                if values.get("clock"):
-                    trace.append(_event(task, values))
-
-
-@contextmanager
-def _database(path: Path) -> Iterator[SqliteSaver]:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(
-            "PRAGMA synchronous=NORMAL"
-        )  # outlives a kill of the process; needs no fsync a step
-        yield SqliteSaver(connection)
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} cannot be used: {error}") from None
-    finally:
-        connection.close()
-
-
-def _checkpointer(folder: Path | None, opened: ExitStack) -> Any:
-    if folder is None:
-        return InMemorySaver()
-    return opened.enter_context(_database(folder / "checkpoints.sqlite"))
 
 
 def _check_tasks(tasks: Sequence[Task]) -> None:
@@ -374,11 +345,11 @@ def _check_tasks(tasks: Sequence[Task]) -> None:
         raise InputError(f"tasks of several kinds in one run: {', '.join(sorted({t.kind for t in tasks}))}")
 
 
-def _check_sandbox() -> None:
+def _check_sandbox(allow_unsafe: bool) -> None:
     """Where programs cannot be held, nothing is to be asked first."""
     from .sandbox import run_python
 
-    run_python("")
+    run_python("", allow_unsafe=allow_unsafe)
 
 
 def _check_prompts(method: Method, task: Task) -> None:

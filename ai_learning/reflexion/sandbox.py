@@ -4,10 +4,11 @@
     result.passed   # False
     result.error    # 'assert add(1, 2) == 3: got -1, expected 3 …'
 
-The code runs in a process of its own that sees an empty folder, Python's library and nothing else: no network, no
-other process, no file or environment variable of its caller. The tests run in a second process, which calls the
-first: the code never meets its tests, so it cannot tamper with them (``isolation/judge.py``). When `run_python`
-returns, everything that it started is dead. ``docs/sandbox.md`` says what holds and what does not.
+The code runs in a process of its own that sees an empty folder, Python's library and nothing else: no
+network, no other process, no file or environment variable of its caller. The tests run in a second process,
+which calls the first: the code never meets its tests, so it cannot tamper with them (``isolation/judge.py``).
+When `run_python` returns, everything that it started is dead. ``docs/sandbox.md`` says what holds and what
+does not.
 """
 
 import atexit
@@ -28,13 +29,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .isolation.jail import readable_paths
 from .isolation.limits import Limits
-from .isolation.wire import MAX_FRAME, WireError, receive, send
+from .isolation.wire import MAX_FRAME, ClosedError, WireError, receive, send
 
 if TYPE_CHECKING:
     from .doctor import Diagnosis
 
 _GRACE_S = 30.0  # for starting and ending a run on a busy machine, beyond its own time
-_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from isolation.server import main; sys.path.pop(0); main()"
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from isolation.server import main; sys.path.pop(0); "
+    "sys.orig_argv.clear(); main()"
+)
 _BUBBLE = [
     "--unshare-all",
     "--unshare-user",
@@ -68,7 +72,8 @@ class RunResult:
     """empty, or why it did not pass: the first failing assert and its values, an exception, a limit"""
     timed_out: bool
     exit_code: int | None
-    """of the code: 0, what it gave to ``sys.exit``, minus the signal that ended it; None when it was stopped"""
+    """of the code: 0, 1 after an exception, what it gave to ``sys.exit``, minus the signal that ended it;
+    None when it was stopped"""
     truncated: bool
     """output was left out of `stdout` or `stderr`"""
     duration_s: float
@@ -85,8 +90,8 @@ class Sandbox:
     """A fork server and its walls. Threads may share one; `run_python` uses a common one.
 
     Args:
-        without: walls to leave out, as if the machine lacked them: ``namespaces``, ``bubblewrap``, ``landlock``,
-            ``seccomp``.
+        without: walls to leave out, as if the machine lacked them: ``namespaces``, ``bubblewrap``,
+            ``landlock``, ``seccomp``.
     """
 
     def __init__(self, without: Iterable[str] = ()) -> None:
@@ -131,7 +136,7 @@ class Sandbox:
                     "error": f"no answer from the sandbox in {limits.timeout_s + _GRACE_S:g} s",
                     "timed_out": True,
                 }
-            except (EOFError, OSError) as error:
+            except (ClosedError, OSError) as error:
                 answer = {"error": f"the sandbox broke off: {type(error).__name__} {error}".rstrip()}
             except WireError as error:
                 raise InputError(f"code and tests must be under {MAX_FRAME >> 20} MB: {error}") from None
@@ -172,8 +177,8 @@ class Sandbox:
                 if self.weakness and not allow_unsafe:
                     ours.close()
                     raise SandboxError(
-                        f"this machine cannot hold untrusted code ({self.weakness}); see `ai-learning reflexion "
-                        "doctor`, or pass allow_unsafe=True for code that you trust"
+                        f"this machine cannot hold untrusted code ({self.weakness}); see `ai-learning "
+                        "reflexion doctor`, or pass allow_unsafe=True for code that you trust"
                     )
                 assert self._control is not None
                 try:
@@ -268,13 +273,13 @@ def run_python(
 
     Args:
         code: the program.
-        tests: asserts on the program's functions, HumanEval's ``def check(candidate)``, ``unittest`` classes or
-            ``test_…`` functions. They run in another process, on plain values that the code returns. Without
-            tests the program passes when it runs to its end (``sys.exit`` is not the end).
+        tests: asserts on the program's functions, HumanEval's ``def check(candidate)``, ``unittest`` classes
+            or ``test_…`` functions. They run in another process, on plain values that the code returns.
+            Without tests the program passes when it runs to its end (``sys.exit`` is not the end).
         timeout_s: wall seconds for code and tests together.
         memory_mb: megabytes for the code, on top of the interpreter's own.
-        entry_point: the function under test: what ``check`` is called with where tests do not call it, and the
-            name that errors show for ``candidate``.
+        entry_point: the function under test: what ``check`` is called with where tests do not call it, and
+            the name that errors show for ``candidate``.
         allow_unsafe: run even where the machine cannot isolate the code.
         limits: all limits; ``timeout_s`` and ``memory_mb`` replace its own.
 

@@ -1,6 +1,7 @@
 """What happened, to be read: events as JSON lines, and the same as one HTML page."""
 
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -33,7 +34,7 @@ class Event:
 
 
 class TraceFile:
-    """Appends events to a JSONL file, each once, however often a run is resumed.
+    """Appends events to a JSONL file, each once, from any thread, however often a run is resumed.
 
     Args:
         path: made if need be; events already there are read.
@@ -41,16 +42,18 @@ class TraceFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._lock = threading.Lock()
         self.known = {event.key for event in read_trace(self.path)}
         _drop_torn_line(self.path)
 
     def append(self, event: Event) -> None:
         """Write ``event``, unless it is there."""
-        if event.key in self.known:
-            return
-        self.known.add(event.key)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+        with self._lock:
+            if event.key in self.known:
+                return
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+            self.known.add(event.key)
 
 
 def read_trace(path: Path | str) -> Iterator[Event]:

@@ -1,7 +1,7 @@
 """Unit tests that a model writes for its own programs: read, filtered, run (section 4.3 of the paper).
 
-The model's answer may be anything. What is kept are single asserts that parse, that call the function under test,
-and that need nothing but Python's own names: each can be run alone, and none twice.
+The model's answer may be anything. What is kept are single asserts that parse, that call the function under
+test, and that need nothing but Python's own names: each can be run alone, and none twice.
 """
 
 import ast
@@ -42,8 +42,9 @@ class TestOutcome:
 def parse_tests(answer: str, entry_point: str, n: int | None = None) -> list[str]:
     """The usable tests in a model's answer, in their order.
 
-    Asserts are found wherever they stand: in the open, in fenced blocks, in ``check(candidate)`` or ``test_…``
-    functions, as ``self.assertEqual(…)``. Of an answer that does not parse as a whole, the lines that do count.
+    Asserts are found wherever they stand: in the open, in fenced blocks, in ``check(candidate)`` or
+    ``test_…`` functions, as ``self.assertEqual(…)``. Of an answer that does not parse as a whole, the lines
+    that do count.
 
     Args:
         answer: the model's text.
@@ -69,6 +70,7 @@ def run_tests(
     timeout_s: float = 5.0,
     memory_mb: int = 256,
     workers: int = 2,
+    allow_unsafe: bool = False,
 ) -> TestOutcome:
     """Run a program against asserts in the sandbox: all in one go, and one by one where that fails.
 
@@ -78,6 +80,7 @@ def run_tests(
         timeout_s: for each run.
         memory_mb: for each run.
         workers: tests run at the same time.
+        allow_unsafe: run even where the machine cannot isolate the program.
 
     Raises:
         SandboxError: the machine cannot hold untrusted code.
@@ -87,7 +90,9 @@ def run_tests(
 
     def error_of(tests: str) -> str:
         tests = "".join(f"import {m}\n" for m in _ALLOWED_MODULES if f"{m}." in tests) + tests
-        result = run_python(program, tests=tests, timeout_s=timeout_s, memory_mb=memory_mb)
+        result = run_python(
+            program, tests=tests, timeout_s=timeout_s, memory_mb=memory_mb, allow_unsafe=allow_unsafe
+        )
         return "" if result.passed else result.error or "failed"
 
     if not error_of("\n".join(tests)):

@@ -94,16 +94,19 @@ class SFTBatches:
         idx, positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
         targets, documents = np.full(size, IGNORE_INDEX), np.full(size, -1)
         for document, (number, place, length) in enumerate(zip(chosen, places, lengths, strict=True)):
-            ids, is_target = self.data[number]
             here = slice(place, place + length)
-            idx[here] = ids[:-1]
-            targets[here] = np.where(is_target[1:], ids[1:], IGNORE_INDEX)
+            idx[here], targets[here] = inputs_and_targets(*self.data[number])
             positions[here] = np.arange(length)
             documents[here] = document
         shares = np.where(targets == IGNORE_INDEX, 0.0, share).astype(np.float32)
         arrays = (idx, targets, positions, documents, shares)
         a, b, c, d, e = (torch.from_numpy(array).view(shape) for array in arrays)
         return a, b, c, d, e
+
+
+def inputs_and_targets(ids: np.ndarray, is_target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(L − 1,) inputs and targets of one example: what comes next, where it is an answer's; else ``-100``."""
+    return ids[:-1], np.where(is_target[1:], ids[1:], IGNORE_INDEX)
 
 
 def _stream(lengths: Sequence[int], block_size: int) -> tuple[list[int], tuple[int, int]]:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from .calls import Call, parse_call
+from .draws import sampler
 from .ends import CallEnd
 from .filter import Annotated, Candidate, filter_calls
-from .models import LanguageModel, as_language_model, sampler
+from .models import LanguageModel, as_language_model
 from .settings import Settings, settings_of
 from .tools import Tool, as_tools, is_error, run_calls
 

@@ -7,8 +7,10 @@ For a call c at place i of a text x, with its result r, the weighted loss of the
     L⁺ = L_i(e(c, r))                     the model is shown the call and its result
     L⁻ = min(L_i(ε), L_i(e(c, ε)))        nothing, or the call without a result
 
-and c is kept when L⁻ − L⁺ ≥ τ_f. The second term of L⁻ matters: without it, a call whose *argument* gives the
-answer away would be kept although its result adds nothing.
+and c is kept when L⁻ − L⁺ ≥ τ_f. The sequence that the model reads is ``lm.bos``, then z and x_1 … x_{j−1}: z
+before the text (``position="prefix"``, the paper's choice) or at i (``"inline"``). The second term of L⁻
+matters: without it, a call whose *argument* gives the answer away would be kept, though its result adds
+nothing.
 """
 
 import math

@@ -13,6 +13,7 @@ from ..adapters import LoRAConfig, eject_lora, inject_lora, prepare_qlora
 from ..checkpoint import save_checkpoint, tokenizer_reference
 from ..errors import InputError
 from ..loss import IGNORE_INDEX, next_token_loss
+from ..pretrained.folders import no_progress_bar
 from ..train import TrainConfig, TrainResult, train
 from .corpus import RowBatches
 from .models import GPTModel, LanguageModel, TransformersModel
@@ -143,7 +144,8 @@ def finetune(
 def save_model(lm: LanguageModel, out: Path) -> Path:
     """Write the model and its tokenizer so that ``open_language_model`` finds them; the path to give it."""
     if isinstance(lm, TransformersModel):
-        lm.model.save_pretrained(out / "model")
+        with no_progress_bar():
+            lm.model.save_pretrained(out / "model")
         lm.tokenizer.save_pretrained(out / "model")
         return out / "model"
     assert isinstance(lm, GPTModel)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from .calls import Call, parse_call
+from .draws import Chooser, sampler
 from .ends import CallEnd
-from .models import Chooser, LanguageModel, as_language_model, sampler
+from .models import LanguageModel, as_language_model
 from .tools import Tool, as_tools, is_error, run_calls
 
 
@@ -102,9 +103,8 @@ def generate_with_tools(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     days = [None if date is None else Date.fromisoformat(date) for date in dates or [None] * len(prompts)]
     known = as_tools(tools)
-    writers = [_Writer(lm, text, day) for text, day in zip(prompts, days, strict=True)]
+    writers = [_Writer(lm, number, *given) for number, given in enumerate(zip(prompts, days, strict=True))]
     calls = max_calls if known else 0
-    draw = sampler(np.arange(len(prompts), dtype=np.uint64), seed, temperature)
     for writer in writers:
         if not 0 < len(writer.ids) <= lm.block_size:
             raise InputError(
@@ -113,10 +113,11 @@ def generate_with_tools(
             )
     open_writers = [] if max_new_tokens < 1 else writers
     while open_writers:
-        _write_text(lm, open_writers, writers, draw, max_new_tokens, top_k, calls, stop)
+        draw = _sampler(open_writers, 0, seed, temperature)
+        _write_text(lm, open_writers, draw, max_new_tokens, top_k, calls, stop)
         calling = [w for w in open_writers if w.calling]
         if calling:
-            _make_calls(lm, calling, writers, draw, known, max_call_tokens)
+            _make_calls(lm, calling, _sampler(calling, 1, seed, temperature), known, max_call_tokens)
         open_writers = [w for w in calling if len(w.text) < max_new_tokens]
     results = [w.finish() for w in writers]
     return results[0] if isinstance(prompt, str) else results
@@ -125,8 +126,8 @@ def generate_with_tools(
 class _Writer:
     """One prompt's state: all ids so far, and which of them are text that was written."""
 
-    def __init__(self, lm: LanguageModel, prompt: str, date: Date | None) -> None:
-        self.lm, self.prompt, self.date = lm, prompt, date
+    def __init__(self, lm: LanguageModel, number: int, prompt: str, date: Date | None) -> None:
+        self.lm, self.number, self.prompt, self.date = lm, number, prompt, date
         self.ids = [*lm.bos, *lm.encode(prompt)]
         self.text: list[int] = []  # without calls
         self.parts: list[str | list[int]] = []  # with calls, which are strings
@@ -147,7 +148,6 @@ class _Writer:
 def _write_text(
     lm: LanguageModel,
     now: list[_Writer],
-    everyone: list[_Writer],
     draw: Chooser,
     max_new_tokens: int,
     top_k: int,
@@ -155,7 +155,6 @@ def _write_text(
     stop: Callable[[str], bool] | None,
 ) -> None:
     """Each goes on until ``<API>`` is likely enough, or its text ends."""
-    numbers = {id(w): number for number, w in enumerate(everyone)}
     for writer in now:
         writer.calling = False
 
@@ -164,8 +163,7 @@ def _write_text(
         rank = (logits > logits[:, lm.start_id, None]).sum(-1)  # how many are likelier than <API>
         begins = (rank < top_k) & own
         logits = logits.index_fill(-1, torch.tensor([lm.start_id], device=logits.device), float("-inf"))
-        # The number of a sample's step counts what was written before, so that no draw comes twice.
-        drawn = draw(logits, [numbers[id(now[place])] for place in places], _steps(now, places, step))
+        drawn = draw(logits, places, step)
         for place, begin in zip(places, begins.tolist(), strict=True):
             now[place].calling = begin
         return [None if now[place].calling else token for place, token in zip(places, drawn, strict=True)]
@@ -182,27 +180,23 @@ def _write_text(
         writer.add(ids)
 
 
-def _steps(now: list[_Writer], places: list[int], step: int) -> int:
-    return step + 4096 * max((len(now[place].uses) for place in places), default=0)
+def _sampler(now: list[_Writer], calling: int, seed: int, temperature: float) -> Chooser:
+    """A prompt's draws depend on its number and on what it has written, not on the others."""
+    keys = [(writer.number << 16) + 2 * len(writer.uses) + calling for writer in now]
+    return sampler(np.array(keys, dtype=np.uint64), seed, temperature)
 
 
 def _make_calls(
     lm: LanguageModel,
     now: list[_Writer],
-    everyone: list[_Writer],
     draw: Chooser,
     tools: dict[str, Tool],
     max_call_tokens: int,
 ) -> None:
     """Each writes a call up to ``→``; the tools answer; what failed is as if it had not been written."""
     end = CallEnd(lm)
-    numbers = {id(w): number for number, w in enumerate(everyone)}
-
-    def choose(logits: Tensor, places: list[int], step: int) -> Sequence[int | None]:
-        return draw(logits, [numbers[id(now[place])] for place in places], _steps(now, places, step) + 2048)
-
     rows = [[*w.ids, lm.start_id] for w in now]
-    new = lm.continue_rows(rows, max_call_tokens, choose=choose, ends=lambda _, ids: end(ids))
+    new = lm.continue_rows(rows, max_call_tokens, choose=draw, ends=lambda _, ids: end(ids))
     cuts = [end.cut(ids) if ids else None for ids in new]
     parsed = [None if cut is None else parse_call(cut[0]) for cut in cuts]
     answers = run_calls(

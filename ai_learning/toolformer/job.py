@@ -1,11 +1,12 @@
 """Annotating a corpus of any size: in groups, in shards, each document exactly once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from ..errors import InputError
 from .annotate import Document, annotate
 from .documents import fit
 from .filter import Annotated
@@ -57,13 +58,13 @@ def annotate_corpus(
         documents: all documents, in the same order in every process and every run.
         tools: what can be called.
         corpus: where rows go, and which shard this process has.
-        most_tokens: longer documents are cut into pieces, each a document of its own; half the context when
-            ``None``.
+        most_tokens: longer documents are cut into pieces, each a document of its own; if ``None``, what fits
+            the context twice with a prompt, and at most 1024 (the paper's longest sequence).
         part_size: documents annotated together and written as one part: what a crash can cost.
         on_part: told after each part.
         options: of ``annotate``.
     """
-    most = most_tokens or lm.block_size // 2
+    most = most_tokens or _fitting(lm, options.get("prompts"), options.get("max_call_tokens", 32))
     done = corpus.done()
     progress = Progress(len(done))
     mine = (piece for document in _shard(documents, corpus) for piece in fit(lm, document, most))
@@ -74,6 +75,18 @@ def annotate_corpus(
         progress.add(found)
         on_part(progress)
     return progress
+
+
+def _fitting(lm: LanguageModel, prompts: Mapping[str, str] | None, call: int) -> int:
+    """A prompt holds the document, and the document follows it once more."""
+    longest = max((len(lm.encode(prompt)) for prompt in (prompts or {}).values()), default=0)
+    most = min(1024, (lm.block_size - longest - call) // 2)
+    if most < 8:
+        raise InputError(
+            f"{lm.block_size} tokens of context have no room for text beside a prompt of {longest}: "
+            "use --prompts none, or a model with a longer context"
+        )
+    return most
 
 
 def _shard(documents: Iterable[Document], corpus: AnnotatedCorpus) -> Iterator[Document]:

@@ -19,6 +19,7 @@ class PipelineTool(Tool):
         template: what the pipeline is given, with ``{text}`` for the argument.
         max_characters: of the answer.
         timeout: seconds to wait for an answer.
+        options: given to the pipeline with each text (``max_new_tokens=32``).
 
     Example:
         >>> qa = PipelineTool(lambda prompt: [{"generated_text": prompt + " Paris"}], template="Q: {text} A:")
@@ -35,8 +36,9 @@ class PipelineTool(Tool):
         template: str = "{text}",
         max_characters: int = 200,
         timeout: float | None = 60.0,
+        **options: Any,
     ) -> None:
-        self.pipeline, self.name, self.description = pipeline, name, description
+        self.pipeline, self.name, self.description, self.options = pipeline, name, description, options
         self.template, self.max_characters, self.timeout = template, max_characters, timeout
 
     @classmethod
@@ -59,7 +61,9 @@ class PipelineTool(Tool):
     def answer(self, argument: str) -> str:
         """The pipeline's text, without the prompt and of one line."""
         prompt = self.template.replace("{text}", argument)
-        return shorten(_text_of(self.pipeline(prompt)).removeprefix(prompt), self.max_characters)
+        return shorten(
+            _text_of(self.pipeline(prompt, **self.options)).removeprefix(prompt), self.max_characters
+        )
 
 
 class RetrievalQA(Tool):

@@ -108,11 +108,13 @@ p {{ white-space: pre-wrap; border-bottom: 1px solid #ddd; padding-bottom: 1em; 
 span {{ border-radius: 4px; padding: 1px 5px; margin: 0 2px; font: 14px ui-monospace, monospace; }}
 span.kept {{ outline: 1px solid #2d7a44; }}
 span.dropped {{ text-decoration: line-through; }}
-sub {{ font-size: 11px; margin-left: 4px; display: inline-block; }}
+span {{ box-decoration-break: clone; -webkit-box-decoration-break: clone; }}
+sub {{ font-size: 11px; margin-left: 4px; }}
 </style>
 </head>
 <body>
 <h1>{title}</h1>
+<p>Green: kept. Red: dropped. Grey: no result. Rest the pointer on a call for its losses.</p>
 {body}
 </body>
 </html>

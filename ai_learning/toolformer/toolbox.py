@@ -57,7 +57,8 @@ def _open(spec: str) -> Any:
         return RetrievalQA(WikiSearch(source.removeprefix("search:")))
     if name == "QA" and source.startswith("model:"):
         template = "Question: {text}\nAnswer:"
-        return PipelineTool.load(source.removeprefix("model:"), template=template)
+        name = source.removeprefix("model:")
+        return PipelineTool.load(name, template=template, max_new_tokens=32, do_sample=False)
     if name == "QA" and source:
         return FactQA(read_facts(source))
     if name == "MT":

@@ -4,6 +4,7 @@ A tool never raises: what goes wrong is a string that begins with ``error: ``. S
 LangChain wants a tool (``to_langchain``), and any LangChain tool can stand here (``from_langchain``).
 """
 
+import asyncio
 import math
 import re
 import threading
@@ -220,16 +221,20 @@ class FromLangChain(Tool):
 
     def __init__(self, tool: Any, name: str | None = None, timeout: float | None = 10.0) -> None:
         self.tool, self.timeout = tool, timeout
-        self.name = name or re.sub(r"[^\w-]+", "_", tool.name)
+        self.name = name or re.sub(r"^(?=[^A-Za-z_])", "_", re.sub(r"[^\w-]+", "_", tool.name))
         self.description = str(getattr(tool, "description", ""))
 
     def answer(self, argument: str) -> str:
         """What the tool's ``invoke`` gives."""
         from langchain_core.messages import ToolMessage
 
-        names = list(getattr(self.tool, "args", {}) or {})
-        given: Any = {names[0]: argument} if len(names) == 1 else argument
-        found = self.tool.invoke(given)
+        fields: dict[str, Any] = getattr(self.tool, "args", None) or {}
+        needed = [name for name, field in fields.items() if "default" not in field] or list(fields)
+        given = {needed[0]: argument} if needed else {}
+        try:
+            found = self.tool.invoke(given)
+        except NotImplementedError:  # a tool that only has a coroutine
+            found = asyncio.run(self.tool.ainvoke(given))
         return str(found.content if isinstance(found, ToolMessage) else found)
 
 

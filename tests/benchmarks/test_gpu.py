@@ -18,6 +18,7 @@ def test_smoke(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "smoke test, no figures" in out and "nanoGPT was not measured" in out
     assert out.count("| transformers |") == 2 and out.count("8 of 8") == 3
+    assert "NF4, 128 × 128" in out and "| one token's product, ai_learning |" in out
 
 
 def test_other_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

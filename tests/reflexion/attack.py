@@ -1,8 +1,9 @@
-"""Running the hostile programs and asserting what must hold of all; no pytest, so that any Python can run it."""
+"""Running the hostile programs and asserting what must hold of all; without pytest, so any Python can."""
 
 import os
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -32,6 +33,7 @@ class surroundings:  # noqa: N801 - a context manager
         self.home = home
 
     def __enter__(self) -> dict[str, object]:
+        self.home.chmod(0o755)
         (self.home / "secret.txt").write_text("TOP SECRET")
         (self.home / "victim.txt").write_text("whole")
         os.environ["A_TOKEN"] = "TOP SECRET"
@@ -40,6 +42,7 @@ class surroundings:  # noqa: N801 - a context manager
         self.abstract.bind(f"\0sandbox-test-{os.getpid()}")
         self.abstract.listen()
         return {
+            "home": self.home,
             "secret": self.home / "secret.txt",
             "victim": self.home / "victim.txt",
             "port": self.server.getsockname()[1],
@@ -68,7 +71,9 @@ def attack(sandbox: Sandbox, name: str, around: dict[str, object], timeout_s: fl
     assert len(result.stdout) <= 256 * 1024 and len(result.stderr) <= 256 * 1024
     assert time.monotonic() - started < 25, name
     assert survivors() == [], name
+    assert list(Path(tempfile.gettempdir()).glob("sandbox-????????")) == [], name
     assert Path(str(around["victim"])).read_text() == "whole"
+    assert Path(str(around["home"])).stat().st_mode & 0o777 == 0o755
     return result
 
 

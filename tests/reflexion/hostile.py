@@ -8,6 +8,7 @@ TESTS = "assert f(2) == 4\nassert f(3) == 9, 'second'"
 HUMANEVAL_TESTS = (
     "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(3) - 9) < 1e-6\n"
 )
+TOLERANT_TESTS = "assert abs(f(2) - 4) < 1e-6\nassert abs(f(3) - 9) < 1e-6"
 UNITTEST_TESTS = """
 import unittest
 class T(unittest.TestCase):
@@ -311,6 +312,29 @@ try:
     print("ESCAPED")
 except OSError as e: print("held", n, e)
 """,
+    "deep folders": """
+import os
+try:
+    for n in range(1200):
+        os.mkdir("d"); os.chdir("d")
+except OSError as e: print("held", n, e)
+""",
+    "closed folders": """
+import os
+for mode in (0o000, 0o300, 0o100, 0o555):
+    os.mkdir(f"closed{mode}", mode)
+    try:
+        for n in range(40): open(f"closed{mode}/{n}", "wb").write(b"x" * 10**7)
+        print("ESCAPED" if n == 39 and mode == 0 and os.getuid() else "held")
+    except OSError as e: print("held", e)
+""",
+    "folders exchanged for links": """
+import os, threading, time
+os.mkdir("a"); os.symlink("%(home)s", "b")
+end = time.monotonic() + 0.4
+while time.monotonic() < end:
+    os.rename("a", "c"); os.rename("b", "a"); os.rename("a", "b"); os.rename("c", "a")
+""",
     "memory outside of processes": """
 import os, mmap
 try:
@@ -600,3 +624,37 @@ def f(x):
     return 0
 """
 EXPECTED_TESTS = "expected = True\nassert f(2) == expected"
+
+FORGERIES["other builtins for the tests"] = (
+    _SPEAK
+    + """
+receive_all = {"getitem": ["mine", 8, "x", "object"], "call": 0, "bool": True, "lt": True}
+send(["done", ["dict", 0, [["f", ["mine", 7, "x", "object"]], ["__builtins__", ["mine", 9, "x", "object"]]]], [], None, {}])
+while True:
+    send(["done", receive_all.get(receive()[1], 0), [], None, {}])
+"""
+)
+
+# Given a function of the tests, the code tries what lies around it.
+CURIOUS = """
+import gc
+def apply(function, value):
+    worker = next(o for o in gc.get_objects() if type(o).__name__ == "Worker")
+    for operation, arguments in (
+        ("getattr", ["__globals__"]), ("getattr", ["__code__"]), ("getattr", ["__closure__"]), ("getattr", ["__self__"]),
+        ("setattr", ["__code__", 1]), ("dir", []), ("repr", []), ("str", []), ("bool", []), ("getitem", ["expected"]),
+    ):
+        try:
+            print("ESCAPED", operation, arguments, worker.request(operation, function, *arguments))
+        except PermissionError as error:
+            print("held", error)
+    return function(value)
+"""
+CURIOUS_TESTS = """
+expected = 9
+assert apply(lambda x: x + expected, 1) == 10
+class Box:
+    def __init__(self): self.content, self._secret = 3, expected
+    def get(self): return self.content
+assert apply(lambda _: Box().get(), 0) == 3
+"""

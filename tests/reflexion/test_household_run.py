@@ -1,6 +1,7 @@
 """The household's model and its trials: batched and one by one, with memory, without, and with another's."""
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from ai_learning.reflexion.household.world import MAX_ACTIONS, HouseholdTask, dr
 from ai_learning.reflexion.memory import Memory
 from ai_learning.reflexion.tasks.base import Step, Strategy
 from ai_learning.reflexion.trace import read_trace
+from ai_learning.train import DivergedError
 
 TRAIN, HELD_OUT = split_pairs(0)
 SMALL = Schooling(steps=150, n_layer=2, n_embd=48)
@@ -93,6 +95,15 @@ def test_rows_of_different_lengths_are_each_as_if_alone(model: LookBackGPT) -> N
         torch.testing.assert_close(rows.logits[row], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_what_fills_a_row_up_is_not_looked_back_at(model: LookBackGPT) -> None:
+    prompt = torch.tensor([[6, 7, 8]])
+    positions = torch.tensor([[0, 0, 0, 1, 2]])
+    mask = torch.tensor([False, False, True, True, True]) | torch.eye(5, dtype=torch.bool)
+    for filling in (0, 9):
+        idx = torch.cat([torch.full((1, 2), filling), prompt], dim=1)
+        torch.testing.assert_close(model(idx, positions=positions, mask=mask)[:, 2:], model(prompt))
+
+
 def test_batches_are_a_function_of_the_seed_and_learn_only_what_follows() -> None:
     first, again, other = (next(batches(TRAIN, 4, seed)) for seed in (1, 1, 2))
     assert torch.equal(first[0], again[0]) and first[0].shape[0] == 4
@@ -100,6 +111,11 @@ def test_batches_are_a_function_of_the_seed_and_learn_only_what_follows() -> Non
     x, y = first
     learnt = y >= 0
     assert learnt.any() and torch.equal(y[:, :-1][learnt[:, :-1]], x[:, 1:][learnt[:, :-1]])
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    with pytest.raises(DivergedError, match="became nan in step 2: lower the learning rates"):
+        school(TRAIN, replace(SMALL, lr=math.inf, warmup=0), seed=0)
 
 
 def test_collate_fills_up_on_the_right() -> None:
@@ -218,7 +234,14 @@ def test_demo_leaves_a_report_a_figure_and_a_trace(
         len(one["curve"]) == 6 and one["curve"] == sorted(one["curve"]) for one in found["outcomes"].values()
     )
     assert "shuffled reflections" in (out / "report.html").read_text()
-    assert main(["reflexion", "demo", "--out", str(out), *TINY]) == 0  # an earlier demo may be replaced
+    # An earlier demo may be replaced, or gone on with: its first seed is not made again.
+    (out / "seed1.json").unlink()  # as if it had been killed in its second seed
+    before = (out / "seed0.pt").stat().st_mtime_ns
+    again = ["reflexion", "demo", "--out", str(out), "--seeds", "2", "--resume", *TINY]
+    assert main(again) == 0 and json.loads((out / "seed1.json").read_text())["outcomes"] == found["outcomes"]
+    assert (out / "seed0.pt").stat().st_mtime_ns == before
+    assert main([*again, "--steps", "61"]) == 2
+    assert "was made with steps=60, not 61" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

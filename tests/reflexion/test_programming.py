@@ -24,8 +24,9 @@ from ai_learning.reflexion.unit_tests import parse_tests, run_tests
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
-    "prompt": "from typing import List\n\n\ndef helper(x):\n    return x + 1\n\n\ndef raised(numbers: List[int]) "
-    '-> List[int]:\n    """ Each number, plus one\n    >>> raised([1])\n    [2]\n    """\n',
+    "prompt": "from typing import List\n\n\ndef helper(x):\n    return x + 1\n\n\n"
+    'def raised(numbers: List[int]) -> List[int]:\n    """ Each number, plus one\n'
+    '    >>> raised([1])\n    [2]\n    """\n',
     "entry_point": "raised",
     "canonical_solution": "    return [helper(n) for n in numbers]\n",
     "test": "\n\nMETADATA = {'author': 'x'}\n\n\ndef check(candidate):\n    assert candidate([41]) == [42]\n"
@@ -105,11 +106,15 @@ def test_hidden_tests_are_in_nothing_that_is_shown(tmp_path: Path) -> None:
 
 def test_an_answer_cannot_read_the_hidden_tests(tmp_path: Path) -> None:
     (task,) = read_humaneval(write(tmp_path / "a.jsonl", [HUMANEVAL]))
-    thief = "import gc, sys\ndef raised(numbers):\n    found = [o for o in gc.get_objects() if isinstance(o, dict)]\n"
-    thief += (
-        "    print([v for d in found for v in list(d.values()) if isinstance(v, str) and 'METADATA' in v])\n"
-    )
-    result = task.run(thief + "    return []")
+    thief = """
+import gc
+def raised(numbers):
+    for thing in gc.get_objects():
+        if isinstance(thing, dict):
+            print([v for v in list(thing.values()) if isinstance(v, str) and "METADATA =" in v])
+    return []
+"""
+    result = task.run(thief)
     assert not result.passed and "author" not in result.stdout and "42" not in result.stdout
 
 

@@ -1,5 +1,7 @@
 """Programs: tests that the model writes decide, hidden ones only count; the scripted demonstration."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from worlds import RuleModel, is_reflection
 
 from ai_learning.cli import main
 from ai_learning.errors import InputError
-from ai_learning.reflexion import Reflexion
+from ai_learning.reflexion import Reflexion, sandbox
 from ai_learning.reflexion.results import read_run
 from ai_learning.reflexion.scripted import PROGRAMS, ScriptedModel
 from ai_learning.reflexion.tasks.base import ProgrammingTask
@@ -119,6 +121,18 @@ def test_hostile_programs_only_fail() -> None:
         [ProgramTask(**{**vars(TASK), "timeout_s": 1.0})]
     )
     assert [(t.success, t.solved) for t in result.tasks[0].trials] == [(False, False)] * 2
+
+
+def test_where_nothing_holds_programs_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = sandbox.Sandbox(without=("namespaces", "bubblewrap", "landlock"))
+    monkeypatch.setattr(sandbox, "_shared", {os.getpid(): weak})
+    model = RuleModel(rule=Programmer())
+    with pytest.raises(InputError, match="no namespaces"):
+        Reflexion(model, trials=2).run([TASK])
+    assert not model.calls
+    trusted = Reflexion(model, trials=2, allow_unsafe=True).run([replace(TASK, allow_unsafe=True)])
+    assert trusted.tasks[0].solved
+    weak.close()
 
 
 # --- the demonstration -----------------------------------------------------------------------------

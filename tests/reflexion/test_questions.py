@@ -11,7 +11,7 @@ from worlds import LIBRARY
 from ai_learning.errors import InputError
 from ai_learning.reflexion.tasks.base import ActingTask, Attempt, TextEnvironment
 from ai_learning.reflexion.tasks.questions import (
-    Library,
+    Articles,
     QuestionEnvironment,
     QuestionTask,
     SearchTask,
@@ -91,6 +91,10 @@ def test_articles_may_come_from_everywhere(tmp_path: Path) -> None:
     (folder / "New_York.txt").write_text("New York is large. It has a harbour! Who knew?")
     found, _ = read_questions(data, articles=folder)[0].library.find("new york")  # type: ignore[attr-defined]
     assert found == ("New York", ("New York is large.", "It has a harbour!", "Who knew?"))
+    passages = read_questions(data, articles="builtin:reference")[0].library  # type: ignore[attr-defined]
+    article, _ = passages.find("how a generator yields values")
+    assert "generator" in " ".join(article[1]) and len(article[1]) > 1
+    assert passages.find("xyzzy") == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,6 @@ def test_finishing_and_nonsense(world: QuestionEnvironment) -> None:
 
 
 def test_an_empty_library_answers_too() -> None:
-    world = QuestionEnvironment(Library([]), "x")
+    world = QuestionEnvironment(Articles([]), "x")
     world.reset()
     assert world.step("Search[anything]")[0] == "There is no article 'anything'."

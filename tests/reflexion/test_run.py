@@ -1,10 +1,13 @@
 """The method, trial by trial: what the actor is shown, when trials end, what survives."""
 
 import json
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_server import FakeServer
+from langgraph.checkpoint.sqlite import SqliteSaver
 from worlds import Doors, RuleModel, berlin, cat, is_reflection, opens_in_order
 
 from ai_learning.errors import InputError
@@ -241,6 +244,57 @@ def test_the_world_is_played_again_when_a_trial_is_resumed(tmp_path: Path) -> No
     assert worlds[-1].seen == ["look around", "jump", "open red"]
 
 
+def test_each_trial_begins_in_a_new_world() -> None:
+    worlds: list[Doors] = []
+
+    def make() -> Doors:
+        worlds.append(Doors("red"))
+        return worlds[-1]
+
+    Reflexion(RuleModel(rule=opens_in_order), trials=3).run([EnvironmentTask("one", make)])
+    assert [world.seen for world in worlds] == [["open green"], ["open blue"], ["open red"]]
+    assert [world.resets for world in worlds] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("write", ["put", "put_writes"])
+def test_a_crash_at_any_write_repeats_no_answer_that_was_written(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    Reflexion(RuleModel(rule=opens_in_order), trials=2, out=whole).run([cat("blue")])
+    expected = (whole / "trace.jsonl").read_text().count("\n")
+    original = getattr(SqliteSaver, write)
+    writes = [0]
+
+    def fail_once(self: SqliteSaver, *args: Any, **kwargs: Any) -> Any:
+        writes[0] += 1
+        if writes[0] == at:
+            raise OSError("the disk is gone")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SqliteSaver, write, fail_once)
+    for at in range(1, 12):
+        writes[0] = 0
+        out = tmp_path / str(at)
+        model = RuleModel(rule=opens_in_order)
+        first = Reflexion(model, trials=2, out=out).run([cat("blue")])
+        assert "the disk is gone" in first.tasks[0].error
+        result = Reflexion(model, trials=2, out=out, resume=True).run([cat("blue")])
+        assert result.tasks[0].solved
+        assert len(model.calls) <= 3 + (write == "put_writes")
+        events = [event for event in read_trace(out / "trace.jsonl") if event.node != "error"]
+        assert [event.clock for event in events] == list(range(1, expected + 1))
+
+
+def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
+    settings = {"trials": 1, "out": tmp_path}
+    Reflexion(RuleModel(rule=opens_in_order), **settings).run([cat()])
+    for file in tmp_path.glob("checkpoints.sqlite*"):
+        file.write_bytes(b"no database " * 1000)
+    with pytest.raises(InputError, match=r"checkpoints.sqlite cannot be used: file is not a database"):
+        Reflexion(RuleModel(rule=opens_in_order), **settings, resume=True).run([cat()])
+
+
 @pytest.mark.parametrize("change", [{"trials": 5}, {"strategy": "none"}, {"window": 2}])
 def test_a_run_is_resumed_as_it_was(change: dict, tmp_path: Path) -> None:
     settings = {"strategy": "reflexion", "trials": 2, "window": 1, "out": tmp_path}
@@ -294,13 +348,23 @@ def test_a_torn_line_is_dropped_and_written_again(tmp_path: Path) -> None:
 
 def test_lines_lost_from_the_trace_come_back_from_the_checkpoints(tmp_path: Path) -> None:
     settings = {"trials": 3, "out": tmp_path}
-    Reflexion(RuleModel(rule=opens_in_order), **settings).run([cat()])
+    Reflexion(RuleModel(rule=opens_in_order), budget=Budget(max_calls=1), **settings).run([cat()])
     path = tmp_path / "trace.jsonl"
     whole = path.read_text()
-    path.write_text("".join(whole.splitlines(keepends=True)[:4]))
-    model = RuleModel(rule=opens_in_order)
-    Reflexion(model, **settings, resume=True).run([cat()])
-    assert path.read_text() == whole and model.calls == []
+    assert whole.count("\n") == 5
+    path.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    Reflexion(RuleModel(rule=opens_in_order), budget=Budget(max_calls=1), resume=True, **settings).run(
+        [cat()]
+    )
+    assert path.read_text() == whole
+
+
+def test_checkpoints_of_the_past_are_forgotten(tmp_path: Path) -> None:
+    model = RuleModel(rule=lambda s, u: f"Action: jump {len(u)}")
+    Reflexion(model, trials=3, most_actions=10, out=tmp_path).run([cat("a"), cat("b", "c")])
+    with sqlite3.connect(tmp_path / "checkpoints.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM checkpoints").fetchone() == (2,)
+        assert database.execute("SELECT count(*) FROM writes").fetchone() == (0,)
 
 
 def test_success_by_trial_counts_the_last_attempt_so_far() -> None:
@@ -310,8 +374,28 @@ def test_success_by_trial_counts_the_last_attempt_so_far() -> None:
     result.take(Event("a", 1, "evaluate", 1, data))
     result.take(Event("a", 2, "evaluate", 2, {**data, "success": True, "solved": True}))
     assert result.success_by_trial() == [0, 0.5, 0.5]
-    result.take(Event("b", 1, "evaluate", 1, {**data, "success": True, "solved": False}))
-    assert result.success_by_trial() == [0, 0.5, 0.5]
+    result.take(Event("b", 1, "evaluate", 1, {**data, "solved": True}))
+    assert result.success_by_trial() == [0.5, 1, 1]
+    result.take(Event("b", 2, "evaluate", 2, {**data, "success": True, "solved": False}))
+    assert result.success_by_trial() == [0.5, 0.5, 0.5]
+
+
+def test_a_seed_draws_again_in_each_trial_and_the_same_when_repeated() -> None:
+    drawn: list[int] = []
+
+    class Seeded(RuleModel):
+        seed: int = 5
+
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            drawn.append(kwargs["seed"])
+            return super()._generate(*args, **kwargs)
+
+    tasks = [cat("red", "a"), cat("red", "b")]
+    for _ in range(2):
+        Reflexion(Seeded(rule=lambda s, u: "Action: open green"), strategy="none", trials=3).run(tasks)
+    assert drawn[:6] == drawn[6:] and len(set(drawn)) == 6
+    Reflexion(Seeded(rule=lambda s, u: "Action: open green", seed=6), strategy="none", trials=3).run(tasks)
+    assert not set(drawn[:6]) & set(drawn[12:])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a run gives back: values, errors that teach, every shape of tests, and refusals."""
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -67,6 +68,15 @@ def test_errors_name_what_failed_and_the_values(code: str, tests: str, error: st
     assert not result.passed and not result.timed_out
     assert error in result.error
     assert "\n" not in result.error
+
+
+@pytest.mark.parametrize("error", ["EOFError", "ConnectionResetError", "BrokenPipeError", "OSError"])
+def test_exceptions_that_a_channel_raises_too_are_the_code_s_own(error: str) -> None:
+    tests = (
+        f"try:\n    f()\nexcept {error} as error:\n    assert str(error) == 'mine'\nelse:\n    assert False"
+    )
+    result = run_python(f"def f():\n    raise {error}('mine')", tests=tests)
+    assert result.passed, result.error
 
 
 HUMANEVAL = """
@@ -216,14 +226,17 @@ assert echo(values) is values
 loop = [1]; loop.append(loop)
 assert echo(loop)[1][1][0] == 1
 assert total(x * x for x in range(4)) == 14
-assert point() == (1, 2) and point().y == 2 and point() == Point(1, 2) and point()._asdict() == {"x": 1, "y": 2}
+assert point() == (1, 2) and point().y == 2 and point() == Point(1, 2)
+assert point()._asdict() == {"x": 1, "y": 2}
 assert Colour.RED is Colour.RED and Colour(1) == Colour.RED and Colour.RED.value == 1 and Size.BIG == 3
 assert Vector(1) + Vector(2, 3) == Vector(3, 3) and repr(Vector(1)) == "Vector(x=1, y=0)"
 assert nested()(2)(3) == 5
 counted(); counted()
 assert calls == 2
 assert half() == Fraction(1, 2) == 0.5 and letters("aab")["a"] == 2
-for value in (1 << 5000, -0.0, float("inf"), 1j, b"\\xff", {(1, 2): {3}}, frozenset({1}), range(3), None, ..., "\\ud800"):
+odd = [1 << 5000, -0.0, float("inf"), 1j, b"\\xff", {(1, 2): {3}}, frozenset({1})]
+odd += [range(3), None, ..., "\\ud800"]
+for value in odd:
     assert echo(value) == value and type(echo(value)) is type(value)
 assert math.isnan(echo(float("nan"))) and math.copysign(1, echo(-0.0)) == -1
 class Node:
@@ -231,6 +244,31 @@ class Node:
         self.value, self.left = value, left
 root = Node(1, Node(5))
 assert tree(root) is root.left and root.left.value == 2
+"""
+    result = run_python(code, tests=tests)
+    assert result.passed, result.error
+
+
+def test_values_nested_deeply_and_functions_that_recurse() -> None:
+    code = """
+def nest(n):
+    value = []
+    for _ in range(n): value = [value]
+    return value
+def depth(n):
+    return depth(n + 1)
+"""
+    tests = """
+value, n = nest(900), 0
+while value:
+    value, n = value[0], n + 1
+assert n == 900
+try:
+    depth(0)
+except RecursionError:
+    pass
+else:
+    assert False, "it ended"
 """
     result = run_python(code, tests=tests)
     assert result.passed, result.error
@@ -428,7 +466,7 @@ def test_plain_values_survive_the_wire(value: object) -> None:
 
 TREES = st.recursive(
     st.none() | st.integers() | st.text(max_size=6)
-    | st.sampled_from(["list", "dict", "set", "same", "int", "library", "Fraction", "Decimal", "range", "type", "bytes"]),
+    | st.sampled_from(["list", "dict", "set", "same", "int", "library", "Fraction", "range", "bytes"]),
     lambda inner: st.lists(inner, max_size=4),
     max_leaves=10,
 )  # fmt: skip
@@ -437,7 +475,5 @@ TREES = st.recursive(
 @settings(deadline=None, max_examples=200)
 @given(TREES)
 def test_nonsense_on_the_wire_is_refused_or_plain(tree: object) -> None:
-    try:
+    with contextlib.suppress(WireError):
         Decoder(refuse)(tree)
-    except WireError:
-        pass

@@ -1,7 +1,7 @@
 """Programs that mean harm: no verdict is forged, nothing is read, reached, filled or left behind.
 
-Every program runs behind namespaces and, as if the machine had none, behind Landlock and seccomp; and all again
-without root's rights, in a process of another user.
+Every program runs behind namespaces and, as if the machine had none, behind Landlock and seccomp; and all
+again without root's rights, in a process of another user.
 """
 
 import os
@@ -59,7 +59,7 @@ def test_attacks_are_held(sandbox: Sandbox, name: str, around: dict[str, object]
         assert "held" in result.stdout or "files" in result.error
 
 
-@pytest.mark.parametrize("tests", ["TESTS", "HUMANEVAL_TESTS", "UNITTEST_TESTS"])
+@pytest.mark.parametrize("tests", ["TESTS", "HUMANEVAL_TESTS", "TOLERANT_TESTS", "UNITTEST_TESTS"])
 @pytest.mark.parametrize("name", hostile.FORGERIES)
 def test_no_verdict_is_forged(sandbox: Sandbox, name: str, tests: str) -> None:
     if tests != "TESTS" and "namespaces" not in sandbox.walls:
@@ -73,8 +73,14 @@ def test_tests_keep_what_they_assign(sandbox: Sandbox) -> None:
     assert not sandbox.run(stop, "assert all(map(lambda x: f(x) == 4, [2, 3]))").passed
 
 
+def test_functions_of_the_tests_do_not_open_the_judge(sandbox: Sandbox) -> None:
+    result = sandbox.run(hostile.CURIOUS, hostile.CURIOUS_TESTS)
+    assert result.passed, result.error
+    assert result.stdout.count("held") == 20 and "ESCAPED" not in result.stdout
+
+
 def test_the_truth_passes_the_same_tests(sandbox: Sandbox) -> None:
-    for tests in (hostile.TESTS, hostile.HUMANEVAL_TESTS, hostile.UNITTEST_TESTS):
+    for tests in (hostile.TESTS, hostile.HUMANEVAL_TESTS, hostile.TOLERANT_TESTS, hostile.UNITTEST_TESTS):
         result = sandbox.run("def f(x): return x * x", tests, entry_point="f")
         assert result.passed, result.error
 

@@ -10,9 +10,9 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
 from ai_learning.reflexion.tasks.environments import EnvironmentTask
-from ai_learning.reflexion.tasks.questions import Library, QuestionTask, SearchTask
+from ai_learning.reflexion.tasks.questions import Articles, QuestionTask, SearchTask
 
-LIBRARY = Library(
+LIBRARY = Articles(
     [
         ("Berlin", ("Berlin is a city.", "It is in Germany.", "It has a river.")),
         ("Paris", ("Paris is a city.", "It is in France.")),

@@ -25,6 +25,7 @@ from ai_learning.toolformer import (
     strip_calls,
     training_rows,
 )
+from ai_learning.toolformer.annotate import choose_places
 
 from .conftest import SUMS, annotated
 
@@ -62,6 +63,12 @@ def test_places_are_the_likeliest_above_the_threshold(writer: GPTModel) -> None:
             assert text[: c.offset] == writer.decode(ids[: c.position])
     place = max(range(len(ids)), key=p.__getitem__)
     assert writer.decode(ids[:place]) == text[: text.rindex(" ")]  # it has learnt where calls belong
+
+
+def test_the_threshold_itself_is_not_above_it() -> None:
+    assert choose_places([0.05, 0.06, 0.0], 0.05, 5) == [1]
+    assert choose_places([0.3, 0.2, 0.4, 0.1], 0.0, 2) == [0, 2]
+    assert choose_places([], 0.0, 2) == []
 
 
 def test_a_document_gets_the_same_calls_in_any_company(writer: GPTModel) -> None:

@@ -30,8 +30,8 @@ from ai_learning.toolformer import (
     generate_with_tools,
 )
 from ai_learning.toolformer.calls import BYTES, MARKED
+from ai_learning.toolformer.draws import sampler, uniforms
 from ai_learning.toolformer.ends import CallEnd
-from ai_learning.toolformer.models import sampler, uniforms
 from ai_learning.toolformer.prompts import PROMPTS, prompt
 
 
@@ -131,6 +131,17 @@ def test_the_marks_fit_the_tokenizer(ours: GPTModel) -> None:
     assert as_language_model(lm) is lm
 
 
+def test_ids_that_round_the_vocabulary_up_are_no_text(ours: GPTModel) -> None:
+    padded = GPT(GPTConfig(vocab_size=320, block_size=48, n_layer=1, n_head=1, n_embd=8))
+    lm = GPTModel(padded, ours.tokenizer)
+    assert lm.decode([lm.start_id, 319]) == " ["
+    assert (
+        generate_with_tools(lm, "3 +", [Calculator()], max_new_tokens=20, top_k=320, temperature=3.0)
+        is not None
+    )
+    annotate(lm, ["3 + 4 in all"], [Calculator()], settings=Settings(0.0, 0.0, 3, 3))
+
+
 def test_a_mark_inside_a_longer_token_ends_the_call(ours: GPTModel) -> None:
     """As ``)]`` in GPT-2's vocabulary."""
     end = CallEnd(ours)
@@ -167,6 +178,12 @@ def test_any_causal_model_is_annotated_and_writes(kind: str, ours: GPTModel, tmp
     assert [c.call for c in together[0].candidates] == [c.call for c in alone[0].candidates]
     found = generate_with_tools(lm, ["3 + 4 =", "7"], [Calculator()], max_new_tokens=5, top_k=V)
     assert len(found) == 2 and all(len(g.uses) <= 1 for g in found)
+
+
+def test_text_of_transformers_special_tokens_is_text(theirs: TransformersModel) -> None:
+    ids = theirs.encode("a<|endoftext|> ,")
+    assert theirs.eos_id not in ids and theirs.decode(ids) == "a<|endoftext|> ,"
+    assert theirs.mark("<|endoftext|>") == [theirs.eos_id]
 
 
 def test_prompts_have_the_papers_structure() -> None:

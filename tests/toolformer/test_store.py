@@ -203,8 +203,9 @@ def stopped_on_the_way(args: list[object], out: Path, how: signal.Signals) -> in
     return process.returncode
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_interrupted_and_resumed(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
 ) -> None:
     (tmp_path / "data.txt").write_text("\n".join(SUMS * 12))
     out = tmp_path / "out"
@@ -218,16 +219,18 @@ def test_killed_interrupted_and_resumed(
         "--out",
         out,
     ]
-    options += ["--part-size", 3, "--k", 2, "--m", 2, "--format", "jsonl"]
+    options += ["--part-size", 3, "--k", 2, "--m", 2, "--format", "jsonl", "--num-processes", processes]
     assert stopped_on_the_way(options, out, signal.SIGKILL) == -9
-    assert main(["toolformer", "annotate", *map(str, options)]) == 2
-    assert "already holds an annotation: --resume it" in capsys.readouterr().err
-    (out / ".part-00000-of-00001-000099.jsonl.1.ab.tmp").write_text("half")
+    if processes == 1:
+        assert main(["toolformer", "annotate", *map(str, options)]) == 2
+        assert "already holds an annotation: --resume it" in capsys.readouterr().err
+        assert main(["toolformer", "annotate", "--resume", "--out", str(out), "--m", "3"]) == 2
+        assert "annotated with m=2, not 3" in capsys.readouterr().err
+    (out / f".part-00000-of-0000{processes}-000099.jsonl.1.ab.tmp").write_text("half")
     assert stopped_on_the_way(["--resume", "--out", out], out, signal.SIGINT) == 130
-    assert 4 * 3 <= len(list(AnnotatedCorpus(out))) < len(SUMS) * 12
-    assert main(["toolformer", "annotate", "--resume", "--out", str(out), "--m", "3"]) == 2
-    assert "annotated with m=2, not 3" in capsys.readouterr().err
+    shards = AnnotatedCorpus(out, 0, processes)
+    assert 4 * 3 <= len(list(shards)) < len(SUMS) * 12
     assert main(["toolformer", "annotate", "--resume", "--out", str(out)]) == 0
-    counts = Counter(document.id for document in AnnotatedCorpus(out))
+    counts = Counter(document.id for document in shards)
     assert counts == Counter(str(n) for n in range(len(SUMS) * 12))
     assert not [file for file in out.iterdir() if file.name.endswith(".tmp")]

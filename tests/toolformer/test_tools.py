@@ -26,6 +26,7 @@ from ai_learning.toolformer import (
     Tool,
     WikiSearch,
     from_langchain,
+    parse_call,
     run_call,
 )
 from ai_learning.toolformer.search import passages, shorten
@@ -341,6 +342,42 @@ def test_langchain_tools_are_ours() -> None:
     assert run_call(Call("wrap", '{"a": 1}'), tools) == '<{"a": 1}>'
     assert run_call(Call("C2", "1+1"), tools) == "2"
     assert from_langchain(reverse, name="Back").name == "Back"
+
+
+def test_langchain_tools_of_other_forms() -> None:
+    """A second argument with a default, none at all, and one that only has a coroutine."""
+
+    @tool
+    def repeat(text: str, times: int = 2) -> str:
+        """Says it again."""
+        return text * times
+
+    @tool
+    def clock() -> str:
+        """Tells the time."""
+        return "noon"
+
+    @tool
+    async def slow(text: str) -> str:
+        """Comes later."""
+        return f"later {text}"
+
+    @tool
+    def number(text: str) -> int:
+        """Counts."""
+        return len(text)
+
+    odd = number.model_copy(update={"name": "3 times"})
+    assert parse_call(f"{from_langchain(odd).name}(x)") == Call("_3_times", "x")
+    assert [from_langchain(t)("ab") for t in (repeat, clock, slow, number)] == [
+        "abab",
+        "noon",
+        "later ab",
+        "2",
+    ]
+
+
+def test_what_is_no_tool_is_refused() -> None:
     with pytest.raises(ValueError, match="two tools"):
         as_tools([Calculator(), Calculator()])
     with pytest.raises(ValueError, match="neither"):

@@ -100,9 +100,8 @@ class Trial:
         for step, slip in zip(self.steps[1:], self.slipped, strict=True):
             words = TOKENIZER.encode(step_text(step))
             ids += words
-            learn += [not slip] * 3 + [False] * (
-                len(words) - 3
-            )  # verb, noun, and that it is the world's turn
+            world = len(words) - 3  # after a verb, a noun and "Observation:"
+            learn += [not slip] * 3 + [False] * world
         if not self.success and not self.strategy.shows_attempt:
             asked = reflector_prompt(self.task, self.memory, self.steps)
             words = TOKENIZER.encode(f"{teacher.reflect(asked, rng)} {END}")

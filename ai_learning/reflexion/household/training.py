@@ -1,5 +1,6 @@
 """Train the one model that acts and reflects, on demonstrations that are made as they are needed."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 from ...loss import next_token_loss
 from ...model import GPTConfig
 from ...optim import lr_factor, muon_with_adamw
+from ...train import DivergedError
 from .demonstrations import Demonstration, demonstrate
 from .model import LookBackGPT
 from .text import WORDS
@@ -108,6 +110,8 @@ def school(
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor
         loss = next_token_loss(model, *next(source))
+        if not math.isfinite(loss.item()):
+            raise DivergedError(f"the loss became {loss.item()} in step {step + 1}: lower the learning rates")
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -8,5 +8,6 @@ Read in this order:
 - ``worker.py``: the untrusted side, which runs the code
 - ``supervisor.py``: starts both, watches clock, memory and output, kills everything
 - ``server.py``: the fork server, once a process, and what it could put in force
-- ``jail.py`` (namespaces), ``seccomp.py``, ``landlock.py``, ``limits.py``, ``linux.py`` (system calls): the walls
+- ``jail.py`` (namespaces), ``seccomp.py``, ``landlock.py``, ``limits.py``, ``linux.py`` (system calls): the
+  walls
 """

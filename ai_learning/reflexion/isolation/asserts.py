@@ -91,7 +91,10 @@ def show(value: Any) -> str:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """``assert l == r, m`` → ``__at__(n)`` and ``if not ((a := l) == (b := r)): raise __failed__(n, (a, b), m)``."""
+    """``assert l == r, m`` becomes
+
+    ``__at__(n)`` and ``if not ((a := l) == (b := r)): raise __failed__(n, (a, b), m)``.
+    """
 
     def __init__(self, tests: Tests) -> None:
         self.tests = tests

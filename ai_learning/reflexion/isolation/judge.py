@@ -1,8 +1,9 @@
 """The trusted process: it runs the tests, and calls the code, which lives in another process.
 
-Tests and expected values are never in the memory of the process that runs the code. It answers calls with plain
-data, and the comparison happens here. So there is nothing in there to patch, overwrite, find or imitate: to pass,
-the code must return the right values. The verdict leaves on a channel that only this process has.
+Tests and expected values are never in the memory of the process that runs the code. It answers calls with
+plain data, and the comparison happens here. So there is nothing in there to patch, overwrite, find or
+imitate: to pass, the code must return the right values. The verdict leaves on a channel that only this
+process has.
 """
 
 import importlib
@@ -22,7 +23,7 @@ from typing import Any
 from .asserts import FILE, TestFailedError, Tests, is_builtin, show
 from .peer import PRINTED, Peer
 from .remote import Remote
-from .wire import Tree, WireError, receive, send
+from .wire import DEPTH, ClosedError, Tree, WireError, receive, send
 
 PROGRAM = 0
 """the worker's handle for the function that runs the code"""
@@ -68,7 +69,7 @@ class Judge(Peer):
                 raise
             # Tests like all(map(…)) would take it for the end of their cases.
             raise RuntimeError("the code raised StopIteration") from error
-        except (EOFError, ConnectionError, struct.error):
+        except ClosedError:
             self.broken = "the code ended its own process"
         except WireError as error:
             if "too large to compare" in str(error):
@@ -127,6 +128,7 @@ class Judge(Peer):
 
 def judge(control: socket.socket, channel: socket.socket, worker: int, progress: mmap) -> None:
     """Receive a program and its tests, judge it, and send the verdict."""
+    sys.setrecursionlimit(DEPTH)
     request = receive(control)
     peer = Judge(channel)
     verdict = {"passed": False, "error": "", "exit_code": 0}
@@ -170,14 +172,16 @@ def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict
         raise WorkerGone(peer.broken)
     peer.namespace = _chosen(found, request["entry_point"])
     # What tests assign is theirs, though it may be the same object (True, 4, "") as the code's.
-    peer.watched = {name: value for name, value in peer.namespace.items() if name not in (tests and tests.assigned or ())}
+    assigned = tests.assigned if tests else set()
+    peer.watched = {name: value for name, value in peer.namespace.items() if name not in assigned}
     return ""
 
 
 def _chosen(found: dict[str, Any], entry_point: str | None) -> dict[str, Any]:
     """The code's names that tests see: its ``abs`` or ``math`` do not hide the true ones.
 
-    Unless that is the very function under test: named so, or the only thing that the tests take from the code.
+    Unless that is the very function under test: named so, or the only thing that the tests take from the
+    code.
     """
 
     def is_python_s(name: str) -> bool:
@@ -206,7 +210,7 @@ def _run_tests(peer: Judge, request: dict[str, Any], tests: Tests, progress: mma
     namespace = module.__dict__
     namespace |= {**peer.namespace, "__at__": at, "__failed__": TestFailedError}
     peer.namespace = namespace
-    unittest.main = lambda *_, **__: None  # type: ignore[assignment, misc] - classes are found below
+    setattr(unittest, "main", lambda *_, **__: None)  # noqa: B010 - classes are found below
     try:
         exec(tests.code, namespace)
         for name, function in tests.functions.items():
@@ -242,15 +246,16 @@ def _run_case(case: type[unittest.TestCase], tests: Tests) -> str:
     errors: list[str] = []
 
     class Result(unittest.TestResult):
-        def addError(self, test: Any, error: Any) -> None:  # noqa: N802
-            errors.append(f"{test.id().removeprefix('tests.')}: {_explain(error[1], tests)}")
+        def addError(self, test: Any, err: Any) -> None:  # noqa: N802
+            errors.append(f"{test.id().removeprefix('tests.')}: {_explain(err[1], tests)}")
             self.stop()
 
-        addFailure = addError
+        def addFailure(self, test: Any, err: Any) -> None:  # noqa: N802
+            self.addError(test, err)
 
-        def addSubTest(self, test: Any, subtest: Any, error: Any) -> None:  # noqa: N802
-            if error is not None:
-                self.addError(subtest, error)
+        def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+            if err is not None:
+                self.addError(subtest, err)
 
         def addUnexpectedSuccess(self, test: Any) -> None:  # noqa: N802
             errors.append(f"{test.id()}: it was expected to fail")

@@ -27,7 +27,7 @@ class Limits:
     """all files; also at most `files` of them"""
     files: int = 8192
     stdout_kb: int = 256
-    """kept of each of stdout and stderr; beyond it the middle is left out"""
+    """kept of each of stdout and stderr, from the beginning"""
     output_mb: int = 16
     """a program that writes more is stopped"""
 

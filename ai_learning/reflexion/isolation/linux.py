@@ -97,7 +97,7 @@ def unmount(target: str) -> None:
 
 
 def make_read_only(target: str) -> None:
-    """Make a bind mount and all that is mounted below it read-only, without set-user-id programs and devices."""
+    """Make a bind mount and all mounted below it read-only, without set-user-id programs and devices."""
     attributes = (ctypes.c_uint64 * 4)(MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
     try:
         syscall(

@@ -1,8 +1,8 @@
 """Using functions and objects that live in the other process: requests, replies, handles.
 
-Both sides use this file. Plain data is copied (``wire.py``); anything else stays where it is, and the other side
-gets a `Remote` that asks for everything it does. Lists, dicts and sets given as arguments hold afterwards what
-the other side left in them, as if it had been one process.
+Both sides use this file. Plain data is copied (``wire.py``); anything else stays where it is, and the other
+side gets a `Remote` that asks for everything it does. Lists, dicts and sets given as arguments hold
+afterwards what the other side left in them, as if it had been one process.
 """
 
 import builtins
@@ -85,7 +85,7 @@ class Peer:
         """Have the other side do something with an object of its own; serve what it asks meanwhile.
 
         Raises:
-            EOFError: the other side is gone.
+            ClosedError: the other side is gone.
             WireError: it sent something that is no message.
             BaseException: what was raised there.
         """
@@ -105,7 +105,9 @@ class Peer:
         _, operation, *sent, options = message
         read = Decoder(self.resolve)
         values: list[Any] = []
-        value, extra, raised = None, {}, None
+        value: Any = None
+        raised: BaseException | None = None
+        extra: dict[str, Any] = {}
         try:
             values = [read(tree) for tree in sent]
             target, arguments, named = values
@@ -170,16 +172,17 @@ class Peer:
 
     def export(self, value: Any) -> Tree:
         """A tree for what is not plain data: an object of ours, or one that came from the other side."""
-        kind = type(value)
+        kind: type = type(value)
         if kind is Remote:
             return ["yours", Remote.handle_of(value)]
         if issubclass(kind, type) and issubclass(value, BaseException):
+            name = str(value.__name__)
             if value in self._mirrors:
                 return ["yours", self._mirrors[value]]
-            if getattr(builtins, value.__name__, None) is value:
-                return ["exception", value.__name__]
+            if vars(builtins).get(name) is value:
+                return ["exception", name]
             bases = [self.export(base) for base in value.__bases__ if issubclass(base, BaseException)]
-            return ["mine", self.give(value), value.__name__, "exception", bases]
+            return ["mine", self.give(value), name, "exception", bases]
         copied = like.plain(value)
         if copied is not None:
             remote = like.remote_of(value)
@@ -193,8 +196,7 @@ class Peer:
                 self.give(value),
                 kind.__name__,
             ]
-        name = value.__name__ if issubclass(kind, type) else kind.__name__
-        return ["mine", self.give(value), name, "object"]
+        return ["mine", self.give(value), (value if issubclass(kind, type) else kind).__name__, "object"]
 
     def resolve(self, tree: Tree) -> Any:
         """The object that a tree stands for."""

@@ -1,11 +1,11 @@
 """Objects of the other process, seen from this one.
 
 The rule that keeps verdicts honest: an object of the other side never takes part in comparing or calculating
-with a plain value. ``remote == 3`` is false without asking, ``remote - 3`` is an error. Otherwise an object that
-claims to equal everything would pass every test, and an operator would tell it what was expected.
+with a plain value. ``remote == 3`` is false without asking, ``remote - 3`` is an error. Otherwise an object
+that claims to equal everything would pass every test, and an operator would tell it what was expected.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ class Remote:
     def _with(self, operation: str, other: Any) -> Any:
         if type(other) is not Remote:
             raise TypeError(
-                f"an object of the code's own class {self._name} cannot be compared or calculated with a plain value"
+                f"an object of the code's own class {self._name} cannot be compared or calculated with "
+                "a plain value"
             )
         return self._ask(operation, other)
 
     def __call__(self, /, *arguments: Any, **named: Any) -> Any:
+        """Call it over there."""
         return self._peer.request("call", self, *arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
@@ -97,30 +99,38 @@ for _name in ("lt", "le", "gt", "ge", "add", "sub", "mul", "matmul", "truediv", 
     setattr(Remote, f"__{_name}__", _binary(_name))
 
 
+# How to read the plain value out of an instance of a subclass, whatever its class overrides.
+_READ: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    list: lambda value: list(list.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+}
+
+
 class like:  # noqa: N801 - a name space
     """Instances of subclasses of plain types (named tuples, IntEnum …): their plain value is what counts."""
 
-    BASES = (int, float, str, bytes, tuple, list, dict, set, frozenset)
     _classes: dict[tuple[str, str], type] = {}  # noqa: RUF012
 
     @staticmethod
     def plain(value: Any) -> tuple[type, Any] | None:
         """The plain type that a value's class derives from, and its value as such."""
-        for base in like.BASES:
+        for base, read in _READ.items():
             if isinstance(value, base):
-                if base in (tuple, list, set, frozenset):
-                    return base, base(base.__iter__(value))  # type: ignore[attr-defined]
-                if base is dict:
-                    return base, dict(dict.items(value))
-                convert = {int: int.__int__, float: float.__float__, str: str.__str__}.get(base, bytes)
-                return base, convert(value)  # type: ignore[operator]
+                return base, read(value)
         return None
 
     @staticmethod
     def build(base: str, plain: Any, name: str, remote: Remote) -> Any:
         """A value of a subclass made here: compared as plain data, other attributes asked for."""
         kind = type(plain)
-        if kind not in like.BASES or kind.__name__ != base:
+        if kind not in _READ or kind.__name__ != base:
             raise TypeError("not a plain value")
         key = (base, str(name))
         if key not in like._classes:

@@ -1,7 +1,7 @@
 """The fork server: one small, single-threaded process that makes a fresh, walled-in pair for each run.
 
-It is started once with a clean environment, finds out which walls the machine offers, goes behind them, and then
-forks: no interpreter start, and no fork of a caller that may have threads and a GPU.
+It is started once with a clean environment, finds out which walls the machine offers, goes behind them, and
+then forks: no interpreter start, and no fork of a caller that may have threads and a GPU.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""One run: start judge and worker behind the walls, watch clock, memory and output, kill everything, report."""
+"""One run: start judge and worker behind the walls, watch clock, memory and output, kill all, report."""
 
 import contextlib
+import errno
 import os
 import selectors
-import shutil
 import signal
 import socket
 import struct
@@ -16,7 +16,7 @@ from typing import Any
 from . import jail, landlock, limits, linux, seccomp
 from .judge import judge
 from .limits import MIB, Limits, Users
-from .wire import receive, send
+from .wire import ClosedError, receive, send
 from .worker import work
 
 _TICK = 0.05
@@ -88,11 +88,10 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
     finally:
         _kill(pid, walls, proc)
         if not walls.namespaces:
-            _disk_use(folder)  # opens folders that were closed
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     watch.drain()
     stdout, stderr = watch.outputs
-    result = {
+    result: dict[str, Any] = {
         "passed": False,
         "error": "",
         "exit_code": None,
@@ -138,7 +137,8 @@ class _Watch:
             return self._from_judge() or _unexpected()
         started = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            for source in (self.job, self.control, *self.streams):
+            sources: list[Any] = [self.job, self.control, *self.streams]
+            for source in sources:
                 selector.register(source, selectors.EVENT_READ)
             while True:
                 left = self.settings.timeout_s - (time.monotonic() - started)
@@ -170,7 +170,7 @@ class _Watch:
     def _from_judge(self) -> dict[str, Any] | None:
         try:
             message = receive(self.control)
-        except (EOFError, OSError):
+        except (ClosedError, OSError):
             return _unexpected()
         if "asserts" in message:
             self.asserts = message["asserts"]
@@ -310,23 +310,51 @@ def _read_file(path: str, folder: int) -> bytes:
         os.close(descriptor)
 
 
-def _disk_use(folder: str) -> tuple[int, int]:
-    """(bytes, files) below a folder; folders that the program closed to us are opened."""
-    size = count = 0
-    waiting = [folder]
+def _disk_use(folder: str) -> tuple[float, float]:
+    """(bytes, files) below a folder, while its owner may be exchanging folders for links: only by handles."""
+    size = count = 0.0
+    waiting = [os.open(folder, os.O_PATH | os.O_DIRECTORY)]
     while waiting:
-        current = waiting.pop()
-        with contextlib.suppress(OSError):
-            if os.stat(current).st_mode & 0o700 != 0o700:
-                os.chmod(current, 0o700)
-            with os.scandir(current) as entries:
-                for entry in entries:
+        handle = waiting.pop()
+        try:
+            if os.geteuid() != 0 and os.stat(handle).st_mode & 0o700 != 0o700:
+                os.chmod(f"/proc/self/fd/{handle}", 0o700)  # a folder that cannot be listed hides its size
+            listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
+            try:
+                for entry in os.scandir(listing):
                     count += 1
-                    with contextlib.suppress(OSError):
-                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+                        waiting.append(os.open(entry.name, flags, dir_fd=listing))
+            finally:
+                os.close(listing)
+        except OSError as error:
+            if error.errno == errno.EMFILE:  # more folders side by side than a program can want
+                size = count = float("inf")
+        finally:
+            os.close(handle)
     return size, count
+
+
+def _remove(folder: str) -> None:
+    """Delete a folder, however deep and whatever its modes; nobody works in it any more."""
+    waiting, moved = [folder], 0
+    with contextlib.suppress(OSError):
+        while waiting:
+            current = waiting.pop()
+            with os.scandir(current) as entries:
+                for entry in list(entries):
+                    if entry.is_dir(follow_symlinks=False):  # to the top, so that no path grows too long
+                        os.chmod(entry.path, 0o700)
+                        moved += 1
+                        waiting.append(f"{folder}/{moved}.to-delete")
+                        os.rename(entry.path, waiting[-1])
+                    else:
+                        os.unlink(entry.path)
+            if current != folder:
+                os.rmdir(current)
+        os.rmdir(folder)
 
 
 def _make_folder(users: Users) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_FRAME = 64 * 1024 * 1024
+DEPTH = 6000
+"""Python's recursion limit while values are written and read: they may be nested a thousand times"""
 _BIG = 1 << 63  # beyond it decimal digits would be slow to read, and CPython limits them
 
 Tree = Any
@@ -45,23 +47,35 @@ _LIBRARY: dict[str, tuple[type, Callable[[Any], tuple[Any, ...]]]] = {
 _LIBRARY_NAMES = {kind: name for name, (kind, _) in _LIBRARY.items()}
 
 
+class ClosedError(Exception):
+    """The other side is gone. A class of its own: code may raise EOFError and ConnectionError as it likes."""
+
+
 class WireError(Exception):
     """The other process sent something that is no message."""
 
 
 def send(channel: socket.socket, message: Tree) -> None:
-    """Write one message."""
+    """Write one message.
+
+    Raises:
+        ClosedError: the other side is gone.
+        WireError: the message is too large.
+    """
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     if len(body) > MAX_FRAME:
         raise WireError(f"a value of {len(body) / 1e6:.0f} MB is too large to compare")
-    channel.sendall(struct.pack(">I", len(body)) + body)
+    try:
+        channel.sendall(struct.pack(">I", len(body)) + body)
+    except ConnectionError as error:
+        raise ClosedError from error
 
 
 def receive(channel: socket.socket) -> Tree:
     """Read one message.
 
     Raises:
-        EOFError: the other side is gone.
+        ClosedError: the other side is gone.
         WireError: what came is no message.
     """
     (length,) = struct.unpack(">I", _exactly(channel, 4))
@@ -85,7 +99,8 @@ class Encoder:
         self.next = first
 
     def __call__(self, value: Any) -> Tree:
-        kind = type(value)
+        """The tree of a value."""
+        kind: type = type(value)
         if value is None or kind in (bool, str):
             return value
         if kind is int:
@@ -107,7 +122,7 @@ class Encoder:
         if kind in _LIBRARY_NAMES and getattr(value, "tzinfo", None) is None:
             name = _LIBRARY_NAMES[kind]
             return ["library", name, [self(a) for a in _LIBRARY[name][1](value)]]
-        if kind is type and BUILTIN_TYPES.get(value.__name__) is value:
+        if kind is type and value in BUILTIN_TYPES.values():
             return ["type", value.__name__]
         if value is Ellipsis or value is NotImplemented:
             return ["constant", repr(value)]
@@ -139,6 +154,7 @@ class Decoder:
         self.containers: dict[int, Any] = dict(known or {})
 
     def __call__(self, tree: Tree) -> Any:
+        """The value of a tree; `WireError` for what is none."""
         if not isinstance(tree, list):
             if isinstance(tree, dict):
                 raise WireError("not a value")
@@ -174,7 +190,7 @@ class Decoder:
         return self.resolve([kind, *rest])
 
     def _container(self, kind: type, number: int, content: Tree) -> Any:
-        value = self.containers.get(number)
+        value: Any = self.containers.get(number)
         if type(value) is not kind:
             value = self.containers[number] = kind()
         # Read before emptying: an item may be the container itself.
@@ -197,9 +213,12 @@ class Decoder:
 def _exactly(channel: socket.socket, count: int) -> bytes:
     parts = []
     while count:
-        part = channel.recv(min(count, 1 << 20))
+        try:
+            part = channel.recv(min(count, 1 << 20))
+        except ConnectionError as error:
+            raise ClosedError from error
         if not part:
-            raise EOFError
+            raise ClosedError
         parts.append(part)
         count -= len(part)
     return b"".join(parts)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .peer import PRINTED, Peer
-from .wire import Tree, receive
+from .wire import DEPTH, ClosedError, Tree, receive
 
 FILE = "<code>"
 
@@ -77,6 +77,14 @@ class Worker(Peer):
                 extra[name] = known[name]
         return value, extra
 
+    def _reply(self, *told: Any) -> None:
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(before, DEPTH))
+        try:
+            super()._reply(*told)
+        finally:
+            sys.setrecursionlimit(before)
+
     def trace(self, error: BaseException) -> str:
         """The code's own lines on the way to the exception, the last three."""
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
@@ -105,7 +113,7 @@ def work(channel: socket.socket) -> None:
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "replace", write_through=True)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.argv = ["main.py"]
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(ClosedError, OSError):
         while True:
             worker.serve(receive(channel))
     os._exit(0)

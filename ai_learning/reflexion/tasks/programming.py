@@ -33,6 +33,8 @@ class ProgramTask:
         entry_point: the function that the tests call.
         hidden_tests: Python; never shown.
         solution: the data set's own program; never shown.
+        timeout_s: for the hidden tests.
+        allow_unsafe: run them even where the machine cannot isolate the program.
     """
 
     id: str
@@ -42,9 +44,10 @@ class ProgramTask:
     solution: str = field(default="", repr=False)
     kind: str = "programming"
     timeout_s: float = TIMEOUT_S
+    allow_unsafe: bool = False
 
     def program(self, answer: str) -> str:
-        """A program of a model's answer: the whole function, or only its body as a continuation of the prompt.
+        """A program of a model's answer: the whole function, or only its body that continues the prompt.
 
         What stands in the prompt before the function (imports, helpers) is put before an answer that repeats
         the function without it.
@@ -61,6 +64,7 @@ class ProgramTask:
             tests=self.hidden_tests,
             timeout_s=self.timeout_s,
             entry_point=self.entry_point,
+            allow_unsafe=self.allow_unsafe,
         )
 
     def evaluate(self, attempt: Attempt) -> Verdict:
@@ -75,7 +79,8 @@ def read_humaneval(path: Path | str) -> list[ProgramTask]:
     """Tasks from HumanEval's JSONL (also .gz, JSON or Parquet), or any file with its columns.
 
     Args:
-        path: rows with ``task_id``, ``prompt``, ``entry_point`` and ``test``; ``canonical_solution`` may lack.
+        path: rows with ``task_id``, ``prompt``, ``entry_point`` and ``test``; ``canonical_solution`` may
+        lack.
 
     Raises:
         InputError: a file that cannot be read, or a row that is no task.

@@ -10,14 +10,18 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError
 from ..actors import finish_of
 from .base import Attempt, TextEnvironment, Verdict
+
+if TYPE_CHECKING:
+    from ...toolformer import WikiSearch
 
 SENTENCES = 5
 """of an article that a search shows"""
@@ -64,7 +68,7 @@ class SearchTask(QuestionTask):
         library: where it searches.
     """
 
-    library: "Library" = field(default_factory=lambda: Library([]), repr=False)
+    library: "Library" = field(default_factory=lambda: Articles([]), repr=False)
 
     def environment(self) -> TextEnvironment:
         """A reader with the library."""
@@ -125,51 +129,75 @@ class QuestionEnvironment:
         return next(self._found, f"No more results for {words!r}.")
 
 
-class Library:
-    """Articles by title, and by their words where no title fits.
+class Library(Protocol):
+    """What a reader can search."""
+
+    def find(self, words: str) -> tuple[Article | None, list[str]]:
+        """An article, or else titles that come close."""
+
+
+class Articles:
+    """Articles by title; where no title fits, the titles of those whose words fit best.
 
     Args:
         articles: titles and sentences; of two with one title the first is kept.
-        ranked: from words to titles, best first; BM25 over the articles when ``None``.
     """
 
-    def __init__(
-        self, articles: Iterable[Article], ranked: Callable[[str, int], list[str]] | None = None
-    ) -> None:
-        self.articles: dict[str, Article] = {}
+    def __init__(self, articles: Iterable[Article]) -> None:
+        self.by_title: dict[str, Article] = {}
         for title, sentences in articles:
-            self.articles.setdefault(title.strip().lower(), (title, sentences))
-        self._ranked = ranked or self._bm25
+            self.by_title.setdefault(title.strip().lower(), (title, sentences))
 
     def find(self, words: str) -> tuple[Article | None, list[str]]:
-        """The article with that title, or else titles of the five that fit best."""
-        exact = self.articles.get(words.strip().lower())
-        if exact:
+        """The article of that title, or else the titles of the five that fit best."""
+        exact = self.by_title.get(words.strip().lower())
+        if exact or not self.by_title:
             return exact, []
-        return None, self._ranked(words, 5) if words.strip() and self.articles else []
+        return None, [self._titles[passage] for passage, _ in self._search.search(words, 5)]
 
-    def _bm25(self, words: str, k: int) -> list[str]:
-        import bm25s
+    @cached_property
+    def _titles(self) -> dict[str, str]:
+        """Titles by what the search returns: title and text in one line."""
+        return {
+            " ".join(f"{title} {' '.join(sentences)}".split()): title
+            for title, sentences in self.by_title.values()
+        }
 
-        if not hasattr(self, "_index"):
-            texts = [f"{title} {' '.join(sentences)}" for title, sentences in self.articles.values()]
-            self._index = bm25s.BM25()
-            self._index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
-        tokens = bm25s.tokenize(words, show_progress=False)
-        places, scores = self._index.retrieve(tokens, k=min(k, len(self.articles)), show_progress=False)
-        titles = [title for title, _ in self.articles.values()]
-        return [titles[int(i)] for i, score in zip(places[0], scores[0], strict=True) if score > 0]
+    @cached_property
+    def _search(self) -> "WikiSearch":
+        from ...toolformer import WikiSearch  # brings torch, and builds an index: only when it is needed
+
+        return WikiSearch(self._titles, passage_words=max(len(text) for text in self._titles))
+
+
+class Passages:
+    """Text without titles: whatever is searched, the passage that fits best is found.
+
+    Args:
+        source: a file, a folder, ``builtin:reference``, or ``hf:NAME``, as in ``text.py``.
+    """
+
+    def __init__(self, source: str) -> None:
+        from ...toolformer import WikiSearch
+
+        self._search = WikiSearch(source)
+
+    def find(self, words: str) -> tuple[Article | None, list[str]]:
+        """The best passage, cut into sentences."""
+        found = self._search.search(words, 1)
+        return (("", _sentences(found[0][0])) if found else None), []
 
 
 def read_questions(
-    path: Path | str, *, articles: Path | str | None = None, shared: bool = False
+    path: Path | str, *, articles: str | Path | None = None, shared: bool = False
 ) -> list[QuestionTask]:
     """Questions from a file: HotPotQA's JSON, or its rows as JSONL or Parquet, as on the Hugging Face hub.
 
     Args:
         path: the file.
-        articles: a folder of text files to search in place of the questions' own paragraphs; a file's name is
-            its title.
+        articles: what to search in place of the questions' own paragraphs: a folder of .txt or .md files,
+            each an article with its name as title, or text without titles (``hf:NAME``,
+            ``builtin:reference``).
         shared: let every question search the paragraphs of all (harder, nearer to the full Wikipedia).
 
     Raises:
@@ -179,11 +207,12 @@ def read_questions(
     if not rows:
         raise InputError(f"{path} holds no question")
     own = [list(_paragraphs(row, path, number)) for number, row in enumerate(rows, 1)]
-    common = None
+    common: Library | None = None
     if articles is not None:
-        common = Library(_read_folder(Path(articles)))
+        named = str(articles).startswith(("hf:", "builtin:"))
+        common = Passages(str(articles)) if named else Articles(_read_folder(Path(articles)))
     elif shared:
-        common = Library(article for found in own for article in found)
+        common = Articles(article for found in own for article in found)
     tasks: list[QuestionTask] = []
     for number, (row, found) in enumerate(zip(rows, own, strict=True), 1):
         question, answer = row.get("question"), row.get("answer")
@@ -191,7 +220,7 @@ def read_questions(
             raise InputError(f"{path}, row {number}: it needs the texts `question` and `answer`")
         name = str(row.get("_id") or row.get("id") or number)
         if common or found:
-            tasks.append(SearchTask(name, question.strip(), answer, library=common or Library(found)))
+            tasks.append(SearchTask(name, question.strip(), answer, library=common or Articles(found)))
         else:
             tasks.append(QuestionTask(name, question.strip(), answer))
     return tasks
@@ -253,7 +282,11 @@ def _read_folder(folder: Path) -> Iterator[Article]:
         raise InputError(f"{folder} holds no .txt or .md file")
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
-        yield file.stem.replace("_", " "), tuple(re.split(r"(?<=[.!?])\s+", text.strip()))
+        yield file.stem.replace("_", " "), _sentences(text)
+
+
+def _sentences(text: str) -> tuple[str, ...]:
+    return tuple(re.split(r"(?<=[.!?])\s+", text.strip()))
 
 
 def answer_in(action: str) -> str:

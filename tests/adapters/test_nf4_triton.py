@@ -1,0 +1,96 @@
+"""The GPU's kernels against the definition: on a GPU, and elsewhere through Triton's interpreter."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ai_learning.adapters import NF4Linear, nf4_triton
+from ai_learning.adapters.nf4 import QuantState, dequantize_4bit, quantize_4bit
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((1, 1), (3, 5), (1, 64), (7, 30), (65, 66), (48, 80), (33, 1026), (130, 256))
+
+
+def reference(packed: torch.Tensor, state: QuantState, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """By the definition; Triton's interpreter cuts bfloat16 off where processors round."""
+    if device == "cpu" and dtype == torch.bfloat16:
+        wide = dequantize_4bit(packed, state, dtype=torch.float32, fast=False)
+        return (wide.view(torch.int32) >> 16 << 16).view(torch.float32).to(dtype)
+    return dequantize_4bit(packed, state, dtype=dtype, fast=False)
+
+
+def check_dequantize(device: str) -> None:
+    """Bit for bit, on odd ends, with and without double quantization, for every type of result."""
+    torch.manual_seed(0)
+    for number, shape in enumerate(SHAPES):
+        for nested in (False, True):
+            dtype = DTYPES[number % 3]
+            kind, blocksize = ("nf4", "fp4", "int4")[number % 3], (64, 128)[number % 2]
+            packed, state = quantize_4bit(
+                torch.randn(shape), kind, blocksize=blocksize, compress_statistics=nested
+            )
+            want = reference(packed, state, dtype, device)
+            got = nf4_triton.dequantize(packed.to(device).view(-1), state.to(device), dtype).cpu()
+            assert torch.equal(got.view(shape), want), (shape, nested, dtype)
+
+
+def check_multiply(device: str) -> None:
+    """One token's product equals that with the de-quantised weight."""
+    torch.manual_seed(0)
+    for number, (rows, columns) in enumerate(((1, 2), (5, 6), (7, 30), (65, 66), (13, 1026), (130, 256))):
+        for nested in (False, True):
+            dtype = DTYPES[number % 3]
+            weight, x = torch.randn(rows, columns), torch.randn(columns).to(dtype)
+            bias = torch.randn(rows).to(dtype) if nested else None
+            packed, state = quantize_4bit(weight, compress_statistics=nested)
+            W = reference(packed, state, dtype, device)
+            want = W.double() @ x.double() + (0 if bias is None else bias.double())
+            got = nf4_triton.multiply(
+                packed.to(device).view(-1), state.to(device), x.to(device),
+                None if bias is None else bias.to(device),
+            ).cpu()  # fmt: skip
+            rough = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
+            torch.testing.assert_close(got.double(), want, rtol=rough, atol=rough * columns**0.5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("check", ["check_dequantize", "check_multiply"])
+def test_in_the_interpreter(check: str) -> None:
+    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    code = f"from test_nf4_triton import {check}; {check}('cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu() -> None:
+    check_dequantize("cuda")
+    check_multiply("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_layer_takes_the_fused_product_for_one_token() -> None:
+    layer = NF4Linear(256, 130).cuda()
+    x = torch.randn(1, 1, 256, device="cuda")
+    with torch.no_grad():
+        one = layer(x)
+        two = layer(x.expand(2, 1, 256))
+    torch.testing.assert_close(one, two[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_tensor_is_left_to_the_other_versions() -> None:
+    assert not nf4_triton.usable(torch.zeros(4, dtype=torch.uint8))

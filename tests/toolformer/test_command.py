@@ -1,0 +1,175 @@
+"""The command, in one process: annotate, refilter, show, train, run, evaluate; and one-line errors."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from ai_learning.checkpoint import save_checkpoint, tokenizer_reference
+from ai_learning.cli import main
+from ai_learning.toolformer import GPTModel
+from ai_learning.toolformer.store import read_annotated
+
+from .conftest import SUMS
+
+
+@pytest.fixture(scope="module")
+def place(writer: GPTModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("command")
+    writer.tokenizer.save(folder / "tokenizer")
+    save_checkpoint(writer.model, folder / "model.pt", tokenizer=tokenizer_reference(writer.tokenizer))
+    (folder / "data.txt").write_text("\n".join(SUMS))
+    return folder
+
+
+def toolformer(*args: object) -> int:
+    return main(["toolformer", *map(str, args)])
+
+
+def test_from_text_to_a_model_that_calls(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, run = place / "annotated", place / "run"
+    options = ["--model", place / "model.pt", "--data", place / "data.txt", "--split", "lines"]
+    assert (
+        toolformer("annotate", *options, "--out", out, "--tau-s", 0.05, "--tau-f", 0.05, "--k", 2, "--m", 3)
+        == 0
+    )
+    said = capsys.readouterr().out
+    documents = list(read_annotated(out))
+    seen = [c for d in documents for c in d.candidates]
+    kept = [c for c in seen if c.kept]
+    assert len(documents) == len(SUMS) and 0 < len(kept) < len(seen)
+    assert f"Calculator kept {len(kept):,} of {len(seen):,}" in said.replace("\n", " ")
+
+    assert toolformer("refilter", "--data", out, "--tau-f", "0.05", "-9", "--out", place / "again") == 0
+    again = [c for d in read_annotated(place / "again") for c in d.candidates]
+    assert f"{len(kept):,}" in capsys.readouterr().out
+    assert [c.loss_plus for c in again] == pytest.approx([c.loss_plus for c in seen], nan_ok=True)
+    assert [c.kept for c in again] == [c.gain >= -9 for c in seen]
+
+    assert toolformer("show", "--data", out, "--n", 2) == 0
+    assert "Calculator(" in capsys.readouterr().out
+    assert toolformer("show", "--data", out, "--out", place / "show.html", "--only-kept") == 0
+    assert 'class="kept"' in (place / "show.html").read_text()
+
+    short = [
+        "--steps",
+        4,
+        "--batch-size",
+        4,
+        "--grad-accum",
+        1,
+        "--warmup",
+        1,
+        "--eval-every",
+        2,
+        "--save-every",
+        2,
+    ]
+    training = [
+        "--model",
+        place / "model.pt",
+        "--data",
+        out,
+        "--out",
+        run,
+        "--plain",
+        place / "data.txt",
+        *short,
+    ]
+    assert toolformer("train", *training, "--method", "lora", "--held-out", 0.2) == 0
+    assert toolformer("train", *training) == 2
+    assert "--resume it" in capsys.readouterr().err
+    assert toolformer("train", "--resume", "--out", run) == 0
+
+    capsys.readouterr()
+    prompt = SUMS[8][: SUMS[8].rindex(" ")]
+    writing = ["--model", run / "model.pt", "--tools", "Calculator", "--max-new-tokens", 3]
+    assert toolformer("run", *writing, "--prompt", prompt, "--out", place / "out.txt") == 0
+    assert "Calculator(" in capsys.readouterr().out
+    assert (place / "out.txt").read_text().startswith(prompt + "<API>Calculator(")
+
+    tasks = [{"Question": text[: text.rindex(" ")], "Answer": text[:-1].split()[-1]} for text in SUMS[:6]]
+    (place / "task.json").write_text(json.dumps(tasks))
+    scoring = ["--data", place / "task.json", "--model", run / "model.pt", "--out", place / "scores.json"]
+    assert toolformer("evaluate", *scoring, "--max-new-tokens", 3) == 0
+    scores = json.loads((place / "scores.json").read_text())
+    assert scores["with tools"]["n"] == scores["calls disabled"]["n"] == 6
+    assert scores["calls disabled"]["call_rate"] == 0
+
+
+def test_several_processes_share_the_work(place: Path) -> None:
+    out = place / "shared"
+    options = [
+        "--model",
+        place / "model.pt",
+        "--data",
+        place / "data.txt",
+        "--split",
+        "lines",
+        "--k",
+        1,
+        "--m",
+        1,
+    ]
+    assert toolformer("annotate", *options, "--out", out, "--num-processes", 2) == 0
+    assert sorted(int(d.id) for d in read_annotated(out)) == list(range(len(SUMS)))
+    assert {file.name[:19] for file in out.glob("part-*")} == {"part-00000-of-00002", "part-00001-of-00002"}
+
+
+def test_a_conversation(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("3 plus 4 equals\n" + "3 " * 100 + "\n\n"))
+    assert (
+        toolformer("run", "--model", place / "model.pt", "--tools", "Calculator", "--max-new-tokens", 3) == 0
+    )
+    said = capsys.readouterr().out
+    assert "3 plus 4 equals" in said and "Calculator(" in said
+    assert "error: a prompt of" in said  # and it went on
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nothing"],
+        ["annotate", "--model", "missing.pt"],
+        ["annotate", "--model", "{}/model.pt", "--data", "missing.txt"],
+        ["annotate", "--model", "{}/model.pt", "--tools", "Nothing"],
+        ["annotate", "--model", "{}/model.pt", "--data", "{}/data.txt", "--k", "0"],
+        ["annotate", "--model", "{}/model.pt", "--data", "{}/data.txt", "--tau-s", "2"],
+        ["annotate", "--model", "{}/model.pt", "--data", "{}/data.txt", "--prompts", "{}/none"],
+        ["annotate", "--resume", "--out", "{}/none"],
+        ["annotate", "--shard", "2", "--shards", "2", "--model", "{}/model.pt"],
+        ["annotate", "--num-processes", "2", "--shards", "2"],
+        ["annotate", "--part-size", "0"],
+        ["train", "--model", "{}/model.pt", "--data", "{}/none"],
+        ["train", "--held-out", "1"],
+        ["show", "--data", "{}/none"],
+        ["show", "--n", "0"],
+        ["refilter", "--data", "{}/data.txt"],
+        ["run", "--model", "{}/model.pt", "--tools", "Calculator", "Calculator", "--prompt", "x"],
+        ["run", "--model", "{}/model.pt", "--top-k", "x"],
+        ["evaluate", "--model", "{}/model.pt", "--data", "{}/none.json"],
+        ["evaluate", "--model", "{}/model.pt"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    args: list[str],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert toolformer(*(arg.replace("{}", str(place)) for arg in args)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ai-learning toolformer: error: ") and error.count("\n") == 1
+    assert not list(tmp_path.rglob("part-*"))
+
+
+@pytest.mark.parametrize("name", ["annotate", "refilter", "show", "train", "run", "evaluate"])
+def test_help_shows_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert toolformer(name, "--help") == 0
+    said = capsys.readouterr().out
+    assert ("--out" in said and "--model" in said) or name in ("refilter", "show")
