@@ -117,11 +117,12 @@ def test_papers_lead_to_files_and_symbols_that_exist() -> None:
     cells = [row.split("|")[3] for row in rows if row.startswith("| ") and "`" in row]
     assert len(cells) > 20
     for cell in cells:
-        source = ""
+        source, folder = "", ROOT / "ai_learning"
         for name in re.findall(r"`([^`]+)`", cell):
-            path = ROOT / "ai_learning" / name
             if name.endswith(".py"):
-                source = path.read_text(encoding="utf-8")
+                path = ROOT / "ai_learning" / name
+                path = path if path.is_file() else folder / name  # beside the one named before it
+                folder, source = path.parent, path.read_text(encoding="utf-8")
             elif re.fullmatch(r"[\w.]+", name):
                 assert re.search(rf"\b{name.split('.')[-1]}\b", source), f"{name} in {cell}"
 

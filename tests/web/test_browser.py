@@ -248,7 +248,7 @@ def test_adapters(visit: Callable) -> None:
     }
     assert all(text.startswith("The statement ") and len(text) > 20 for text in texts.values())
     assert texts["lora"] == texts["merged"]
-    assert "100 %" in page.text_content("#variant-base dl")
+    assert "100.0 %" in page.text_content("#variant-base dl")
     visitor.fits()
     visitor.photograph("adapters")
 

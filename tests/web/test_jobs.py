@@ -104,6 +104,7 @@ def test_bad_wishes(client: TestClient, body: dict, said: str) -> None:
     assert client.get("/api/training").json()["runs"] == []
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     wanted = ["pretrain", "--data", "nowhere", "--out", str(tmp_path / "run-1")]

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from torch import nn
 
-from ...adapters import NF4Linear, load_peft, merge_lora, quantize_linears
+from ...adapters import NF4Linear, eject_lora, load_peft, quantize_linears
 from ...errors import InputError
 from ...generate import generate_text
 from ...loss import next_token_loss
@@ -120,7 +120,7 @@ def build(base: GPT, variant: Variant, adapter: Path | None) -> GPT:
         assert adapter is not None
         load_peft(model, adapter)
     if variant == "merged":
-        merge_lora(model)
+        eject_lora(model, merge=True, untie=True)  # plain layers again
     return model.eval()
 
 

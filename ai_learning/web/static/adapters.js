@@ -5,7 +5,7 @@ import { asked, samplingSliders } from "./next.js";
 import { Watch, busy, showRun } from "./run.js";
 import { set, state } from "./state.js";
 import { control, numeric, sourceFields, values } from "./training.js";
-import { $, careful, el, later, number, options, percent } from "./ui.js";
+import { $, careful, el, later, number, options } from "./ui.js";
 
 const VARIANTS = [
   ["base", "Base", "the frozen model", false],
@@ -77,7 +77,7 @@ async function writeAll() {
       text.replaceChildren(el("span", { class: "muted" }, state.prompt), answer.text);
       if (name === "base") baseBytes = answer.bytes;
       card.querySelector("dl").replaceChildren(...[
-        ["weights", `${number(Math.round(answer.bytes / 1024))} KiB · ${percent(answer.bytes / baseBytes)}`],
+        ["weights", `${number(Math.round(answer.bytes / 1024))} KiB · ${(100 * answer.bytes / baseBytes).toFixed(1)} %`],
         ["loss of the prompt", answer.loss === null ? "–" : answer.loss.toFixed(3)],
         ["KL from base", answer.kl.toExponential(1)],
         ["largest logit change", answer.difference.toExponential(1)],
