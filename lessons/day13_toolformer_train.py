@@ -45,7 +45,7 @@ def listener(stage, share, figures):
 
 tiny = Tiny(TinyConfig(pretrain_documents=30_000, documents=1200, test_items=60), listener)
 for kind in ("Calculator", "Calendar", "QA", "plain"):
-    print(f"{kind:10}", next(i.text for i in tiny.world.items(100, "look") if i.kind == kind))
+    print(f"{kind:10}", next(i.text for i in tiny.world.items(100, "look", 0.5) if i.kind == kind))
 m = tiny.pretrain()
 out = Path("runs/day13")
 plot_lines(history, out / "loss.png", "10 steps", "nats a token", "M reads")

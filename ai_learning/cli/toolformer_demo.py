@@ -8,13 +8,21 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..checkpoint import load_gpt, save_checkpoint
 from ..errors import InputError
 from ..files import write_text
+from ..model import GPT
 from ..run_folder import RunFolder
 from ..toolformer.tiny.experiment import Results, Tiny, TinyConfig
 from ..toolformer.tiny.report import accuracy_rows, filter_rows, seconds_rows
 from .common import console, parse
 from .report import Report
+
+MAKES_M = (
+    "seed", "n_layer", "n_embd", "n_head", "pretrain_documents", "pretrain_plain", "batch_tokens", "lr",
+    "embedding_lr", "muon_lr",
+)  # fmt: skip
+"""fields of ``TinyConfig`` that decide the pre-trained model"""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class ToolformerDemo:
     """Pre-train a tiny GPT on plain text, let it teach itself three tools, and compare as the paper does."""
 
     out: Path = Path("runs/toolformer-demo")
-    """folder for the report, the figures and what was annotated; an earlier demo's is replaced"""
+    """folder for the report, the figures and what was annotated; an interrupted demo goes on from its M"""
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
 
@@ -35,10 +43,25 @@ def main(args: list[str]) -> None:
     with RunFolder(options.out):
         write_text(marker, "made by `ai-learning toolformer demo`, which may replace all that is here\n")
         with StageProgress() as progress:
-            results = Tiny(options.tiny, progress).run()
+            tiny = Tiny(options.tiny, progress)
+            results = tiny.run(pretrained(tiny, options.out / "m.pt"))
         write_results(options.out, results)
     say(results)
     console.print(f"open {options.out}/report.html; also there: results.json, annotated.jsonl")
+
+
+def pretrained(tiny: Tiny, path: Path) -> GPT:
+    """M: that of an interrupted demo, where it was made alike; else a new one, kept at ``path``."""
+    made = {name: getattr(tiny.config, name) for name in MAKES_M}
+    if path.exists():
+        model, found = load_gpt(path)
+        if found.get("made") == made:
+            console.print(f"{path} is what this pre-training would give: going on from there")
+            tiny.seconds["pre-training"] = found["seconds"]
+            return model.eval()
+    model = tiny.pretrain()
+    save_checkpoint(model, path, made=made, seconds=tiny.seconds["pre-training"])
+    return model
 
 
 def say(results: Results) -> None:

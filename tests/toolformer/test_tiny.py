@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ai_learning.cli import main
+from ai_learning.cli.toolformer_demo import pretrained
 from ai_learning.errors import InputError
 from ai_learning.model import GPT
 from ai_learning.toolformer import Annotated, Call, Candidate, GPTModel, interleave_ids
@@ -259,6 +260,17 @@ def test_marks_begin_like_the_words_they_resemble(lm: GPTModel) -> None:
 def test_a_model_that_learned_nothing_says_so() -> None:
     with pytest.raises(InputError, match="no call was kept in round 1"):
         Tiny(SMALL).run()
+
+
+def test_an_interrupted_demo_does_not_pretrain_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SMALL, pretrain_documents=40)
+    first = pretrained(Tiny(config), tmp_path / "m.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tiny, "pretrain", lambda self: pytest.fail("pre-trained again"))
+        again = pretrained(Tiny(config), tmp_path / "m.pt")
+    assert torch.equal(first.wte.weight, again.wte.weight)
+    other = pretrained(Tiny(replace(config, seed=1)), tmp_path / "m.pt")
+    assert not torch.equal(first.wte.weight, other.wte.weight)
 
 
 def test_the_command_refuses_a_folder_that_is_not_its_own(
