@@ -19,6 +19,7 @@ from ai_learning.generate import (
     generate,
     generate_batch,
     generate_text,
+    likeliest,
     next_token,
     stream,
     stream_text,
@@ -295,3 +296,12 @@ def test_a_row_that_stops_leaves_the_others_going(model: GPT) -> None:
     assert stopped[1][:3] == prompts[1] and (stop in stopped[1][3:] or len(stopped[1]) == 11)
     with pytest.raises(ValueError, match="every prompt needs at least one id"):
         generate_batch(model, [[1], []], 2)
+
+
+def test_the_likeliest_is_argmax_ties_and_nan_included() -> None:
+    logits = torch.randn(7, 1001)
+    logits[1, [5, 900]] = logits[2, [0, 1]] = 9.0  # the first of several
+    logits[3, 77] = math.nan  # counts as the largest
+    logits[4] = -math.inf
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(likeliest(logits.to(dtype)), logits.to(dtype).argmax(-1))

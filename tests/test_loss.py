@@ -156,3 +156,18 @@ def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.Mon
     assert not calls
     linear_cross_entropy(hidden, weight, targets)
     assert calls
+
+
+def test_a_tied_embedding_hands_back_its_rows_only(tiny_gpt: GPT) -> None:
+    """Into the head's gradient, which stays dense; and the switch is put back, after an error too."""
+    idx = torch.randint(0, 64, (3, 9))
+    (next_token_loss(tiny_gpt, idx, idx) / 2).backward()
+    (next_token_loss(tiny_gpt, idx, idx) / 2).backward()  # accumulated
+    grad = tiny_gpt.wte.weight.grad.clone()
+    assert grad.layout == torch.strided and not tiny_gpt.wte.sparse
+    tiny_gpt.zero_grad()
+    F.cross_entropy(tiny_gpt(idx).flatten(0, 1), idx.flatten()).backward()
+    torch.testing.assert_close(grad, tiny_gpt.wte.weight.grad)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        next_token_loss(tiny_gpt, idx + 64, idx)
+    assert not tiny_gpt.wte.sparse

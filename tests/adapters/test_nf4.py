@@ -194,3 +194,11 @@ def test_input_is_not_changed_and_may_be_a_view():
     keep = x.clone()
     a, b = quantize_nf4(x.t()), quantize_nf4(x.t().contiguous())
     assert torch.equal(x, keep) and torch.equal(a[0], b[0]) and torch.equal(a[1].absmax, b[1].absmax)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_results_too_large_for_the_cache_are_the_same_bits(dtype: torch.dtype) -> None:
+    """From 1 MiB on they are stored past the cache, by another loop; the odd end by yet another."""
+    packed, state = quantize_4bit(torch.randn(3, 2**18 + 21))
+    fast = dequantize_4bit(packed, state, dtype=dtype)
+    assert torch.equal(fast, dequantize_4bit(packed, state, dtype=dtype, fast=False))
