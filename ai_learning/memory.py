@@ -19,7 +19,7 @@ from .model import Block
 from .train import model_config
 
 # Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
-_STATE = {"adamw": 8.0, "paged_adamw": 8.0}
+_STATE = {"adamw": 8.0, "paged_adamw": 8.0, "muon": 8.0}  # muon: an upper bound, its matrices need half
 _STATE_8BIT = 2 + 2 * 4 / 256
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters.qlora import OPTIMIZERS as ADAMW_FORMS
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and embeddings decay; biases and norm gains (one-dimensional) do not.
@@ -216,5 +218,5 @@ def lr_factor(step: int, total: int, schedule: str = "cosine", warmup: int = 0, 
     return floor + (1 - floor) * shape
 
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon", *(name for name in ADAMW_FORMS if name != "adamw"))
 SCHEDULES = ("cosine", "wsd", "linear", "constant")

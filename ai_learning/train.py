@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from .adapters import make_optimizer
 from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
 from .distributed import (
     PARALLEL,
@@ -37,7 +38,15 @@ from .distributed import (
 )
 from .errors import InputError
 from .model import Block
-from .optim import OPTIMIZERS, SCHEDULES, Together, adamw, lr_factor, muon_with_adamw
+from .optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Together,
+    adamw,
+    lr_factor,
+    muon_with_adamw,
+    parameter_groups,
+)
 from .run_folder import RunFolder
 
 Batch = Any
@@ -55,7 +64,8 @@ class TrainConfig:
     grad_accum: int = 1
     """batches added up before each optimizer step"""
     optimizer: str = "adamw"
-    """adamw, or muon: Muon for the blocks' matrices and AdamW for the rest"""
+    """adamw; muon (for the blocks' matrices, AdamW for the rest); or AdamW with a small state for GPUs:
+    adamw8bit, paged_adamw, paged_adamw8bit (bitsandbytes), torchao_adamw8bit"""
     lr: float = 1e-3
     """peak learning rate"""
     muon_lr: float = 0.02
@@ -166,7 +176,7 @@ def train(
     sample: Callable[[nn.Module], str] | None = None,
     listener: Callable[[Metrics], None] = lambda row: None,
     on_start: Callable[[], None] = lambda: None,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -190,7 +200,7 @@ def train(
         sample: a text to show now and then.
         listener: called with every row of metrics (progress bars, web pages).
         on_start: called once the folder is ours, before the first step (to put more files there).
-        make_optimizer: another optimizer than ``config.optimizer`` names; every group's ``lr`` is its peak.
+        optimizer: makes another optimizer than ``config.optimizer`` names; every group's ``lr`` is its peak.
         resume: go on from ``out/last.pt``; without one (killed before the first), start.
         identity: what else decides the weights (a digest of the data, weights of losses): plain values; a
             run is resumed only where they are the same.
@@ -226,7 +236,7 @@ def train(
         if config.checkpoint_activations:
             stack.enter_context(checkpointed(model))
         trainer = _Trainer(
-            model, loss_fn, batches, config, folder, team, evaluate, sample, listener, make_optimizer
+            model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer
         )
         trainer.extra, trainer.identity = dict(extra or {}), dict(identity or {})
         with team.agreed():
@@ -269,7 +279,7 @@ class _Trainer:
         evaluate: Callable[[nn.Module], Metrics] | None,
         sample: Callable[[nn.Module], str] | None,
         listener: Callable[[Metrics], None],
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     ) -> None:
         self.model, self.loss_fn, self.batches, self.config = model, loss_fn, batches, config
         self.folder, self.evaluate, self.sample, self.listener = folder, evaluate, sample, listener
@@ -281,7 +291,7 @@ class _Trainer:
             compile_blocks(model)
         self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
         self.optimizer: torch.optim.Optimizer | Together = (
-            optimizer_of(model, config) if make_optimizer is None else make_optimizer(model)
+            optimizer_of(model, config) if optimizer is None else optimizer(model)
         )
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.autocast = _autocast(self.device, dtype)
@@ -569,16 +579,19 @@ class _Trainer:
         self.folder.rewind(self.step)
 
 
-def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW | Together:
+def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
     """What ``config.optimizer`` names; every group's ``lr`` is its peak."""
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adamw":
         return adamw(model, config.lr, config.weight_decay, betas)
-    return Together(
-        muon_with_adamw(
-            model, lr=config.lr, muon_lr=config.muon_lr, betas=betas, weight_decay=config.weight_decay
+    if config.optimizer == "muon":
+        return Together(
+            muon_with_adamw(
+                model, lr=config.lr, muon_lr=config.muon_lr, betas=betas, weight_decay=config.weight_decay
+            )
         )
-    )
+    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
+    return make_optimizer(groups, config.optimizer, lr=config.lr, betas=betas)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -44,9 +44,8 @@ def instruct(options: Instruct) -> dict[str, Any]:
             method="full",
             compare=False,
             samples=0,
-            optimizer="adamw",
             out=options.out / "full",
-            train=replace(options.train, lr=LR["full"]),
+            train=replace(options.train, lr=LR["full"], optimizer="adamw"),
         )
         resumed = replace(full, resume=(full.out / "run.json").exists())
         other = Run(resumed)

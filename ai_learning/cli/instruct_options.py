@@ -7,7 +7,6 @@ from typing import Literal
 
 from ..adapted import COMPUTE
 from ..adapters import LoRAConfig
-from ..adapters.qlora import OPTIMIZERS
 from ..train import TrainConfig
 
 BUILTIN = "builtin:function-names"
@@ -55,8 +54,6 @@ class Instruct:
     """longest example in tokens, at most the model's own longest input"""
     layout: Literal["auto", "stream", "pack", "pad"] = "auto"
     """stream: no padding; pack: masked rows; pad; auto: stream on a CPU, pack elsewhere"""
-    optimizer: str = "adamw"
-    """adamw; adamw8bit, paged_adamw, paged_adamw8bit (bitsandbytes); torchao_adamw8bit"""
     lora_r: int = 8
     """rank of the adapter"""
     lora_alpha: float = 16.0
@@ -93,8 +90,8 @@ class Instruct:
             raise ValueError(f"held_out={self.held_out} must be between 0 and 1")
         if not (self.epochs >= 0 and math.isfinite(self.epochs)):
             raise ValueError(f"epochs={self.epochs} must be a number, not negative")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer={self.optimizer!r} is not known; use {', '.join(OPTIMIZERS)}")
+        if self.train.optimizer == "muon" and (self.method != "full" or self.lora_plus > 1):
+            raise ValueError("muon is for whole matrices: use it with --method full, or --optimizer adamw")
         if self.compute_dtype is not None and self.compute_dtype not in COMPUTE:
             raise ValueError(f"compute_dtype={self.compute_dtype!r} is not known; use {', '.join(COMPUTE)}")
         if self.max_length < 2:

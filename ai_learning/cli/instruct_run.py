@@ -15,7 +15,6 @@ from ..errors import InputError
 from ..generate import generate
 from ..memory import MemoryPlan, PeakMemory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
-from ..optim import parameter_groups
 from ..run_folder import read_metrics
 from ..sft import (
     BadRows,
@@ -138,7 +137,7 @@ class Run:
 
     def _plan(self) -> MemoryPlan:
         """For the largest of the first batches."""
-        options, how = self.options, self.how
+        how = self.how
         short = SFTBatches(self.data, 2, self.block_size, layout=self.layout, seed=how.seed)
         numbers = range(min(how.steps * how.grad_accum, 20))
         sizes = [(b[0].numel(), int((b[1] >= 0).sum())) for b in map(self.batches, numbers)]
@@ -148,24 +147,17 @@ class Run:
             short(0),
             tokens=max(tokens for tokens, _ in sizes),
             targets=max(targets for _, targets in sizes),
-            optimizer=options.optimizer,
+            optimizer=how.optimizer,
             grad_accum=how.grad_accum,
             recompute=how.checkpoint_activations,
         )
 
-    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Of the trained parameters; with LoRA+, B's rate is a multiple of A's."""
+    def lora_plus(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """B's rate is a multiple of A's (Hayou et al. 2024)."""
         options, how = self.options, self.how
-        if options.lora_plus > 1 and isinstance(model, AdaptedGPT):
-            groups = lora_plus_groups(
-                model.gpt, how.lr, ratio=options.lora_plus, weight_decay=how.weight_decay
-            )
-        else:
-            groups = [g for g in parameter_groups(model, how.weight_decay) if g["params"]]
-        settings: dict[str, Any] = {"lr": how.lr, "betas": (how.beta1, how.beta2)}
-        if options.optimizer == "adamw":
-            settings["fused"] = True
-        return make_optimizer(groups, options.optimizer, **settings)
+        assert isinstance(model, AdaptedGPT)
+        groups = lora_plus_groups(model.gpt, how.lr, ratio=options.lora_plus, weight_decay=how.weight_decay)
+        return make_optimizer(groups, how.optimizer, lr=how.lr, betas=(how.beta1, how.beta2))
 
     def fit(self) -> tuple[TrainResult, int | None]:
         """Train; leave the best weights on the model, and the adapter beside the checkpoint."""
@@ -190,14 +182,13 @@ class Run:
                 evaluate=lambda model: sft_metrics(model, held_out),
                 listener=progress,
                 on_start=lambda: self.tokenizer.save(options.out / "tokenizer"),
-                make_optimizer=self.optimizer,
+                optimizer=self.lora_plus if options.lora_plus > 1 and options.method != "full" else None,
                 resume=options.resume,
                 options=record,
                 identity={
                     "data_digest": self.data.digest(),
                     "held_out_digest": self.held_out.digest(),
                     "base_digest": self.digest,
-                    "optimizer": options.optimizer,
                     "lora_plus": options.lora_plus,
                 },
                 extra={
