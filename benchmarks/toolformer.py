@@ -13,7 +13,6 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(args.out)
     seeds = [bench.run(f"seed {seed}", TinyConfig(seed=seed)) for seed in args.seeds]
-    print(f"{date.today()}, {hardware()}, torch {torch.__version__}\n")
+    print(hardware() + "\n")
     print(comparison(seeds))
     first = TinyConfig(seed=args.seeds[0])
     if args.ablations:
