@@ -6,7 +6,9 @@ batches → logits       ``model`` (attention, GPT-1, GPT-2), ``presets``
 logits → loss          ``loss``
 loss → a trained model ``optim``, ``train``, ``checkpoint``
 model → text           ``generate``, ``evaluate``
-model → a task         ``finetune`` (GPT-1's heads)
+model → a task         ``finetune`` (GPT-1's heads), ``sft`` (instructions), ``adapters`` (LoRA, NF4, QLoRA)
+model → tools          ``toolformer``
+model → reflection     ``reflexion``, ``chat_model``
 """
 
 __version__ = "0.1.0"
