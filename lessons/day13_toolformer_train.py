@@ -21,7 +21,7 @@ from ai_learning.toolformer import generate_with_tools, interleave
 from ai_learning.toolformer.tiny import Tiny, TinyConfig
 from ai_learning.toolformer.tiny.experiment import balanced
 from ai_learning.toolformer.tiny.measure import accuracy, agreement
-from ai_learning.toolformer.tiny.report import accuracy_rows
+from ai_learning.toolformer.tiny.report import DEPARTURES, accuracy_rows
 from ai_learning.viz import plot_lines
 
 torch.manual_seed(13)
@@ -77,7 +77,14 @@ check(my_interleave, "day13.interleave")
 # %% [markdown]
 # ## 3 · Sample, execute, filter
 #
-# The annotator is M after 50 hand-written examples: the one departure from the paper. It is often wrong.
+# The annotator is M after 50 hand-written examples, where the paper's has a prompt. It is often wrong. That is one
+# of the places where a reproduction this small leaves the paper; here are all of them:
+
+# %%
+for departure in DEPARTURES:
+    print("-", departure)
+
+# %% [markdown]
 #
 # **Predict first:** of all the calls that it writes, how many are right? And of those that the filter keeps?
 

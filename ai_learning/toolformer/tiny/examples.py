@@ -1,7 +1,7 @@
 """The few annotated texts that a person wrote: from these the tiny model learns what a call looks like.
 
 A large model needs a handful in its prompt (Schick et al. 2023, section 2 and appendix A.2). A tiny one
-learns nothing from a prompt, so it is fine-tuned on them: the one place where this leaves the paper.
+learns nothing from a prompt, so it is fine-tuned on them (see ``report.DEPARTURES``).
 """
 
 from collections.abc import Sequence
