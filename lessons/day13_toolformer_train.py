@@ -77,8 +77,8 @@ check(my_interleave, "day13.interleave")
 # %% [markdown]
 # ## 3 · Sample, execute, filter
 #
-# The annotator is M after 50 hand-written examples, where the paper's has a prompt. It is often wrong. That is
-# one of the places where a reproduction this small leaves the paper; here are all of them:
+# The annotator is M after 50 hand-written examples, where the paper's has a prompt. It is often wrong. That
+# is one of the places where a reproduction this small leaves the paper; here are all of them:
 
 # %%
 for departure in DEPARTURES:

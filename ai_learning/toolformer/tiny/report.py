@@ -12,8 +12,8 @@ DEPARTURES = (
     "Its pre-training text is made to help: pages of exercises, hints and solutions show both halves of a "
     "call, an expression in brackets and a result, but never a question with its answer.",
     "The marks begin as the embeddings of like words: → as [, </API> as ], the tools' names as 'see'.",
-    "The annotator filters its own calls, with e(c, r) at its place in the text; the paper's M sees it as a "
-    "prefix.",
+    "The annotator filters its own calls, with e(c, r) at its place in the text; the paper's M sees it "
+    "as a prefix.",
     "Annotating goes in rounds, each annotator trained on what the one before kept, and no tool may have more "
     "than twice the calls of the rarest.",
 )
