@@ -14,8 +14,8 @@ DEPARTURES = (
     "The marks begin as the embeddings of like words: → as [, </API> as ], the tools' names as 'see'.",
     "The annotator filters its own calls, with e(c, r) at its place in the text; the paper's M sees it "
     "as a prefix.",
-    "Annotating goes in rounds, each annotator trained on what the one before kept, and no tool may have more "
-    "than twice the calls of the rarest.",
+    "Annotating goes in rounds, each annotator trained on what the one before kept, and no tool may have "
+    "more than twice the calls of the rarest.",
 )
 """where the tiny reproduction leaves Schick et al. 2023"""
 
