@@ -233,7 +233,7 @@ def test_prompt_from_stdin_and_closed_pipe(
     )
     assert done.returncode == 0 and done.stdout.startswith("quick")
     piped = subprocess.run(
-        f"{' '.join(base)} --max-new-tokens 20000 | head -c 10",
+        f"{' '.join(base)} --max-new-tokens 20000 --temperature 0 | head -c 10",
         shell=True,
         capture_output=True,
         timeout=60,

@@ -207,7 +207,7 @@ def stopped_on_the_way(args: list[object], out: Path, how: signal.Signals) -> in
 def test_killed_interrupted_and_resumed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
 ) -> None:
-    (tmp_path / "data.txt").write_text("\n".join(SUMS * 12))
+    (tmp_path / "data.txt").write_text("\n".join(SUMS * 40))
     out = tmp_path / "out"
     options: list[object] = [
         "--model",
