@@ -192,7 +192,11 @@ def stopped_on_the_way(args: list[object], out: Path, how: signal.Signals) -> in
     wanted = len(list(out.glob("part-*"))) + 2
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command(*args), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(*args),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores it
     )
     deadline = time.monotonic() + 200
     while len(list(out.glob("part-*"))) < wanted and process.poll() is None:
@@ -207,7 +211,7 @@ def stopped_on_the_way(args: list[object], out: Path, how: signal.Signals) -> in
 def test_killed_interrupted_and_resumed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
 ) -> None:
-    (tmp_path / "data.txt").write_text("\n".join(SUMS * 40))
+    (tmp_path / "data.txt").write_text("\n".join(SUMS * 12))
     out = tmp_path / "out"
     options: list[object] = [
         "--model",
