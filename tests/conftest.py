@@ -21,7 +21,9 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)  # another number adds in another order: resumed runs would differ by a bit
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_variants_side_by_side(client: TestClient, bench: Bench, adapter: Path) 
     assert by["base"]["text"] == generate_text(base, ByteTokenizer(), TEXT, 30, seed=1, temperature=0.8)
     assert by["base"]["kl"] == by["base"]["difference"] == 0.0
     assert by["base"]["bytes"] == by["merged"]["bytes"] == 4 * base.n_params() < by["lora"]["bytes"]
-    assert by["lora"]["text"] == by["merged"]["text"] and by["lora"]["kl"] > 1e-3
+    assert by["lora"]["text"] == by["merged"]["text"] and by["lora"]["kl"] > 1e-5
     assert by["merged"]["kl"] == pytest.approx(by["lora"]["kl"], rel=1e-3)
     linear = sum(p.numel() for n, p in base.named_parameters() if n.startswith("h.") and p.dim() == 2)
     saved = by["base"]["bytes"] - by["nf4"]["bytes"]
