@@ -487,7 +487,7 @@ for target in ("%(secret)s", "/etc/passwd", "/root/.bashrc"):
 """,
     "writing outside": """
 import os, sys, tempfile
-for path in ("%(victim)s", "/etc/x", "/usr/x", "/x", "/dev/x", "/var/tmp/x", "/root/x", "/work/x", os.path.dirname(os.__file__) + "/x.py", os.__file__, sys.executable):
+for path in ("%(victim)s", "/etc/x", "/usr/x", "/x", "/dev/x", "/var/tmp/x", "/root/x", "/srv/x", os.path.dirname(os.__file__) + "/x.py", os.__file__, sys.executable):
     for flags in (os.O_WRONLY | os.O_CREAT, os.O_RDWR, os.O_WRONLY | os.O_TRUNC | os.O_APPEND):
         try: os.close(os.open(path, flags)); print("ESCAPED", path)
         except OSError: pass
