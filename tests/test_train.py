@@ -395,7 +395,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
     run(tmp_path / "compiled", replace(config, compile=True), shape=exact)
     rows = curve(tmp_path / "compiled")
     told = [row for row in rows if "compile_s" in row]
-    assert [row["step"] for row in told] == [2] and told[0]["compile_s"] > 1
+    assert [row["step"] for row in told] == [2] and told[0]["compile_s"] > 0  # little where its cache is warm
     rows.remove(told[0])
     for one, other in zip(curve(tmp_path / "eager"), rows, strict=True):
         for name in ("loss", "val_loss"):
