@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -77,6 +78,17 @@ def sum_over_processes(value: Tensor) -> Tensor:
 _groups: list[Any] = []
 
 
+def leave() -> None:
+    """End what ``init_process_group`` began, so that the process may end right after it.
+
+    A gloo thread needs the GIL to let go of the tensors of the last exchange. One that gets it only when Python
+    is shutting down takes the whole process with it ("terminate called without an active exception"), so it is
+    given its turn here.
+    """
+    time.sleep(0.2)
+    dist.destroy_process_group()
+
+
 class PeerLostError(RuntimeError):
     """Another process of the job died or cannot be reached."""
 
@@ -125,7 +137,7 @@ class Team:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self._opened and kind is None:  # after an error the others may be gone: waiting would hang
-            dist.destroy_process_group()
+            leave()
 
     # --- the model -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ai_learning.batches import TokenBatches
-from ai_learning.distributed import Team, sum_over_processes, world
+from ai_learning.distributed import Team, leave, sum_over_processes, world
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.train import Interrupted, TrainConfig, train
@@ -112,7 +112,7 @@ def main(home: Path) -> None:
     found["unsynchronised differ"] = {"ddp": unsynchronised_differ()}
     if world().is_main:
         torch.save(found, home / "gradients.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

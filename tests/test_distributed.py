@@ -204,6 +204,38 @@ def test_recomputed_activations_give_the_same_gradients_with_less_kept() -> None
     assert kept[1] < kept[0] / 3
 
 
+LAST_EXCHANGE = """
+import sys
+import torch, torch.distributed as dist
+from ai_learning.distributed import leave
+sys.setswitchinterval(1000)  # no other thread gets the GIL unless this one gives it
+dist.init_process_group("gloo")
+held = dist.group.WORLD
+def exchange():
+    dist.all_gather([torch.zeros(4), torch.zeros(4)], torch.zeros(4))
+exchange()
+leave()
+"""
+
+
+def test_a_process_may_end_right_after_its_last_exchange(tmp_path: Path) -> None:
+    """Without the pause in ``leave`` most of these ends abort: gloo's thread gets the GIL too late."""
+    for _ in range(3):
+        port = str(free_port())
+        jobs = [
+            subprocess.Popen(
+                [sys.executable, "-c", LAST_EXCHANGE],
+                env=ENVIRONMENT
+                | {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in "01"
+        ]
+        errors = [job.communicate(timeout=60)[1] for job in jobs]
+        assert [job.returncode for job in jobs] == [0, 0], errors
+
+
 # --- the command, killed -----------------------------------------------------------------------------------
 
 OPTIONS = (

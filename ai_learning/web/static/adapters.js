@@ -65,16 +65,16 @@ async function overview() {
 }
 
 async function writeAll() {
-  const adapter = $("adapter").value;
+  const adapter = $("adapter").value, prompt = $("adapter-prompt").value;  // the state follows the typing later
   $("adapter-write").disabled = true;
   try {
     for (const [name, , , needs] of VARIANTS) {
       const card = $(`variant-${name}`), text = card.querySelector("pre");
       if (needs && !adapter) { text.textContent = "needs an adapter"; continue; }
       card.classList.add("waiting");
-      const body = { text: state.prompt, model: state.model, variant: name, adapter, seed: 1, max_new_tokens: 160, ...asked() };
+      const body = { text: prompt, model: state.model, variant: name, adapter, seed: 1, max_new_tokens: 160, ...asked() };
       const answer = await ask("adapters/write", body).finally(() => card.classList.remove("waiting"));
-      text.replaceChildren(el("span", { class: "muted" }, state.prompt), answer.text);
+      text.replaceChildren(el("span", { class: "muted" }, prompt), answer.text);
       if (name === "base") baseBytes = answer.bytes;
       card.querySelector("dl").replaceChildren(...[
         ["weights", `${number(Math.round(answer.bytes / 1024))} KiB · ${(100 * answer.bytes / baseBytes).toFixed(1)} %`],
