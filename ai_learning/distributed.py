@@ -81,9 +81,9 @@ _groups: list[Any] = []
 def leave() -> None:
     """End what ``init_process_group`` began, so that the process may end right after it.
 
-    A gloo thread needs the GIL to let go of the tensors of the last exchange. One that gets it only when Python
-    is shutting down takes the whole process with it ("terminate called without an active exception"), so it is
-    given its turn here.
+    A gloo thread needs the GIL to let go of the tensors of the last exchange. One that gets it only when
+    Python is shutting down takes the whole process with it ("terminate called without an active exception"),
+    so it is given its turn here.
     """
     time.sleep(0.2)
     dist.destroy_process_group()

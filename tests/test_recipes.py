@@ -94,6 +94,9 @@ def test_record_mixes_the_first_values() -> None:
     model.h[2].attn.value_mix.data[1] += 1.0
     assert not torch.allclose(before, model(idx), atol=1e-4)
     assert model(idx).abs().max() < model.softcap
+    bounded = model(idx)
+    model.softcap = math.inf  # the ablation "without a softcap"
+    torch.testing.assert_close(15.0 * torch.tanh(model(idx) / 15.0), bounded)
 
 
 def test_adamw_step_written_out_is_torchs() -> None:

@@ -9,6 +9,8 @@ Blocks of the library's own parts, and four additions found in the NanoGPT speed
 - logits bounded smoothly by tanh (Gemma Team 2024, section 2).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,7 +92,7 @@ class RecordGPT(nn.Module):
 
     Args:
         config: its sizes, ``norm``, ``mlp``, ``activation``, ``rope_theta`` and ``attention`` are used.
-        softcap: logits stay within ± this.
+        softcap: logits stay within ± this; infinite: they are not bounded.
     """
 
     def __init__(self, config: GPTConfig, softcap: float = 15.0) -> None:
@@ -106,6 +108,8 @@ class RecordGPT(nn.Module):
     def forward(self, idx: Tokens) -> Logits:
         """(B, T) ids → (B, T, V) logits."""
         logits = self.lm_head(self.hidden(idx))
+        if math.isinf(self.softcap):
+            return logits
         return self.softcap * torch.tanh(logits / self.softcap)
 
     def hidden(self, idx: Tokens) -> Hidden:
