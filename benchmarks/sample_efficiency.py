@@ -192,7 +192,7 @@ def main() -> None:
                 done[key] = row
             rows.append(done[key])
         losses = [row["loss"] for row in rows]
-        spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+        spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0  # NaN where a run diverged
         seconds = statistics.mean(row["seconds"] for row in rows)
         loss = f"{statistics.mean(losses):.4f} ± {spread:.4f}"
         print(f"| {name} | {loss} | {rows[0]['parameters']:,} | {seconds:.0f} |", flush=True)
