@@ -1,12 +1,17 @@
 """Shared by all tests: a tiny GPT, quiet threads, and no network."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Tiny models gain nothing from threads, and lose much where the tests share the cores with something else.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+# A shell's `&` starts commands deaf to Ctrl-C, and they hand that on to the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
