@@ -218,9 +218,9 @@ leave()
 """
 
 
-def test_a_process_may_end_right_after_its_last_exchange(tmp_path: Path) -> None:
-    """Without the pause in ``leave`` most of these ends abort: gloo's thread gets the GIL too late."""
-    for _ in range(3):
+def test_a_process_may_end_right_after_its_last_exchange() -> None:
+    """Without the pause in ``leave`` about one end in four aborts: gloo's thread gets the GIL too late."""
+    for _ in range(6):
         port = str(free_port())
         jobs = [
             subprocess.Popen(

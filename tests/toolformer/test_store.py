@@ -192,11 +192,7 @@ def stopped_on_the_way(args: list[object], out: Path, how: signal.Signals) -> in
     wanted = len(list(out.glob("part-*"))) + 2
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command(*args),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores it
+        command(*args), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 200
     while len(list(out.glob("part-*"))) < wanted and process.poll() is None:
