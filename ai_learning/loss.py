@@ -14,7 +14,6 @@ from .shapes import Hidden, Scalar, Tokens
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
-_CACHE_BYTES = 2**20  # fits the cache of one core
 
 
 def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
@@ -101,18 +100,26 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
         raise ValueError(f"target {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
 
 
-def _exp_in_place(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace (n, V) logits by ``exp(logits − highest)``; each row's ``highest`` and its sum, (n, 1).
-
-    On a CPU a few rows at a time, while they are in the cache.
-    """
-    n, V = logits.shape
-    few = max(1, _CACHE_BYTES // (V * logits.element_size())) if logits.device.type == "cpu" else n
-    highest, norm = logits.new_empty(n, 1), logits.new_empty(n, 1)
-    for piece, top, total in zip(logits.split(few), highest.split(few), norm.split(few), strict=True):
-        torch.amax(piece, dim=1, keepdim=True, out=top)
-        torch.sum(piece.sub_(top).exp_(), dim=1, keepdim=True, out=total)
-    return highest, norm
+def _probabilities(hidden: Tensor, weight: Tensor, target: Tensor, out: Tensor) -> Tensor:
+    """Fill ``out`` (n, V) with ``softmax(hidden @ weight.T)``; the loss ``-log p`` of each ``target`` (n, 1)."""
+    if hidden.dtype == out.dtype:
+        torch.mm(hidden, weight.T, out=out)
+    else:
+        out.copy_(hidden @ weight.T)
+    if out.device.type != "cpu":
+        log_norm = out.logsumexp(dim=1, keepdim=True)
+        loss = log_norm - out.gather(1, target)
+        out.sub_(log_norm).exp_()
+        return loss
+    # One kernel that takes a row at a time through the cache. What is too unlikely for the format is lost
+    # in it, and made again.
+    p = torch.softmax(out, dim=1, out=out).gather(1, target)
+    loss = -p.log()
+    lost = (p < torch.finfo(p.dtype).tiny).squeeze(1)
+    if lost.any():
+        again = (hidden[lost] @ weight.T).to(p.dtype)
+        loss[lost] = again.logsumexp(dim=1, keepdim=True) - again.gather(1, target[lost])
+    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -127,37 +134,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
-        d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        d_weight = torch.empty_like(weight, dtype=dtype) if needs_weight else None
         chunk = min(N, max(1, CHUNK_BYTES // (V * total.element_size())))
         # One buffer for all chunks: what is freed and allocated again is not always given back in between.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
-            p = buffer[: rows.stop - start]  # (n, V): logits, then unnormalised probabilities, then gradient
-            if hidden.dtype == dtype:
-                torch.mm(hidden[rows], weight.T, out=p)
-            else:
-                p.copy_(hidden[rows] @ weight.T)
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
-            chosen = p.gather(1, target)
-            highest, norm = _exp_in_place(p)
-            total += ((norm.log() + highest - chosen) * share).sum()
+            p = buffer[: rows.stop - start]  # (n, V)
+            total += (_probabilities(hidden[rows], weight, target, out=p) * share).sum()
             if not (needs_hidden or needs_weight):
                 continue
-            # d loss / d logits = share · (softmax − one_hot) = scale · (p − norm · one_hot)
-            p.scatter_add_(1, target, -norm)
-            scale = share / norm
+            # d loss / d logits = share · (softmax − one_hot)
+            p.scatter_add_(1, target, torch.full_like(share, -1.0))
+            keep = float(start > 0)  # the first chunk writes d_weight, the others add
             if hidden.dtype == dtype:  # scaling what is C wide is cheaper than what is V wide
                 if d_hidden is not None:
-                    torch.mm(p, weight, out=d_hidden[rows]).mul_(scale)
+                    torch.mm(p, weight, out=d_hidden[rows]).mul_(share)
                 if d_weight is not None:
-                    d_weight.addmm_(p.T, hidden[rows] * scale)
+                    d_weight.addmm_(p.T, hidden[rows] * share, beta=keep)
             else:
-                d_logits = p.mul_(scale).to(hidden.dtype)
+                d_logits = p.mul_(share).to(hidden.dtype)
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[rows])
                 if d_weight is not None:
-                    d_weight += d_logits.T @ hidden[rows]
+                    part = d_logits.T @ hidden[rows]
+                    d_weight = d_weight.copy_(part) if start == 0 else d_weight.add_(part)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return total
 

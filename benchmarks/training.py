@@ -40,7 +40,7 @@ from ai_learning.train import compile_blocks
 SETTINGS = {
     "4/4/128, block 64, batch 12, vocabulary 65": (4, 4, 128, 64, 12, 65),
     "4/4/128, block 64, batch 12, vocabulary 50257": (4, 4, 128, 64, 12, 50257),
-    "6/6/384, block 256, batch 4, vocabulary 50257": (6, 6, 384, 256, 4, 50257),
+    "6/6/384, block 256, batch 12, vocabulary 50257": (6, 6, 384, 256, 12, 50257),
 }
 TANH, EXACT = "ai_learning", "ai_learning, exact GELU"
 PEERS = {"transformers": TANH, "LitGPT": EXACT, "nanoGPT": EXACT, "nanoGPT, own AdamW": EXACT}
