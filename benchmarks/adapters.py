@@ -3,9 +3,9 @@
     python -m benchmarks.adapters                 # everything
     python -m benchmarks.adapters nf4 lora dora   # some sections: nf4 lora qlora dora rows swap
 
-Times are CPU seconds, the two sides taken in turn; the ratio is the median of the rounds' ratios. Peak
-memory is the resident set's high-water mark above what is resident before the step. Set OMP_NUM_THREADS for
-a number of threads.
+The two sides are taken in turn; the ratio is the median of the rounds' ratios. Times are CPU seconds on one
+thread (set OMP_NUM_THREADS) and wall time on several. Peak memory is the resident set's high-water mark above
+what is resident before the step.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import logging
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +40,8 @@ from ai_learning.adapters import (
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 
+from .common import hardware, process_clock
+
 SIZES = {"6/384 B4 T256": (6, 384, 4, 256), "12/768 B2 T512": (12, 768, 2, 512)}
 VOCAB = 50257
 
@@ -51,15 +52,16 @@ VOCAB = 50257
 def take_turns(
     ours: Callable[[], object], theirs: Callable[[], object], rounds: int
 ) -> tuple[float, float, float]:
-    """(our seconds, their seconds, ratio theirs / ours): CPU time of the whole process, medians."""
+    """(our seconds, their seconds, ratio theirs / ours), medians."""
+    clock = process_clock()
     ours(), theirs()  # compile, allocate
     pairs = []
     for turn in range(rounds):
         seconds = {}
         for side in (ours, theirs) if turn % 2 else (theirs, ours):
-            start = time.process_time()
+            start = clock()
             side()
-            seconds[side] = time.process_time() - start
+            seconds[side] = clock() - start
         pairs.append((seconds[ours], seconds[theirs]))
     return (
         statistics.median(a for a, _ in pairs),
@@ -366,7 +368,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {sys.version.split()[0]}")
+    print(f"{hardware()}, Python {sys.version.split()[0]}")
     for name in args.sections or SECTIONS:
         SECTIONS[name](args.rounds)
 

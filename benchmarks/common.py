@@ -10,11 +10,8 @@ import torch
 
 
 def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, float]:
-    """Median seconds of each function; every round runs each of them once, in turn.
-
-    On one thread they are CPU seconds, which other programs on the machine hardly change.
-    """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Median seconds of each function; every round runs each of them once, in turn."""
+    clock = process_clock()
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + warmup):
         for name, step in steps.items():
@@ -23,6 +20,11 @@ def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: in
             if number >= warmup:
                 times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def process_clock() -> Callable[[], float]:
+    """CPU seconds on one thread, which other programs hardly change; wall time on several, which also wait."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def hardware() -> str:

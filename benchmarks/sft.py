@@ -11,7 +11,6 @@ turn; a ratio is the median of the rounds' ratios. Set OMP_NUM_THREADS for a num
 import argparse
 import logging
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ from ai_learning.loss import IGNORE_INDEX
 from ai_learning.sft import SFTBatches, SFTData, document_mask, sft_loss
 
 from .adapters import VOCAB, adapters, header, pair, peak_megabytes, row
-from .common import hardware
+from .common import hardware, process_clock
 
 BLOCK = 512
 
@@ -73,14 +72,15 @@ def their_step(model: nn.Module, batches: SFTBatches) -> Callable[[], float]:
 
 
 def in_turn(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every round."""
+    """Seconds of every round (`process_clock`)."""
+    clock = process_clock()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, step in sides.items():
-            started = time.process_time()
+            started = clock()
             step()
             if number:
-                seconds[name].append(time.process_time() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

@@ -110,17 +110,29 @@ def test_fast_equals_plain(quant_type, dtype):
         assert same(want, nf4_fast.dequantize(flat, absmax, table, blocksize, n, dtype, portable=True))
 
 
-def test_threads_do_not_change_the_result():
-    x = torch.randn(1000, 1000)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_change_the_result(dtype, monkeypatch):
+    x = torch.randn(1000, 1001).to(dtype)
     before = torch.get_num_threads()
+    for name in ("_ENOUGH_QUANTIZE", "_ENOUGH_PORTABLE", "_ENOUGH_VECTOR"):
+        monkeypatch.setattr(nf4_fast, name, 2**16)
+
+    def everything():
+        packed, state = quantize_nf4(x)
+        arguments = (packed.view(-1), state.absmax, state.code, 64, x.numel(), dtype)
+        return (
+            packed,
+            state.absmax,
+            dequantize_nf4(packed, state),
+            nf4_fast.dequantize(*arguments, portable=True),
+        )
+
     try:
         torch.set_num_threads(1)
-        one = quantize_nf4(x)
-        want = dequantize_nf4(*one)
+        want = everything()
         torch.set_num_threads(3)
-        three = quantize_nf4(x)
-        assert torch.equal(one[0], three[0]) and torch.equal(one[1].absmax, three[1].absmax)
-        assert torch.equal(want, dequantize_nf4(*three))
+        for one, other in zip(want, everything(), strict=True):
+            assert torch.equal(one, other)
     finally:
         torch.set_num_threads(before)
 
