@@ -101,7 +101,7 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
 
 
 def _probabilities(hidden: Tensor, weight: Tensor, target: Tensor, out: Tensor) -> Tensor:
-    """Fill ``out`` (n, V) with ``softmax(hidden @ weight.T)``; the loss ``-log p`` of each ``target`` (n, 1)."""
+    """Fill ``out`` (n, V) with ``softmax(hidden @ weight.T)``; each row's loss ``-log p(target)`` (n, 1)."""
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.T, out=out)
     else:

@@ -23,7 +23,7 @@ def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: in
 
 
 def process_clock() -> Callable[[], float]:
-    """CPU seconds on one thread, which other programs hardly change; wall time on several, which also wait."""
+    """CPU seconds on one thread, which other programs hardly change; wall time on several."""
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 

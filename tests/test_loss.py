@@ -36,6 +36,31 @@ def test_equals_cross_entropy_with_gradients(chunk_rows: int) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_targets_too_unlikely_for_the_format(chunk_rows: int) -> None:
+    """Their probability is 0 in float32, or has lost its last places; the loss is exact all the same."""
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        hidden *= torch.tensor([1, 10, 40, 100, 1000])[:, None]  # up to thousands of nats
+    ours = linear_cross_entropy(hidden, weight, targets)
+    plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(ours, plain)
+    for one, other in zip(
+        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_nothing_is_read_before_it_is_written(chunk_rows: int) -> None:
+    hidden, weight, targets = inputs()
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        loss = linear_cross_entropy(hidden, weight, targets)
+        grads = torch.autograd.grad(loss, (hidden, weight))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(x.isfinite().all() for x in (loss, *grads))
+
+
 def test_gradcheck(chunk_rows: int) -> None:
     hidden, weight, targets = inputs(torch.float64)
     assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets), (hidden, weight))
@@ -150,7 +175,7 @@ def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.Mon
     hidden, weight, targets = inputs()
     calls = []
     plain = torch.Tensor.addmm_
-    monkeypatch.setattr(torch.Tensor, "addmm_", lambda self, *a: calls.append(1) or plain(self, *a))
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda self, *a, **k: calls.append(1) or plain(self, *a, **k))
     with torch.no_grad():
         linear_cross_entropy(hidden, weight, targets)
     assert not calls
