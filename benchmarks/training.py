@@ -192,7 +192,12 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--compiled", action="store_true", help="also the first setting compiled")
-    parser.add_argument("--rounds", type=int, default=8, help="steps of each, in turn")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=8,
+        help="steps of each, in turn; five times as many of the smallest setting",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -203,7 +208,8 @@ def main() -> None:
     head = f"| setting | {TANH} | {' | '.join([EXACT, *PEERS])} |\n|{'---|' * (3 + len(PEERS))}"
     print(f"Training, tokens/s, and ours over each ({hardware()})\n\n{head}")
     for name, setting in SETTINGS.items():
-        seconds = interleaved(trainers(setting, options.nanogpt), rounds=options.rounds)
+        rounds = options.rounds * (5 if setting[-1] < 1000 else 1)  # short steps vary more
+        seconds = interleaved(trainers(setting, options.nanogpt), rounds=rounds)
         print_row(name, {who: setting[3] * setting[4] / s for who, s in seconds.items()})
     print(f"\nPeak memory of three steps, MB, and ours over each\n\n{head}")
     for name, setting in SETTINGS.items():
@@ -214,7 +220,7 @@ def main() -> None:
         began = time.perf_counter()
         steps[COMPILED]()
         print(f"\nCompiled (the first step took {time.perf_counter() - began:.0f} s), {name}, tokens/s\n")
-        seconds = interleaved(steps, rounds=2 * options.rounds)
+        seconds = interleaved(steps, rounds=5 * options.rounds)
         for who, s in seconds.items():
             print(f"| {who} | {setting[3] * setting[4] / s:,.0f} | {s / seconds[COMPILED]:.2f} × |")
     print("\n–: not at hand (nanoGPT is not on PyPI; LitGPT needs the extra `bench-litgpt`).")

@@ -15,7 +15,6 @@ _REBIAS = _U32(2**32 - ((127 - 15) << 23) + 0xFFF)
 _SMALLEST_NORMAL = _U32((127 - 14) << 23)
 _TOO_LARGE = _U32((127 + 16) << 23)
 _PLACE = np.uint64
-_GROUP = 16  # blocks
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -98,28 +97,30 @@ def _dequantize(rounding, unsigned):  # type: ignore[no-untyped-def]
 
         ``absmax`` is (blocks,) and ``table`` (16,) float32.
         """
-        # The 16 values of each block are rounded first, then looked up: for many blocks at a time, which
-        # keeps the vector units busy. Places are unsigned and in whole arrays: a slice for each block, or
-        # the question whether to count from an array's end, would cost more than the work.
+        # The 16 values of each block are rounded first, then looked up: for 16 blocks at a time, those of one
+        # code side by side, which suits vector units. Places are unsigned and in whole arrays: a slice for
+        # each block, or the question whether to count from an array's end, would cost more than the work.
         half, pairs = blocksize // 2, out.shape[0] // 2
-        product, values = np.empty(16 * _GROUP, np.float32), np.empty(16 * _GROUP, unsigned)
-        bits = product.view(np.uint32)
-        for group in range(first, last, _GROUP):
-            blocks = min(_GROUP, last - group)
+        scales, product = np.zeros(16, np.float32), np.empty(256, np.float32)
+        bits, values = product.view(np.uint32), np.empty(256, unsigned)
+        for group in range(first, last, 16):
+            blocks = min(16, last - group)
             for b in range(blocks):
-                for code in range(16):
-                    product[16 * b + code] = table[code] * absmax[group + b]
-            for i in range(16 * _GROUP):
+                scales[b] = absmax[group + b]
+            for code in range(16):
+                for b in range(16):
+                    product[16 * code + b] = table[code] * scales[b]
+            for i in range(256):
                 values[i] = rounding(bits[i])
             for b in range(blocks):
-                own = _PLACE(16 * b)
-                for i in range((group + b) * half, min((group + b + 1) * half, pairs)):
-                    place = _PLACE(i)
-                    codes = packed[place]
-                    out[place + place] = values[own + _PLACE(codes >> 4)]
-                    out[place + place + _PLACE(1)] = values[own + _PLACE(codes & 15)]
+                own, start = _PLACE(b), (group + b) * half
+                for i in range(min(half, pairs - start)):
+                    place = _PLACE(start) + _PLACE(i)
+                    codes = _PLACE(packed[place])
+                    out[place + place] = values[(codes & _PLACE(0xF0)) + own]
+                    out[place + place + _PLACE(1)] = values[((codes << _PLACE(4)) & _PLACE(0xF0)) + own]
             if out.shape[0] % 2 and (group + blocks) * half > pairs:
-                out[2 * pairs] = values[16 * (blocks - 1) + (packed[pairs] >> 4)]
+                out[2 * pairs] = values[(packed[pairs] & 0xF0) + blocks - 1]
 
     return dequantize
 
