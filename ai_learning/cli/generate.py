@@ -1,10 +1,10 @@
 """``ai-learning generate``: continue a prompt, streamed to the terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -12,9 +12,10 @@ import tyro
 from ..checkpoint import open_model
 from ..errors import InputError
 from ..files import write_text
-from ..generate import Sampling, decode_stream, stream_text
+from ..generate import Sampling, decode_stream, stream
 from ..int8 import quantize_int8
 from ..model import GPT
+from ..sft import Example, Message, encode_prompt, template_of
 from ..speculative import Acceptance, speculative_stream
 from ..text import read_texts
 from ..tokenizers import Tokenizer
@@ -30,6 +31,12 @@ class Generate:
     """a .pt file of pretrain, finetune or demo; a Hugging Face folder; or a name on the hub"""
     prompt: str = "\n"
     """text to continue; - reads it from standard input"""
+    chat: bool = False
+    """the prompt is a user's message, written as the model's chat template does; only the answer is shown"""
+    system: str | None = None
+    """what the model is told before the conversation, with --chat"""
+    chat_template: str | None = None
+    """chatml or a Jinja file, with --chat; the model's own when left out"""
     max_new_tokens: int = 256
     """at most this many tokens more; a context longer than the model's slides"""
     temperature: float = 0.8
@@ -68,13 +75,15 @@ class Generate:
             raise ValueError(f"samples={self.samples} must be at least 1")
         if self.n_guesses < 1:
             raise ValueError(f"n_guesses={self.n_guesses} must be at least 1")
+        if not self.chat and (self.system is not None or self.chat_template is not None):
+            raise ValueError("system and chat_template are for conversations: add --chat")
 
 
 def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Generate, args, "generate")
     device = pick_device(options.device)
-    model, tokenizer, _ = open_model(options.checkpoint, device)
+    model, tokenizer, checkpoint = open_model(options.checkpoint, device)
     if options.tokenizer is not None:
         tokenizer = tokenizer_by_name(options.tokenizer)
     if tokenizer is None:
@@ -83,53 +92,58 @@ def main(args: list[str]) -> None:
         quantize_int8(model)
     draft = None if options.draft is None else open_model(options.draft, device)[0]
     prompt = "\n\n".join(read_texts("-")) if options.prompt == "-" else options.prompt
+    stop = list(options.stop)
+    if options.chat:
+        ids, end = conversation(prompt, tokenizer, options, checkpoint)
+        shown, stop = "", stop + [end] * bool(end)
+    else:
+        ids, shown = tokenizer.encode(prompt) or [tokenizer.eos_id or 0], prompt
+    idx = torch.tensor([ids], device=model.wte.weight.device)
     texts = []
     for number in range(options.samples):
-        sys.stdout.write(prompt)
+        sys.stdout.write(shown)
         pieces = []
-        for piece in pieces_of(model, draft, tokenizer, prompt, options, number):
+        for piece in decode_stream(new_ids(model, draft, idx, options, number), tokenizer, stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
             pieces.append(piece)
         sys.stdout.write("\n" if number == options.samples - 1 else "\n" + "-" * 40 + "\n")
-        texts.append(prompt + "".join(pieces))
+        texts.append(shown + "".join(pieces))
     if options.out:
         write_text(options.out, ("\n" + "-" * 40 + "\n").join(texts) + "\n")
 
 
-def pieces_of(
-    model: GPT, draft: GPT | None, tokenizer: Tokenizer, prompt: str, options: Generate, number: int
-) -> Iterator[str]:
-    """The text of one continuation, as it comes."""
-    sampling = {
-        name: getattr(options, name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    }
+def conversation(
+    prompt: str, tokenizer: Tokenizer, options: Generate, checkpoint: Mapping[str, Any]
+) -> tuple[list[int], str]:
+    """Ids that ask the model for its answer to ``prompt``, and what its template writes after an answer."""
+    template = template_of(options.chat_template, options.checkpoint, checkpoint)
+    if template.source is None:
+        raise InputError(f"{options.checkpoint} brings no chat template: name one, as --chat-template chatml")
+    told = () if options.system is None else (Message("system", options.system),)
+    answered = Example((*told, Message("user", prompt), Message("assistant", "answer")), chat=True)
+    try:
+        last, _ = template.parts(answered)[-1]
+        return encode_prompt(answered, tokenizer, template), last.partition("answer")[2]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def new_ids(
+    model: GPT, draft: GPT | None, idx: torch.Tensor, options: Generate, number: int
+) -> Iterator[int]:
+    """The ids of one continuation, as they come."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = Sampling(**{name: getattr(options, name) for name in names})
     seed = None if options.seed is None else options.seed + number
+    n = options.max_new_tokens
     if draft is None:
-        yield from stream_text(
-            model,
-            tokenizer,
-            prompt,
-            options.max_new_tokens,
-            stop=options.stop,
-            seed=seed,
-            use_cache=options.use_cache,
-            **sampling,
-        )
+        steps = stream(model, idx, n, sampling, seed=seed, use_cache=options.use_cache)
+        yield from (int(chosen) for chosen in steps)
         return
-    idx = torch.tensor([tokenizer.encode(prompt) or [tokenizer.eos_id or 0]], device=model.wte.weight.device)
     acceptance = Acceptance()
-    ids = speculative_stream(
-        model,
-        draft,
-        idx,
-        options.max_new_tokens,
-        Sampling(**sampling),
-        n_guesses=options.n_guesses,
-        seed=seed,
-        acceptance=acceptance,
+    yield from speculative_stream(
+        model, draft, idx, n, sampling, n_guesses=options.n_guesses, seed=seed, acceptance=acceptance
     )
-    yield from decode_stream(ids, tokenizer, stop=options.stop)
     guesses = f"{acceptance.accepted} of {acceptance.guessed} guesses kept ({acceptance.rate:.0%})"
     print(f"\n{guesses}, {acceptance.passes} passes of the large model", file=sys.stderr)

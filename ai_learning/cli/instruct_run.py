@@ -9,7 +9,7 @@ import torch
 
 from ..adapted import AdaptedConfig, AdaptedGPT, weights_digest
 from ..adapters import lora_plus_groups, make_optimizer, save_peft, use_adapter
-from ..chat_template import CHATML, read_chat_template
+from ..chat_template import CHATML
 from ..checkpoint import load_checkpoint, open_model, tokenizer_reference
 from ..errors import InputError
 from ..generate import generate
@@ -28,6 +28,7 @@ from ..sft import (
     read_examples,
     sft_loss,
     sft_metrics,
+    template_of,
 )
 from ..tokenizers import Tokenizer
 from ..train import TrainResult, pick_device, train
@@ -49,10 +50,12 @@ class Run:
         if found is None:
             raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
         self.tokenizer: Tokenizer = found
-        self.template = template_of(options, extra)
+        self.template = template_of(options.chat_template, options.checkpoint, extra)
         self.block_size = min(self.base.config.block_size, options.max_length)
         self.bad = BadRows(fatal=options.on_bad_row == "fatal")
         self.data, self.held_out, self.examples = self._read()
+        if self.template.source is None and all(example.chat for example in self.examples):
+            self.template = Template(CHATML)  # as they were written: the checkpoint says so
         how = options.train
         if options.epochs:
             per_step = min(how.batch_size, len(self.data)) * how.grad_accum
@@ -247,24 +250,6 @@ class Run:
         stop = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         written = generate(model, idx, room, temperature=0.0, stop=stop)[0, len(ids) :].tolist()
         return self.tokenizer.decode([i for i in written if i not in stop])
-
-
-def template_of(options: Instruct, checkpoint: dict[str, Any]) -> Template:
-    """The chat template asked for, or the base's own."""
-    asked = options.chat_template
-    if asked == "none":
-        return Template()
-    if asked == "chatml":
-        return Template(CHATML)
-    if asked is not None:
-        path = Path(asked)
-        if not path.is_file():
-            raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
-        return Template(path.read_text(encoding="utf-8"))
-    if checkpoint.get("chat_template"):
-        return Template(checkpoint["chat_template"])
-    found = read_chat_template(options.checkpoint) if Path(options.checkpoint).is_dir() else None
-    return Template() if found is None else Template(*found)
 
 
 def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -2,7 +2,7 @@
 
 from .batches import LAYOUTS, SFTBatch, SFTBatches, sft_loss, sft_metrics
 from .documents import DocumentMask, document_mask
-from .encode import SFTData, Template, encode_examples, encode_prompt
+from .encode import SFTData, Template, encode_examples, encode_prompt, template_of
 from .examples import BadRows, Example, Message, read_examples
 from .names import name_examples, names_training_text
 
@@ -24,4 +24,5 @@ __all__ = [
     "read_examples",
     "sft_loss",
     "sft_metrics",
+    "template_of",
 ]

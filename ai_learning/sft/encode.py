@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..chat_template import CHATML, apply_chat_template
+from ..chat_template import CHATML, apply_chat_template, read_chat_template
 from ..errors import InputError
 from ..tokenizers import Tokenizer
 from .examples import BadRows, Example, Message
@@ -71,6 +72,23 @@ class Template:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         variables = dict(self.variables or {})
         return apply_chat_template(source, turns, add_generation_prompt=add_generation_prompt, **variables)
+
+
+def template_of(asked: str | None, source: str, checkpoint: Mapping[str, Any]) -> Template:
+    """The chat template asked for (chatml, none, or a Jinja file), or the one that the model brings."""
+    if asked == "none":
+        return Template()
+    if asked == "chatml":
+        return Template(CHATML)
+    if asked is not None:
+        path = Path(asked)
+        if not path.is_file():
+            raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
+        return Template(path.read_text(encoding="utf-8"))
+    if checkpoint.get("chat_template"):
+        return Template(checkpoint["chat_template"])
+    found = read_chat_template(source) if Path(source).is_dir() else None
+    return Template() if found is None else Template(*found)
 
 
 @dataclass(frozen=True)

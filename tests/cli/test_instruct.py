@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import transformers
 
 from ai_learning.adapted import AdaptedConfig, AdaptedGPT, weights_digest
 from ai_learning.adapters import LoRAConfig
+from ai_learning.chat_template import CHATML
 from ai_learning.checkpoint import build_adapted, load_checkpoint, open_model, save_checkpoint
 from ai_learning.checkpoint import tokenizer_reference as reference
 from ai_learning.cli import main
@@ -285,3 +287,71 @@ def test_a_tied_head_is_merged_right(tmp_path: Path) -> None:
     assert not merged.config.tie_weights
     save_checkpoint(merged, tmp_path / "merged.pt")
     torch.testing.assert_close(open_model(tmp_path / "merged.pt")[0](idx), want, atol=1e-5, rtol=0)
+
+
+# ---- conversations ---------------------------------------------------------------------------------
+
+BRACKETS = (
+    "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}~\n{% endfor %}"
+    "{% if add_generation_prompt %}[a]{% endif %}"
+)
+
+
+def test_generate_writes_a_conversation_as_the_model_knows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "chat.pt"
+    model = GPT(CONFIG)
+    save_checkpoint(model, path, tokenizer=reference(ByteTokenizer()), chat_template=BRACKETS)
+    greedy = ("--checkpoint", path, "--temperature", 0, "--max-new-tokens", 12)
+    code, answer, err = call(capsys, "generate", *greedy, "--chat", "--system", "be", "--prompt", "ab")
+    assert code == 0, err
+    asked = "[s]be~\n[u]ab~\n[a]"
+    code, whole, _ = call(capsys, "generate", *greedy, "--prompt", asked)
+    assert code == 0 and whole == asked + answer
+    # What ends an answer in the template ends it here.
+    ends = BRACKETS.replace("~", answer[2])
+    (tmp_path / "ends.jinja").write_text(ends)
+    code, cut, _ = call(
+        capsys, "generate", *greedy, "--chat", "--system", "be", "--prompt", "ab",
+        "--chat-template", tmp_path / "ends.jinja",
+    )  # fmt: skip
+    assert code == 0 and cut.count(answer[2]) == 0
+
+
+def test_conversations_say_how_they_were_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, data, out = tmp_path / "base.pt", tmp_path / "chat.jsonl", tmp_path / "run"
+    save_checkpoint(GPT(replace(CONFIG, block_size=96)), base, tokenizer=reference(ByteTokenizer()))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data.write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns}) + "\n")
+    code, _, err = call(
+        capsys, "finetune", "--method", "lora", "--checkpoint", base, "--data", data, "--out", out, *QUICK
+    )
+    assert code == 0, err
+    assert load_checkpoint(out / "best.pt")["chat_template"] == CHATML
+    assert call(capsys, "generate", "--checkpoint", out / "best.pt", "--chat", "--max-new-tokens", 3)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chat"], "brings no chat template: name one, as --chat-template chatml"),
+        (["--chat", "--chat-template", "no.jinja"], "chat_template='no.jinja' is no file"),
+        (["--system", "be brief"], "add --chat"),
+        (["--chat", "--chat-template", "strict.jinja"], "chat template: only a system may speak"),
+    ],
+)
+def test_conversations_that_cannot_be_written(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("strict.jinja").write_text("{{ raise_exception('only a system may speak') }}")
+    path = tmp_path / "plain.pt"
+    save_checkpoint(GPT(CONFIG), path, tokenizer=reference(ByteTokenizer()))
+    code, _, err = call(capsys, "generate", "--checkpoint", path, *options)
+    assert code == 2 and message in err and err.count("\n") == 1
