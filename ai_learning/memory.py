@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import model_config
 from .loss import CHUNK_BYTES
 from .model import Block
-from .train import model_config
 
 # Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
 _STATE = {"adamw": 8.0, "paged_adamw": 8.0, "muon": 8.0}  # muon: an upper bound, its matrices need half

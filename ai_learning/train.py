@@ -11,23 +11,31 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from .adapters import make_optimizer
 from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
+from .device import (
+    autocast,
+    checkpointed,
+    compile_blocks,
+    flops_per_token,
+    own_device,
+    peak_flops,
+    pick_device,
+    pick_dtype,
+    to_device,
+)
 from .distributed import (
     PARALLEL,
     Team,
-    World,
     latest,
     load_shards,
     peers_in_reach,
@@ -37,7 +45,6 @@ from .distributed import (
     world,
 )
 from .errors import InputError
-from .model import Block
 from .optim import (
     OPTIMIZERS,
     SCHEDULES,
@@ -294,7 +301,7 @@ class _Trainer:
             optimizer_of(model, config) if optimizer is None else optimizer(model)
         )
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.autocast = _autocast(self.device, dtype)
+        self.autocast = autocast(self.device, dtype)
         self.step = 0
         self.loss = math.nan
         self.best: float | None = None
@@ -365,7 +372,7 @@ class _Trainer:
             group["lr"] = peak * factor
         total, n_tokens = torch.zeros((), device=self.device), 0
         for micro in range(config.grad_accum):
-            batch = _to_device(self.batches(self.step * config.grad_accum + micro), self.device)
+            batch = to_device(self.batches(self.step * config.grad_accum + micro), self.device)
             with self.team.synchronised(self.root, last=micro == config.grad_accum - 1):
                 with self.autocast():
                     loss = self.root(self.loss_fn, batch)
@@ -484,7 +491,7 @@ class _Trainer:
     def _check_weights(self) -> None:
         """Weights that the last step ruined show only in the next loss: look before they are saved."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            batch = _to_device(self.batches(self.step * self.config.grad_accum), self.device)
+            batch = to_device(self.batches(self.step * self.config.grad_accum), self.device)
             loss = self._in_eval_mode(lambda model: self.loss_fn(model, batch))
             self._check_finite("next loss", float(self.team.mean(loss)))
 
@@ -603,113 +610,6 @@ def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
     if device.type == "cuda":
         states[f"{prefix}cuda"] = torch.cuda.get_rng_state(device)
     return states
-
-
-# --- devices ----------------------------------------------------------------------------------------------
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is the best there is: cuda, then mps, then cpu.
-
-    Raises:
-        InputError: a device that this machine does not have.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(device for device, there in available.items() if there))
-    there = ", ".join(device for device, ok in available.items() if ok)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or not available.get(device.type, False):
-        raise InputError(f"device {name!r} is not available here; use {there} or auto")
-    return device
-
-
-def own_device(device: torch.device, here: World) -> torch.device:
-    """Of the machine's GPUs, this process's.
-
-    Raises:
-        InputError: more processes than GPUs.
-    """
-    if device.type != "cuda" or device.index is not None or not here.launched:
-        return device
-    if here.local_rank >= torch.cuda.device_count():
-        raise InputError(
-            f"more processes than this machine's {torch.cuda.device_count()} GPUs: lower --nproc-per-node"
-        )
-    return torch.device("cuda", here.local_rank)
-
-
-def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """Of the matrix products: ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> Callable[[], AbstractContextManager]:
-    if dtype == torch.float32:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=dtype)
-
-
-# Dense bf16 peak of the maker's data sheet, in FLOP/s; H200 and H100 SXM are the same chip.
-_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of the device, or ``None`` where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in _PEAK_BF16.items() if part in name), None)
-
-
-def flops_per_token(model: nn.Module) -> float:
-    """6·N + 12·n_layer·n_embd·block_size: forward and backward (Chowdhery et al. 2022, appendix B).
-
-    N leaves out position embeddings, whose look-up multiplies nothing; a tied token embedding counts once,
-    as the output head's product.
-    """
-    config = model_config(model)
-    config = getattr(config, "gpt", config)  # a task model's config holds the GPT's
-    n = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
-    if not config.tie_weights:
-        n -= config.vocab_size * config.n_embd
-    return 6 * n + 12 * config.n_layer * config.n_embd * config.block_size
-
-
-@contextmanager
-def checkpointed(model: nn.Module) -> Iterator[None]:
-    """Keep of each block its input only, and compute the rest again in the backward pass (Chen et al. 2016).
-
-    Example:
-        >>> with checkpointed(model):  # doctest: +SKIP
-        ...     next_token_loss(model, x, y).backward()
-    """
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    for block in blocks:
-        setattr(block, "forward", partial(recomputed, block.forward, use_reentrant=False))  # noqa: B010
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward  # what hid the class's own
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """``torch.compile`` every block in place: alike, they share one compilation."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile()
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return type(batch)(_to_device(part, device) for part in batch)
 
 
 def _first(batch: Batch) -> Tensor:

@@ -23,12 +23,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ai_learning.adapters import NF4Linear, nf4_triton
 from ai_learning.adapters.nf4 import dequantize_4bit
+from ai_learning.device import compile_blocks, flops_per_token, peak_flops
 from ai_learning.generate import generate
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw
 from ai_learning.pretrained import from_hf
-from ai_learning.train import compile_blocks, flops_per_token, peak_flops
 
 from .common import hardware, interleaved
 

@@ -14,9 +14,9 @@ from functools import cache
 
 import torch
 
+from ai_learning.device import flops_per_token
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.presets import preset
-from ai_learning.train import flops_per_token
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 GPUS = (1, 2, 4, 8, 16, 32, 64)

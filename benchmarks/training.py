@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from common import hardware, interleaved
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ai_learning.device import compile_blocks
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 from ai_learning.optim import adamw
 from ai_learning.pretrained import config_from_hf, from_hf
-from ai_learning.train import compile_blocks
 
 # name: layers, heads, width, block, batch, vocabulary
 SETTINGS = {

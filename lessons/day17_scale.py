@@ -21,11 +21,11 @@ import torch
 
 from ai_learning.batches import TokenBatches
 from ai_learning.checks import check, picture, quiz, show
+from ai_learning.device import flops_per_token
 from ai_learning.distributed import Team
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.presets import preset
-from ai_learning.train import flops_per_token
 from ai_learning.viz import plot_lines
 
 torch.manual_seed(17)

@@ -19,12 +19,13 @@ from distributed_worker import HOW, MODEL, STOP_AFTER, TOKENS, run
 
 from ai_learning.batches import TokenBatches
 from ai_learning.checkpoint import load_checkpoint
+from ai_learning.device import checkpointed
 from ai_learning.distributed import Team, latest, load_shards, read_state, world
 from ai_learning.errors import CheckpointError, InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 from ai_learning.run_folder import read_metrics
-from ai_learning.train import TrainConfig, checkpointed, train
+from ai_learning.train import TrainConfig, train
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE}"}

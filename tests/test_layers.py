@@ -15,7 +15,7 @@ LAYERS = [
     {"shapes", "errors", "files"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "generate", "int8", "speculative", "pretrained", "run_folder", "viz"},
-    {"checkpoint", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"}
+    {"checkpoint", "device", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"}
     | {"adapted", "memory"},
     {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets", "recipes"},
     {"cli", "web"},

@@ -27,7 +27,7 @@ from ai_learning.memory import PeakMemory, plan_memory, resident_bytes
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw
 from ai_learning.sft import SFTBatches, sft_loss
-from ai_learning.train import checkpointed
+from ai_learning.device import checkpointed
 from contextlib import nullcontext
 from tests.test_sft import random_data
 

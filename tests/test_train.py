@@ -17,11 +17,12 @@ import torch
 
 from ai_learning.batches import TokenBatches, evaluation_batches
 from ai_learning.checkpoint import load_checkpoint
+from ai_learning.device import flops_per_token, pick_device
 from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.run_folder import RunFolder, read_metrics
-from ai_learning.train import DivergedError, Interrupted, TrainConfig, flops_per_token, pick_device, train
+from ai_learning.train import DivergedError, Interrupted, TrainConfig, train
 
 MODEL = GPTConfig(vocab_size=32, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(0, 32, 2000).astype(np.uint16)

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from ..checkpoint import build_model, load_checkpoint, open_model, open_tokenizer
+from ..device import pick_device
 from ..errors import InputError
 from ..evaluate import score_tokens
 from ..files import write_text
@@ -17,7 +18,6 @@ from ..int8 import quantize_int8
 from ..model.heads import TaskModel, TaskTokens
 from ..multiple_choice import evaluate_questions, read_questions
 from ..tokenizers import Tokenizer
-from ..train import pick_device
 from .common import console, parse, read_tokens, tokenizer_by_name
 from .finetune import load_task
 

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from ..checkpoint import open_model
+from ..device import pick_device
 from ..errors import InputError
 from ..files import write_text
 from ..generate import Sampling, decode_stream, stream
@@ -19,7 +20,6 @@ from ..sft import Example, Message, encode_prompt, template_of
 from ..speculative import Acceptance, speculative_stream
 from ..text import read_texts
 from ..tokenizers import Tokenizer
-from ..train import pick_device
 from .common import parse, tokenizer_by_name
 
 

@@ -9,12 +9,12 @@ import torch
 import tyro
 
 from ..checkpoint import open_model
+from ..device import pick_device
 from ..errors import InputError
 from ..files import write_text
 from ..model import GPT
 from ..tokenizers import Tokenizer
 from ..trace import logit_lens, record, token_losses
-from ..train import pick_device
 from ..viz import plot_attention, plot_lens, plot_lines, plot_token_losses
 from .common import console, parse, tokenizer_by_name
 

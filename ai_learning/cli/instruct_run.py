@@ -11,6 +11,7 @@ from ..adapted import AdaptedConfig, AdaptedGPT, weights_digest
 from ..adapters import lora_plus_groups, make_optimizer, save_peft, use_adapter
 from ..chat_template import CHATML
 from ..checkpoint import load_checkpoint, open_model, tokenizer_reference
+from ..device import pick_device
 from ..errors import InputError
 from ..generate import generate
 from ..memory import MemoryPlan, PeakMemory, megabytes, plan_memory, resident_bytes
@@ -31,7 +32,7 @@ from ..sft import (
     template_of,
 )
 from ..tokenizers import Tokenizer
-from ..train import TrainResult, pick_device, train
+from ..train import TrainResult, train
 from .common import TrainingProgress, console, tokenizer_by_name
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot

@@ -10,6 +10,7 @@ import torch
 
 from ..batches import Prefetched, TokenBatches, digest, evaluation_batches, split
 from ..checkpoint import tokenizer_reference
+from ..device import pick_device
 from ..distributed import sum_over_processes, world
 from ..generate import generate_text
 from ..loss import next_token_loss
@@ -17,7 +18,7 @@ from ..model import GPT, GPTConfig
 from ..presets import preset
 from ..run_folder import read_metrics, read_options
 from ..tokenizers import Tokenizer
-from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, pick_device, train
+from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, train
 from ..viz import plot_loss
 from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read_tokens, tokenizer_by_name
 

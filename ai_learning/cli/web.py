@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_model
+from ..device import pick_device
 from ..errors import InputError
 from ..tokenizers import Tokenizer, load
-from ..train import pick_device
 from .common import console, parse
 
 DEMO = "runs/demo/gpt1_tiny_pretrain.pt"

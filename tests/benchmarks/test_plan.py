@@ -49,7 +49,7 @@ import torch
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw
-from ai_learning.train import checkpointed
+from ai_learning.device import checkpointed
 from contextlib import nullcontext
 
 def peak():

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ...batches import TokenBatches
-from ...train import _Trainer, flops_per_token
+from ...device import flops_per_token
+from ...train import _Trainer
 from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form
 
 

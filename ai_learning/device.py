@@ -1,0 +1,121 @@
+"""Where a model runs, how precisely and how fast: devices, dtypes, FLOPs, recomputed and compiled blocks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from .checkpoint import model_config
+from .distributed import World
+from .errors import InputError
+from .model import Block
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is the best there is: cuda, then mps, then cpu.
+
+    Raises:
+        InputError: a device that this machine does not have.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, there in available.items() if there))
+    there = ", ".join(device for device, ok in available.items() if ok)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not available.get(device.type, False):
+        raise InputError(f"device {name!r} is not available here; use {there} or auto")
+    return device
+
+
+def own_device(device: torch.device, here: World) -> torch.device:
+    """Of the machine's GPUs, this process's.
+
+    Raises:
+        InputError: more processes than GPUs.
+    """
+    if device.type != "cuda" or device.index is not None or not here.launched:
+        return device
+    if here.local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"more processes than this machine's {torch.cuda.device_count()} GPUs: lower --nproc-per-node"
+        )
+    return torch.device("cuda", here.local_rank)
+
+
+def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """Of the matrix products: ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> Callable[[], AbstractContextManager]:
+    """Makes the context in which products are taken in ``dtype``."""
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+# Dense bf16 peak of the maker's data sheet, in FLOP/s; H200 and H100 SXM are the same chip.
+_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bf16 FLOP/s of the device, or ``None`` where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _PEAK_BF16.items() if part in name), None)
+
+
+def flops_per_token(model: nn.Module) -> float:
+    """6·N + 12·n_layer·n_embd·block_size: forward and backward (Chowdhery et al. 2022, appendix B).
+
+    N leaves out position embeddings, whose look-up multiplies nothing; a tied token embedding counts once,
+    as the output head's product.
+    """
+    config = model_config(model)
+    config = getattr(config, "gpt", config)  # a task model's config holds the GPT's
+    n = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
+    if not config.tie_weights:
+        n -= config.vocab_size * config.n_embd
+    return 6 * n + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Keep of each block its input only, and compute the rest again in the backward pass (Chen et al. 2016).
+
+    Example:
+        >>> with checkpointed(model):  # doctest: +SKIP
+        ...     next_token_loss(model, x, y).backward()
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        setattr(block, "forward", partial(recomputed, block.forward, use_reentrant=False))  # noqa: B010
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # what hid the class's own
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """``torch.compile`` every block in place: alike, they share one compilation."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a batch, however nested."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return type(batch)(to_device(part, device) for part in batch)
