@@ -193,8 +193,9 @@ class LoRALayer(nn.Module):
     def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
         """Stand a layer with the weight ``W + Σ s·B·A`` in for the frozen one, which is kept.
 
-        A 4-bit layer becomes an nn.Linear in fp32 (or ``dtype``): rounded back to 4 bits, the sum would lose
-        most of the update. A tied weight is not written to: the new weight is this layer's own.
+        A 4-bit layer becomes an nn.Linear in the model's dtype (or ``dtype``): rounded back to 4 bits, the
+        sum would lose most of the update. A tied weight is not written to: the new weight is this layer's
+        own.
 
         Raises:
             InputError: merged already, or a sum that is not finite.
@@ -204,14 +205,15 @@ class LoRALayer(nn.Module):
         self._check_together(names)
         base = self.base_layer
         W = self.adapted_weight(names)
-        if not torch.isfinite(W).all():
+        own = base.model_dtype if isinstance(base, NF4Linear) else weight_of(base).dtype
+        W = W.to(dtype or own)
+        if not torch.isfinite(W).all():  # in the dtype that stays: fp16 ends at 65,504
             raise InputError(
                 f"{self.path}: merging {list(names)} gives NaN or Inf; look at the adapter's weights"
             )
         if isinstance(base, NF4Linear):
-            merged: nn.Module = base.as_linear(W.to(dtype or torch.float32))
+            merged: nn.Module = base.as_linear(W)
         else:
-            W = W.to(dtype or weight_of(base).dtype)
             merged = copy.copy(base)
             # copy.copy shares the dicts of parameters: this one needs its own before the weight is exchanged.
             merged._parameters = dict(base._parameters)
@@ -245,17 +247,17 @@ class LoRALayer(nn.Module):
             return self.base_layer(x)
         if len(self.active) == 1 and self._fusable(x, self.active[0]):
             return self._forward_fused(x, self.active[0])
-        return self._forward_plain(x)
+        return self._forward_plain(x, self.active)
 
-    def _forward_plain(self, x: Tensor) -> Tensor:
+    def _forward_plain(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """The definition, in PyTorch's own operations: any number of adapters, dropout, mixed types."""
-        self._check_together(self.active)
+        self._check_together(names)
         y = self.base_layer(x)
-        for name in self.active:
+        for name in names:
             adapter = self.adapters[name]
             A, B = self.lora_A[name], self.lora_B[name]
             if self.is_embedding:
-                y = y + (F.embedding(x, A.t()) @ B.t() * adapter.scaling).to(y.dtype)
+                y = y + (self._look_up(x, A) @ B.t() * adapter.scaling).to(y.dtype)
                 continue
             dropped = F.dropout(x.to(A.dtype), adapter.dropout, self.training)
             update = F.linear(F.linear(dropped, A), B) * adapter.scaling
@@ -268,6 +270,14 @@ class LoRALayer(nn.Module):
                 update = (scale - 1) * base + scale * update
             y = y + update.to(y.dtype)
         return y
+
+    def _look_up(self, ids: Tensor, A: Tensor) -> Tensor:
+        """ids (...) → columns of A (..., R), as the embedding itself does it: no gradient for its padding,
+        and scaled if it scales what it finds (``embed_scale``, as Gemma's)."""
+        padding = self.base_layer.padding_idx if isinstance(self.base_layer, nn.Embedding) else None
+        found = F.embedding(ids, A.t(), padding)
+        scale = getattr(self.base_layer, "embed_scale", None)
+        return found if scale is None else found * scale
 
     def _without_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y - self.bias
@@ -325,20 +335,24 @@ class LoRALayer(nn.Module):
                 f"{self.path}: {len(rows)} adapter names for a batch of {x.shape[0]} rows; "
                 "give one name for each row"
             )
-        y = self.base_layer(x)
         names = sorted({name for name in rows if name is not None and name in self.adapters})
+        if self.training and any(self.adapters[name].dropout for name in names):  # each row has its own
+            own = [(name,) if name in names else () for name in rows]
+            return torch.cat([self._forward_plain(r, n) for r, n in zip(x.split(1), own, strict=True)])
+        y = self.base_layer(x)
         if not names:
             return y
         index, A, B = self._stacked(rows, names, x.device)
         if self.is_embedding:
-            down = torch.stack([F.embedding(ids, a.t()) for ids, a in zip(x, A, strict=True)])
-            flat = down.reshape(len(rows), -1, down.shape[-1])  # (B, ..., R) → (B, T, R)
+            down = torch.stack([self._look_up(ids, a) for ids, a in zip(x, A, strict=True)])
+            flat = down.reshape(len(rows), x.shape[1:].numel(), down.shape[-1])  # (B, ..., R) → (B, T, R)
         else:
-            flat = x.to(A.dtype).reshape(len(rows), -1, x.shape[-1])  # (B, ..., I) → (B, T, I)
+            T = x.shape[1:-1].numel()
+            flat = x.to(A.dtype).reshape(len(rows), T, self.in_features)  # (B, ..., I) → (B, T, I)
             flat = flat @ A.transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
         if not any(self.adapters[name].use_dora for name in names):
             if y.dtype == B.dtype and not torch.is_grad_enabled():
-                y.view(len(rows), -1, y.shape[-1]).baddbmm_(
+                y.view(*flat.shape[:2], y.shape[-1]).baddbmm_(
                     flat, B.transpose(1, 2)
                 )  # y is new: nobody else has it
                 return y

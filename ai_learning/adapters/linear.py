@@ -32,7 +32,7 @@ class FrozenLinear(torch.autograd.Function):
         """Gradients of x and bias."""
         needs_x, _, needs_bias = ctx.needs_input_grad
         grad_x = grad @ ctx.weight() if needs_x else None
-        return grad_x, None, grad.flatten(0, -2).sum(0) if needs_bias else None
+        return grad_x, None, grad.reshape(-1, grad.shape[-1]).sum(0) if needs_bias else None
 
 
 class LoRALinearFunction(torch.autograd.Function):
@@ -49,7 +49,7 @@ class LoRALinearFunction(torch.autograd.Function):
         y.addmm_(down, B.t(), alpha=s)
         ctx.save_for_backward(rows, down, A, B)
         ctx.weight, ctx.s, ctx.shape = weight, s, x.shape
-        return y.view(*x.shape[:-1], -1)  # (N, O) → (..., O)
+        return y.view(*x.shape[:-1], y.shape[-1])  # (N, O) → (..., O)
 
     @staticmethod
     @once_differentiable
@@ -57,7 +57,7 @@ class LoRALinearFunction(torch.autograd.Function):
         """Gradients of x, bias, A and B."""
         rows, down, A, B = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-        grad = grad.reshape(rows.shape[0], -1)  # (..., O) → (N, O)
+        grad = grad.reshape(-1, grad.shape[-1])  # (..., O) → (N, O)
         grad_x, grad_A, grad_B = _low_rank_backward(
             grad, ctx.weight if needs_x else None, rows, down, A, B, ctx.s
         )
@@ -87,11 +87,11 @@ class DoRALinearFunction(torch.autograd.Function):
         direction = torch.nn.functional.linear(rows, W)  # (N, O)
         direction.addmm_(down, B.t(), alpha=s)
         norm = dora_norm(W, weight_norm2, A, B, s)
-        scale = magnitude / norm
+        scale = (magnitude / norm).to(direction.dtype)  # the norm is fp32 also in a 16-bit model
         y = direction * scale if bias is None else torch.addcmul(bias, direction, scale)
         ctx.save_for_backward(rows, down, A, B, direction, scale, norm)
         ctx.weight, ctx.s, ctx.shape = weight, s, x.shape
-        return y.view(*x.shape[:-1], -1)  # (N, O) → (..., O)
+        return y.view(*x.shape[:-1], y.shape[-1])  # (N, O) → (..., O)
 
     @staticmethod
     @once_differentiable
@@ -99,7 +99,7 @@ class DoRALinearFunction(torch.autograd.Function):
         """Gradients of x, bias, A, B and the magnitude."""
         rows, down, A, B, direction, scale, norm = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-        grad = grad.reshape(rows.shape[0], -1)  # (..., O) → (N, O)
+        grad = grad.reshape(-1, grad.shape[-1])  # (..., O) → (N, O)
         grad_bias = grad.sum(0) if needs_bias else None
         grad_magnitude = torch.linalg.vecdot(grad, direction, dim=0) / norm
         grad = grad * scale

@@ -11,6 +11,7 @@
 Nothing here knows the model's class: layers are found by name and put back by name.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -32,7 +33,10 @@ class Registry:
     """What the model was like before adapters came, and which came. Kept on the model itself."""
 
     requires_grad: dict[str, bool]
+    # The values that each trained bias does not have now: the frozen ones while the adapter that trains them
+    # is active (`biases_trained`), the trained ones at other times.
     biases: dict[str, Tensor] = field(default_factory=dict)
+    biases_trained: bool = False
     configs: dict[str, LoRAConfig] = field(default_factory=dict)
     swaps: dict[str, Any] = field(default_factory=dict)  # how `load_peft` copies a file of the same layout
 
@@ -60,6 +64,8 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
     config = config or LoRAConfig()
     if not adapter_name or "." in adapter_name:
         raise InputError(f"adapter_name={adapter_name!r} must be a name without dots")
+    if any(hasattr(container(), adapter_name) for container in (nn.ParameterDict, nn.ModuleDict)):
+        raise InputError(f"adapter_name={adapter_name!r} means something to PyTorch: choose another name")
     registry: Registry | None = getattr(model, _REGISTRY, None)
     if registry and adapter_name in registry.configs:
         raise InputError(
@@ -136,9 +142,10 @@ def set_adapter(model: nn.Module, names: str | Sequence[str] | None) -> None:
     for layer in wrappers.values():
         _choose(layer, chosen)
     registry = _registry(model)
-    parameters = dict(model.named_parameters())
+    _show_biases(model, any(registry.configs[name].bias != "none" for name in chosen))
+    parameters = _plain_parameters(model)
     for path in registry.biases:
-        parameters[_inside(model, path)].requires_grad_(False)
+        parameters[path].requires_grad_(False)
     for name in chosen:
         for bias in _trained_biases(model, registry.configs[name], name).values():
             bias.requires_grad_(True)
@@ -154,12 +161,15 @@ def use_adapter(model: nn.Module, names: str | Sequence[str] | None) -> Iterator
     """
     before = {path: layer.active for path, layer in _wrappers(model).items()}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    biases_trained = _registry(model).biases_trained
     set_adapter(model, names)
     try:
         yield model
     finally:
         for path, layer in _wrappers(model).items():
             layer.active = before.get(path, layer.active)
+        if adapter_names(model):
+            _show_biases(model, biases_trained)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 
@@ -175,19 +185,30 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
         names: one for each row of the batch (axis 0 of every adapted layer's input).
 
     Raises:
-        InputError: an unknown name, or a merged model; on the call, a batch of another length.
+        InputError: an unknown name, an adapter that trained biases (all rows share them), or a merged model;
+            on the call, a batch of another length.
     """
-    _names(model, [name for name in dict.fromkeys(names) if name is not None])
-    wrappers = _wrappers(model).values()
+    registry = _registry(model)
+    for name in _names(model, [name for name in dict.fromkeys(names) if name is not None]):
+        if registry.configs[name].bias != "none":
+            raise InputError(
+                f"adapter {name!r} trained biases, which all rows share: use_adapter for its rows"
+            )
+    wrappers = list(_wrappers(model).values())
     for layer in wrappers:
         if layer.merged:
             raise InputError(f"{layer.path} is merged: unmerge_lora before mixing adapters")
+    before, biases_trained = [layer.rows for layer in wrappers], registry.biases_trained
+    _show_biases(model, False)
+    for layer in wrappers:
         layer.rows = tuple(names)
     try:
         yield model
     finally:
-        for layer in wrappers:
-            layer.rows = None
+        for layer, rows in zip(wrappers, before, strict=True):
+            layer.rows = rows
+        if adapter_names(model):
+            _show_biases(model, biases_trained)
 
 
 def merge_lora(
@@ -197,8 +218,8 @@ def merge_lora(
     kept.
 
     A tied weight is not written to: an adapted output head gets a weight of its own and the embedding stays.
-    A 4-bit layer is merged into fp32 (or ``dtype``), because rounding the sum to 4 bits would lose most of
-    the update.
+    A 4-bit layer is merged into the model's dtype (or ``dtype``), because rounding the sum to 4 bits would
+    lose most of the update.
 
     Args:
         model: with adapters.
@@ -279,17 +300,14 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
             f"{tied[0]} shares its weight with another layer, so a merged one cannot stay tied: "
             "pass untie=True to give it its own"
         )
+    if not merge:
+        _show_biases(model, False)
     for path, layer in wrappers.items():
         plain = (
             layer.base_layer if isinstance(layer, LoRALayer) else layer.current if merge else layer.original
         )
         _put(model, path, plain)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if not merge:
-        with torch.no_grad():
-            for path, bias in registry.biases.items():
-                parameters[path].copy_(bias)
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(registry.requires_grad.get(name, False) and parameter.is_floating_point())
     delattr(model, _REGISTRY)
     if tied:
@@ -306,6 +324,9 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     if len(registry.configs) == 1:
         eject_lora(model, merge=False)
         return
+    if registry.configs[adapter_name].bias != "none":
+        _show_biases(model, False)
+        registry.biases.clear()
     del registry.configs[adapter_name]
     registry.swaps.pop(adapter_name, None)
     for path, layer in _wrappers(model).items():
@@ -326,20 +347,21 @@ def lora_state_dict(model: nn.Module, adapter_name: str = DEFAULT) -> dict[str, 
     Raises:
         InputError: an unknown adapter.
     """
+    return {name: tensor.detach() for name, tensor in _adapter_tensors(model, adapter_name).items()}
+
+
+def _adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """The tensors themselves that `lora_state_dict` shows."""
     config = adapter_config(model, adapter_name)
     state: dict[str, Tensor] = {}
     for path, layer in _wrappers(model).items():
         if isinstance(layer, SavedModule):
             if adapter_name in layer.copies:
-                copied = layer.copies[adapter_name].state_dict()
+                copied = layer.copies[adapter_name].state_dict(keep_vars=True)
                 state |= {f"{path}.{name}": tensor for name, tensor in copied.items()}
         elif adapter_name in layer.adapters:
-            state |= {
-                f"{path}.{name}": tensor.detach() for name, tensor in _layer_tensors(layer, adapter_name)
-            }
-    for path, bias in _trained_biases(model, config, adapter_name).items():
-        state[path] = bias.detach()
-    return state
+            state |= {f"{path}.{name}": tensor for name, tensor in _layer_tensors(layer, adapter_name)}
+    return state | _trained_biases(model, config, adapter_name)
 
 
 @torch.no_grad()
@@ -539,36 +561,55 @@ def _modules_to_save(model: nn.Module, names: Sequence[str], targets: Sequence[s
                 + ", ".join(sorted({path.rpartition(".")[2] for path in paths} - {""}))
             )
         found += [path for path in matching if path not in found]
+    wrapped = list(_wrappers(model))  # by other adapters
     for path in found:
-        clash = next((target for target in targets if target == path or target.startswith(path + ".")), None)
-        if clash:
+        inside_it = [p for p in [*targets, *wrapped] if p.startswith(path + ".")]
+        if path in targets or inside_it:
+            clash = path if path in targets else inside_it[0]
             raise InputError(
-                f"modules_to_save: {path} is trained whole, so {clash} in it cannot be a target as well"
+                f"modules_to_save: {path} is trained whole, so {clash} in it cannot carry an adapter as well"
             )
     return found
 
 
 def _trained_biases(model: nn.Module, config: LoRAConfig, adapter_name: str) -> dict[str, Tensor]:
-    """Biases of the frozen model that the adapter trains, by the path they have without adapters."""
+    """The biases that the adapter trains, by the path they have without adapters; see `Registry.biases`."""
     if config.bias == "none":
         return {}
+    registry, wrappers = _registry(model), _wrappers(model)
+    whole = tuple(
+        f"{p}." for p, m in wrappers.items() if isinstance(m, SavedModule) and adapter_name in m.copies
+    )
     found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        if config.bias == "lora_only":
-            if isinstance(module, LoRALayer) and adapter_name in module.adapters and module.bias is not None:
-                found[f"{path}.bias"] = module.bias
-        elif ".copies." not in f".{path}.":
-            plain = path.replace(".base_layer", "").replace(".original", "")
-            found |= {f"{plain}.{n}": p for n, p in module.named_parameters(recurse=False) if n == "bias"}
+    for path, parameter in _plain_parameters(model).items():
+        layer, _, name = path.rpartition(".")
+        if name != "bias" or path.startswith(whole):  # what is trained whole has its own
+            continue
+        wrapper = wrappers.get(layer)
+        if config.bias == "all" or (isinstance(wrapper, LoRALayer) and adapter_name in wrapper.adapters):
+            found[path] = parameter if registry.biases_trained else registry.biases.get(path, parameter)
     return found
 
 
-def _inside(model: nn.Module, path: str) -> str:
-    """The present name of a parameter that was called ``path`` before wrappers came."""
-    module, _, name = path.rpartition(".")
-    wrapper = model.get_submodule(module)
-    inner = {LoRALayer: "base_layer.", SavedModule: "original."}.get(type(wrapper), "")
-    return f"{module}.{inner}{name}"
+def _show_biases(model: nn.Module, trained: bool) -> None:
+    """Put the trained biases into the model, or the frozen ones back; the parameters stay the same."""
+    registry = _registry(model)
+    if registry.biases_trained == trained:
+        return
+    parameters = _plain_parameters(model)
+    for path, waiting in registry.biases.items():
+        bias = parameters[path]
+        registry.biases[path], bias.data = bias.data, waiting.to(bias.device, bias.dtype)
+    registry.biases_trained = trained
+
+
+def _plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The frozen model's parameters by the paths they have without wrappers."""
+    return {
+        re.sub(r"\.(base_layer|original)(?=\.)", "", name): parameter
+        for name, parameter in model.named_parameters()
+        if ".copies." not in name
+    }
 
 
 def _unmerge(layer: LoRALayer | SavedModule) -> None:

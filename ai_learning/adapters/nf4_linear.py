@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .nf4 import QuantState, check_state_shapes, dequantize_4bit, quantize_4bit
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PACKED = "weight.quant_state.bitsandbytes__"
+_TENSORS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 class NF4Linear(nn.Module):
@@ -122,6 +124,11 @@ class NF4Linear(nn.Module):
         """W (out_features, in_features), in the dtype it was quantized from by default."""
         return dequantize_4bit(self.weight, self.state, dtype=dtype)
 
+    @property
+    def model_dtype(self) -> torch.dtype:
+        """The dtype of the model around it: of the bias, which follows ``.to()``, or of the weight it had."""
+        return self.state.dtype if self.bias is None else self.bias.dtype
+
     def as_linear(self, weight: Tensor | None = None) -> nn.Linear:
         """An nn.Linear with W (or ``weight``) and this bias."""
         weight = self.dequantize() if weight is None else weight
@@ -184,7 +191,10 @@ class NF4Linear(nn.Module):
                 "nested_offset": state.offset.item(),
             }
             destination[prefix + "weight.nested_absmax"] = state.nested_absmax
-            destination[prefix + "weight.nested_quant_map"] = dynamic_code().to(state.absmax.device)
+            # a copy, as of the other table: safetensors refuses two layers that share one
+            destination[prefix + "weight.nested_quant_map"] = dynamic_code().to(
+                state.absmax.device, copy=True
+            )
         # bitsandbytes keeps what is no tensor as JSON in a tensor of bytes, for safetensors' sake.
         text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
         destination[f"{prefix}{_PACKED}{state.quant_type}"] = text
@@ -214,12 +224,21 @@ class NF4Linear(nn.Module):
         self.state = state.to(device)
         self.quant_type, self.blocksize = state.quant_type, state.blocksize
         self.compress_statistics = state.nested
+        known = {"weight", packed_key, *(f"weight.{name}" for name in _TENSORS)}
         if self.bias is not None:
+            known.add("bias")
             if "bias" not in own:
                 missing_keys.append(prefix + "bias")
+            elif own["bias"].shape != self.bias.shape:
+                error_msgs.append(
+                    f"size mismatch for {prefix}bias: it has shape {tuple(own['bias'].shape)}, "
+                    f"the layer {tuple(self.bias.shape)}"
+                )
             else:
                 with torch.no_grad():
                     self.bias.copy_(own["bias"])
+        if strict:
+            unexpected_keys += [prefix + key for key in own if key not in known]
 
     def _read_state(self, own: Mapping[str, Tensor], packed_key: str) -> tuple[Tensor, QuantState]:
         facts = json.loads(bytes(own[packed_key].cpu().tolist()).decode())
@@ -228,10 +247,18 @@ class NF4Linear(nn.Module):
         nested = own.get("weight.nested_absmax")
         if nested is not None and facts["nested_blocksize"] != 256:
             raise InputError(f"nested_blocksize {facts['nested_blocksize']} is not supported, only 256")
+        absmax = own["weight.absmax"]
+        if absmax.dim() != 1:
+            raise InputError(
+                f"its absmax has shape {tuple(absmax.shape)}: bitsandbytes repacks a weight for the "
+                "processor when it is first used in eval(), and cannot undo it; take the state before"
+            )
+        if (absmax.dtype == torch.uint8) != (nested is not None):
+            raise InputError("its double quantization lacks a part (weight.absmax or weight.nested_absmax)")
         packed = own["weight"]
         packed = packed.contiguous().view(torch.uint8).view(-1, 1)  # other storage types hold the same bytes
         state = QuantState(
-            own["weight.absmax"].clone(),
+            absmax.clone() if absmax.dtype == torch.uint8 else absmax.to(torch.float32, copy=True),
             self.shape,
             _DTYPES[facts["dtype"]],
             int(facts["blocksize"]),
@@ -240,6 +267,8 @@ class NF4Linear(nn.Module):
             None if nested is None else nested.clone(),
         )
         check_state_shapes(state.shape, state.blocksize, state.absmax)
+        if packed.numel() != (prod(self.shape) + 1) // 2:
+            raise InputError(f"{packed.numel()} bytes of codes for shape {self.shape}")
         if not torch.equal(own["weight.quant_map"].cpu(), state.code.cpu()):
             raise InputError(f"its table of values is not that of {state.quant_type}")
         return packed, state

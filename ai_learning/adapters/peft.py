@@ -25,6 +25,7 @@ from .config import LoRAConfig, find_targets, is_named
 from .layers import Adapter, LoRALayer, SavedModule, is_conv1d
 from .lora import (
     DEFAULT,
+    _adapter_tensors,
     _registry,
     _wrappers,
     adapter_config,
@@ -145,7 +146,8 @@ def save_peft(
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
-    write_text(folder / CONFIG_FILE, json.dumps(text, indent=2, sort_keys=True) + "\n")
+    # Not sorted: the first pattern that fits counts.
+    write_text(folder / CONFIG_FILE, json.dumps(text, indent=2) + "\n")
 
 
 def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT) -> LoRAConfig:
@@ -391,7 +393,8 @@ class _Swap:
     config: bytes
     header: bytes
     n_bytes: int
-    pieces: list[tuple[Tensor, int, int, torch.dtype, tuple[int, ...], bool]]
+    # Where a module holds it (the tensor itself may be exchanged or copied), first and last byte, layout.
+    pieces: list[tuple[dict[str, Any], str, int, int, torch.dtype, tuple[int, ...], bool]]
 
 
 _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -405,7 +408,13 @@ def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
     if read is None:
         return
     config, header, data = read
-    own = lora_state_dict(model, name)
+    places = {
+        id(tensor): (held, attribute)
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for attribute, tensor in held.items()
+    }
+    own = _adapter_tensors(model, name)
     pieces = []
     for key, entry in json.loads(header).items():
         if key == "__metadata__":
@@ -416,7 +425,13 @@ def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
             return  # frozen weights come along: those are checked each time
         flip = _LORA_KEY.match(here) is None and names.is_transposed(here)
         pieces.append(
-            (target, *entry["data_offsets"], _SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), flip)
+            (
+                *places[id(target)],
+                *entry["data_offsets"],
+                _SAFETENSORS[entry["dtype"]],
+                tuple(entry["shape"]),
+                flip,
+            )
         )
     if len(header) % 8 == 0:  # as safetensors writes it, so that the tensors are aligned
         swaps[name] = _Swap(config, header, data.numel(), pieces)
@@ -434,15 +449,16 @@ def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
         return None
     if read[2].numel() != known.n_bytes:  # cut off: let the careful way say so
         return None
-    layers = _wrappers(model).values()
-    if any(layer.merged or layer.active not in ((name,), ()) for layer in layers):
-        return None
+    for layer in _wrappers(model).values():
+        mine = layer.adapters if isinstance(layer, LoRALayer) else layer.copies
+        if layer.merged or layer.active != ((name,) if name in mine else ()):
+            return None
     data = read[2]
     sources = [
         data[start:stop].view(dtype).view(shape).t() if flip else data[start:stop].view(dtype).view(shape)
-        for _, start, stop, dtype, shape, flip in known.pieces
+        for _, _, start, stop, dtype, shape, flip in known.pieces
     ]
-    torch._foreach_copy_([target for target, *_ in known.pieces], sources)
+    torch._foreach_copy_([held[attribute] for held, attribute, *_ in known.pieces], sources)
     return registry.configs[name]
 
 

@@ -92,7 +92,8 @@ def prepare_qlora(
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
 
     Returns:
-        The same model. After training, ``eject_lora(model, merge=True)`` gives linear layers in fp32.
+        The same model. After training, ``eject_lora(model, merge=True)`` gives linear layers in the dtype
+        that the model had before.
 
     Raises:
         InputError: see `quantize_linears` and `inject_lora`.
