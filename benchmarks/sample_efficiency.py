@@ -134,8 +134,9 @@ def equal_time(chosen: dict[str, Recipe], seed: int, out: Path, training: Any, h
 
 def ablations() -> dict[str, Recipe]:
     """Each recipe with one thing taken away."""
-    modern, record = RECIPES["modern"], RECIPES["record"]
+    modern, record = replace(RECIPES["modern"], warmup=50), RECIPES["record"]  # modern's rows: on this base
     return {
+        "modern, 50 steps of warm-up": modern,
         "modern, learned positions": replace(modern, model=replace(modern.model, positions="learned")),
         "modern without QK-norm": replace(modern, model=replace(modern.model, qk_norm=False)),
         "modern with GELU": replace(modern, model=replace(modern.model, activation="gelu_new")),
