@@ -41,7 +41,8 @@ def report(options: Instruct, run: Run, figures: dict[str, Any]) -> dict[str, An
     memory = figures["memory"]
     used = f"memory: estimated {megabytes(memory['estimated'])}"
     if memory["measured"] is not None:
-        used += f", measured {megabytes(memory['measured'])}"
+        kept = "" if run.device.type == "cuda" else " resident, with what the C library keeps of freed memory"
+        used += f", measured {megabytes(memory['measured'])}{kept}"
     console.print(f"{says}\n{used}", markup=False, soft_wrap=True)
     answers = run.answers()
     figures["samples"] = [
