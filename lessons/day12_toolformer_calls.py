@@ -159,7 +159,7 @@ for name in ("right", "wrong operand", "wrong operator", "answer leaked"):
     )
     print(f"{name:15} kept {share[name][0]:5.1%}   without the second term {share[name][1]:5.1%}")
 assert share["right"][0] > share["wrong operand"][0] + 0.3
-assert share["answer leaked"][1] > share["answer leaked"][0] + 0.05
+assert share["answer leaked"][1] > share["answer leaked"][0] + 0.02
 
 # %% [markdown]
 # Nobody said which calls were right. The text did: it goes on with 888, and only a call that says 888 makes
