@@ -101,7 +101,7 @@ RECIPES: dict[str, Recipe] = {
         head_lr=6e-3,
         betas=(0.9, 0.98),
         weight_decay=0.0,
-        warmup=50,
+        warmup=10,
     ),
     "record": Recipe(
         replace(_MODERN, rope_theta=10000.0),

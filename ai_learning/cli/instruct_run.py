@@ -55,8 +55,6 @@ class Run:
         self.block_size = min(self.base.config.block_size, options.max_length)
         self.bad = BadRows(fatal=options.on_bad_row == "fatal")
         self.data, self.held_out, self.examples = self._read()
-        if self.template.source is None and all(example.chat for example in self.examples):
-            self.template = Template(CHATML)  # as they were written: the checkpoint says so
         how = options.train
         if options.epochs:
             per_step = min(how.batch_size, len(self.data)) * how.grad_accum
@@ -106,7 +104,6 @@ class Run:
     def _read(self) -> tuple[SFTData, SFTData, list[Example]]:
         """Encoded data to train on and held out, and the held-out examples."""
         options = self.options
-        seen = 0
 
         def encoded(examples: list[Example]) -> SFTData:
             return encode_examples(
@@ -134,6 +131,8 @@ class Run:
             else:
                 training, held_out = split(training, options.held_out, options.train.seed)
         seen = len(training) + len(held_out) + len(self.bad.found)
+        if self.template.source is None and all(example.chat for example in training):
+            self.template = Template(CHATML)  # as they are written anyway: now the checkpoint says so
         data, held = encoded(training), encoded(held_out)
         if self.bad.found:
             console.print(f"warning: {self.bad.summary(seen)}", markup=False, soft_wrap=True)

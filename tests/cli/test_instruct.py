@@ -330,6 +330,12 @@ def test_conversations_say_how_they_were_written(tmp_path: Path, capsys: pytest.
     )
     assert code == 0, err
     assert load_checkpoint(out / "best.pt")["chat_template"] == CHATML
+    # It is the training rows that count, not those held out.
+    bare, plain = tmp_path / "bare.jsonl", tmp_path / "plain"
+    bare.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n")
+    options = ("--checkpoint", base, "--data", bare, "--eval-data", data, "--out", plain, *QUICK)
+    assert call(capsys, "finetune", "--method", "lora", *options)[0] == 0
+    assert "chat_template" not in load_checkpoint(plain / "best.pt")
     assert call(capsys, "generate", "--checkpoint", out / "best.pt", "--chat", "--max-new-tokens", 3)[0] == 0
 
 
