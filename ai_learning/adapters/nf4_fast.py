@@ -96,8 +96,12 @@ def _dequantize_portable(
 ) -> None:
     """Blocks from ``start`` on, in loops that any processor runs."""
     kernel = getattr(_kernels(), f"dequantize_{_NAMES[out.dtype]}")
-    bits = torch.uint32 if out.dtype == torch.float32 else torch.uint16
-    arrays = [packed.numpy(), absmax.numpy(), table.numpy(), out.view(bits).numpy()]
+    codes, scales, values = packed.numpy(), absmax.numpy(), table.numpy()
+    if out.dtype == torch.float32:
+        pairs = np.stack([values.repeat(16), np.tile(values, 16)], 1).view(np.uint64).reshape(256)
+        arrays: tuple[np.ndarray, ...] = (codes, scales, pairs, values, out.numpy())
+    else:
+        arrays = (codes, scales, values, out.view(torch.uint16).numpy())
 
     def run(first: int, last: int) -> None:
         kernel(*arrays, blocksize, first, last)

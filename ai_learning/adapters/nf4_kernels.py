@@ -63,9 +63,37 @@ def quantize(x, packed, absmax, midpoints, codes, blocksize, first, last):  # ty
             out[i] = (codes[below[2 * i]] << 4) | codes[below[2 * i + 1]]
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
-def _to_fp32(bits):  # type: ignore[no-untyped-def]
-    return bits
+@numba.njit(nogil=True, cache=True)
+def dequantize_fp32(packed, absmax, pairs, table, out, blocksize, first, last):  # type: ignore[no-untyped-def]
+    """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) float32.
+
+    ``pairs`` (256,) uint64 holds the two float32 values that each byte of codes stands for, side by side;
+    ``table`` is (16,) float32.
+    """
+    # Blocks are ranges of the whole arrays: making a slice for each block would cost more than its work.
+    n = out.shape[0]
+    two = out[: n // 2 * 2].view(np.uint64)
+    words = packed[: n // 8 * 4].view(np.uint32)  # four bytes of codes at once (little-endian)
+    for block in range(first, last):
+        start = block * blocksize
+        stop = min(start + blocksize, n)
+        done = start // 2
+        if blocksize % 8 == 0:
+            for i in range(start // 8, stop // 8):
+                word = words[i]
+                two[4 * i] = pairs[word & 255]
+                two[4 * i + 1] = pairs[(word >> 8) & 255]
+                two[4 * i + 2] = pairs[(word >> 16) & 255]
+                two[4 * i + 3] = pairs[word >> 24]
+            done = stop // 8 * 4
+        for i in range(done, stop // 2):
+            two[i] = pairs[packed[i]]
+        if stop % 2:
+            out[stop - 1] = table[packed[stop // 2] >> 4]
+        scale = absmax[block]
+        values = out[start:stop]
+        for i in range(values.shape[0]):
+            values[i] *= scale
 
 
 # Each step is cut back to 32 bits: numba would go on in 64, in half as many lanes.
@@ -88,12 +116,12 @@ def _to_fp16(bits):  # type: ignore[no-untyped-def]
     return _U32((over if magnitude >= _TOO_LARGE else finite) | _U32((bits >> _U32(16)) & _U32(0x8000)))
 
 
-def _dequantize(rounding, unsigned):  # type: ignore[no-untyped-def]
-    """The loop for results of one kind: ``rounding`` takes the bits of a float32 to theirs, ties to even."""
+def _dequantize_16bit(rounding):  # type: ignore[no-untyped-def]
+    """The loop for one 16-bit kind: ``rounding`` takes the bits of a float32 to its own, ties to even."""
 
     @numba.njit(nogil=True, cache=True)
     def dequantize(packed, absmax, table, out, blocksize, first, last):  # type: ignore[no-untyped-def]
-        """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,), bits of floats in unsigned integers.
+        """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) uint16, the bits of floats.
 
         ``absmax`` is (blocks,) and ``table`` (16,) float32.
         """
@@ -102,7 +130,7 @@ def _dequantize(rounding, unsigned):  # type: ignore[no-untyped-def]
         # each block, or the question whether to count from an array's end, would cost more than the work.
         half, pairs = blocksize // 2, out.shape[0] // 2
         scales, product = np.zeros(16, np.float32), np.empty(256, np.float32)
-        bits, values = product.view(np.uint32), np.empty(256, unsigned)
+        bits, values = product.view(np.uint32), np.empty(256, np.uint16)
         for group in range(first, last, 16):
             blocks = min(16, last - group)
             for b in range(blocks):
@@ -125,6 +153,5 @@ def _dequantize(rounding, unsigned):  # type: ignore[no-untyped-def]
     return dequantize
 
 
-dequantize_fp32 = _dequantize(_to_fp32, np.uint32)
-dequantize_bf16 = _dequantize(_to_bf16, np.uint16)
-dequantize_fp16 = _dequantize(_to_fp16, np.uint16)
+dequantize_bf16 = _dequantize_16bit(_to_bf16)
+dequantize_fp16 = _dequantize_16bit(_to_fp16)
