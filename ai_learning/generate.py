@@ -339,8 +339,6 @@ def stream_text(
         use_cache: keep keys and values instead of computing them again.
         sampling: fields of ``Sampling``.
     """
-    if "" in stop:
-        raise ValueError("a stop string is empty: it would end every text at once")
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id or 0]
     idx = torch.tensor([ids], device=model.wte.weight.device)
     steps = stream(model, idx, max_new_tokens, Sampling(**sampling), seed=seed, use_cache=use_cache)
@@ -355,6 +353,8 @@ def decode_stream(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
     """Yield the text of ids as they come; see ``stream_text``."""
+    if "" in stop:
+        raise ValueError("a stop string is empty: it would end every text at once")
     held = max((len(s) for s in stop), default=1) - 1  # what could be the beginning of a stop string
     # Waits for the rest of a character that ends in a later token.
     errors = "ignore" if getattr(tokenizer, "errors", "replace") == "ignore" else "replace"

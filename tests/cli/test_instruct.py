@@ -345,6 +345,7 @@ def test_conversations_say_how_they_were_written(tmp_path: Path, capsys: pytest.
         (["--chat"], "brings no chat template: name one, as --chat-template chatml"),
         (["--chat", "--chat-template", "no.jinja"], "chat_template='no.jinja' is no file"),
         (["--system", "be brief"], "add --chat"),
+        (["--stop", ""], "a stop string is empty"),
         (["--chat", "--chat-template", "strict.jinja"], "chat template: only a system may speak"),
     ],
 )
