@@ -232,7 +232,7 @@ def _nf4_of_size(peer: ModuleType, n: int, rounds: int) -> None:
         their_state.dtype = dtype
         name = f"de-quantise {str(dtype).removeprefix('torch.')}"
         fast = functools.partial(dequantize_nf4, packed, state, dtype=dtype)
-        portable = functools.partial(nf4_fast.dequantize, flat, absmax, table, 64, n, dtype, portable=True)
+        portable = functools.partial(nf4_fast.dequantize, flat, absmax, table, 64, (n,), dtype, portable=True)
         peer_side = functools.partial(peer.dequantize_4bit, theirs, their_state)
         compare(name, fast, peer_side, 3 * rounds)
         compare(f"{name}, portable loops", portable, peer_side, 3 * rounds)

@@ -167,21 +167,20 @@ def dequantize_4bit(
             f"{-(-n // state.blocksize)} are needed"
         )
     dtype = dtype or state.dtype
-    flat = packed.reshape(-1)
-    if fast and nf4_triton.usable(flat):
-        return nf4_triton.dequantize(flat, state, dtype).view(state.shape)
-    dequantize = nf4_fast.dequantize if fast and nf4_fast.usable(flat) else _dequantize_plain
-    absmax = state.block_absmax()
-    return dequantize(flat, absmax, state.code, state.blocksize, n, dtype).view(state.shape)
+    if fast and nf4_triton.usable(packed):
+        return nf4_triton.dequantize(packed.reshape(-1), state, dtype).view(state.shape)
+    dequantize = nf4_fast.dequantize if fast and nf4_fast.usable(packed) else _dequantize_plain
+    return dequantize(packed, state.block_absmax(), state.code, state.blocksize, state.shape, dtype)
 
 
 def _dequantize_plain(
-    packed: Tensor, absmax: Tensor, table: Tensor, blocksize: int, n: int, dtype: torch.dtype
+    packed: Tensor, absmax: Tensor, table: Tensor, blocksize: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Packed codes (⌈n/2⌉,) → (n,)."""
+    """Packed codes (⌈n/2⌉ in all) → a tensor of ``shape``."""
+    packed, n = packed.reshape(-1), prod(shape)
     nibbles = torch.stack([packed >> 4, packed & 15], 1).view(-1)[:n]  # (⌈n/2⌉, 2) → (n,)
     values = table[nibbles.int()]
-    return (values * absmax.repeat_interleave(blocksize)[:n]).to(dtype)
+    return (values * absmax.repeat_interleave(blocksize)[:n]).to(dtype).view(shape)
 
 
 def quantize_nf4(

@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .nf4_threads import BLOCKSIZE, POINTERS, fields
+
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
 _GROUP = 32  # elements, 16 bytes of codes, for each turn of the loop
@@ -46,13 +48,10 @@ def _codes(builder: Any, packed: Any, turn: Any) -> Any:
     return builder.zext(codes, ir.VectorType(_I32, 16))
 
 
-def _store(builder: Any, vector: Any, out: Any, byte_offset: Any, past_cache: bool = False) -> None:
+def _store(builder: Any, vector: Any, out: Any, byte_offset: Any) -> None:
+    # Never past the cache: what is de-quantised is multiplied next, and would have to be fetched again.
     address = builder.inttoptr(builder.add(out, byte_offset), vector.type.as_pointer())
-    if past_cache:
-        store = builder.store(vector, address, align=64)
-        store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
-    else:
-        builder.store(vector, address, align=1)
+    builder.store(vector, address, align=1)
 
 
 def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:
@@ -66,33 +65,28 @@ def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:
 _ARGUMENTS = (types.intp,) * 5
 
 
-def _block_fp32(past_cache: bool) -> Any:
-    """A loop body for fp32; ``past_cache`` stores straight to memory, at multiples of 64 bytes."""
+@intrinsic
+def _block_fp32(typingctx, packed, out, table, absmax, turns):  # type: ignore[no-untyped-def]
+    """A loop body. Addresses of codes, results, table and absmax; number of groups of 32 elements."""
 
-    @intrinsic
-    def block(typingctx, packed, out, table, absmax, turns):  # type: ignore[no-untyped-def]
-        """Addresses of codes, results, table and absmax; number of groups of 32 elements."""
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        packed, out, table, absmax, turns = args
+        values = _scaled_table(builder, table, absmax)
+        with cgutils.for_range(builder, turns) as loop:
+            codes = _codes(builder, packed, loop.index)
+            even = _permute(builder, "sf", values, builder.lshr(codes, _constant(16, 4)))
+            odd = _permute(builder, "sf", values, codes)  # the instruction reads the low four bits only
+            base = builder.mul(loop.index, _I64(4 * _GROUP))
+            for half in range(2):
+                lanes = [lane + 16 * side for lane in range(8 * half, 8 * half + 8) for side in range(2)]
+                vector = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_I32, 16), lanes))
+                _store(builder, vector, out, builder.add(base, _I64(64 * half)))
+        return context.get_dummy_value()
 
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            packed, out, table, absmax, turns = args
-            values = _scaled_table(builder, table, absmax)
-            with cgutils.for_range(builder, turns) as loop:
-                codes = _codes(builder, packed, loop.index)
-                even = _permute(builder, "sf", values, builder.lshr(codes, _constant(16, 4)))
-                odd = _permute(builder, "sf", values, codes)  # the instruction reads the low four bits only
-                base = builder.mul(loop.index, _I64(4 * _GROUP))
-                for half in range(2):
-                    lanes = [lane + 16 * side for lane in range(8 * half, 8 * half + 8) for side in range(2)]
-                    vector = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_I32, 16), lanes))
-                    _store(builder, vector, out, builder.add(base, _I64(64 * half)), past_cache)
-            return context.get_dummy_value()
-
-        return types.void(*_ARGUMENTS), generate
-
-    return block
+    return types.void(*_ARGUMENTS), generate
 
 
-def _block_16bit(to_16_bits: Any, past_cache: bool) -> Any:
+def _block_16bit(to_16_bits: Any) -> Any:
     """A loop body for results of 16 bits; ``to_16_bits`` rounds <16 x float> to <16 x i16>."""
 
     @intrinsic
@@ -110,7 +104,7 @@ def _block_16bit(to_16_bits: Any, past_cache: bool) -> Any:
                 both = builder.or_(first, builder.shl(codes, _constant(16, 16)))
                 index = builder.bitcast(both, ir.VectorType(_I16, 32))
                 vector = _permute(builder, "hi", values, index)
-                _store(builder, vector, out, builder.mul(loop.index, _I64(2 * _GROUP)), past_cache)
+                _store(builder, vector, out, builder.mul(loop.index, _I64(2 * _GROUP)))
             return context.get_dummy_value()
 
         return types.void(*_ARGUMENTS), generate
@@ -136,8 +130,11 @@ def _whole_blocks(block: Any, width: int) -> Any:
     """The loop over blocks for results of ``width`` bytes."""
 
     @numba.njit(nogil=True, cache=True)
-    def dequantize(packed, absmax, table, out, blocksize, first, last):  # type: ignore[no-untyped-def]
-        """Whole blocks first … last−1; the arrays are given by address; blocksize is a multiple of 32."""
+    def dequantize(job, first, last):  # type: ignore[no-untyped-def]
+        """Whole blocks first … last−1, of a multiple of 32. Pointers: packed, absmax, table, out."""
+        job = fields(job)
+        packed, absmax, table, out = job[POINTERS], job[POINTERS + 1], job[POINTERS + 2], job[POINTERS + 3]
+        blocksize = job[BLOCKSIZE]
         if blocksize == 64:  # the usual size on its own: the inner loop is unrolled
             for i in range(first, last):
                 block(packed + i * 32, out + i * 64 * width, table, absmax + i * 4, 2)
@@ -149,9 +146,6 @@ def _whole_blocks(block: Any, width: int) -> Any:
     return dequantize
 
 
-dequantize_fp32 = _whole_blocks(_block_fp32(past_cache=False), 4)
-dequantize_fp16 = _whole_blocks(_block_16bit(_to_fp16, past_cache=False), 2)
-dequantize_bf16 = _whole_blocks(_block_16bit(_to_bf16, past_cache=False), 2)
-dequantize_fp32_past_cache = _whole_blocks(_block_fp32(past_cache=True), 4)
-dequantize_fp16_past_cache = _whole_blocks(_block_16bit(_to_fp16, past_cache=True), 2)
-dequantize_bf16_past_cache = _whole_blocks(_block_16bit(_to_bf16, past_cache=True), 2)
+dequantize_fp32 = _whole_blocks(_block_fp32, 4)
+dequantize_fp16 = _whole_blocks(_block_16bit(_to_fp16), 2)
+dequantize_bf16 = _whole_blocks(_block_16bit(_to_bf16), 2)

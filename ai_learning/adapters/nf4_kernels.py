@@ -1,7 +1,15 @@
-"""The numba loops behind `nf4_fast`; importing this module imports numba."""
+"""The numba loops behind `nf4_fast`; importing this module imports numba.
+
+Each takes the address of a job, which `nf4_threads` describes, and the range of blocks to work on.
+"""
 
 import numba
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from .nf4_threads import BLOCKSIZE, POINTERS, N, array, fields, run
+
+__all__ = ["dequantize_bf16", "dequantize_fp16", "dequantize_fp32", "quantize", "run"]
 
 _TINIEST = np.float32(1e-38)
 _ONE = np.float32(1)
@@ -28,12 +36,18 @@ def _count_below(v, m):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def quantize(x, packed, absmax, midpoints, codes, blocksize, first, last):  # type: ignore[no-untyped-def]
+def quantize(job, first, last):  # type: ignore[no-untyped-def]
     """Blocks first … last−1 of x (n,) float32 → packed (⌈n/2⌉,) uint8, absmax (blocks,) float32.
 
-    ``midpoints`` are 15 floats in a tuple, so that they stay in registers; ``codes`` is (16,) uint8.
+    The job's pointers: packed, absmax, x, the 15 midpoints (float32), the 16 codes (uint8).
     """
-    n = x.shape[0]
+    job = fields(job)
+    n, blocksize = job[N], job[BLOCKSIZE]
+    packed = array(job, POINTERS, (n + 1) // 2, np.uint8)
+    absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
+    x = array(job, POINTERS + 2, n, np.float32)
+    midpoints = to_fixed_tuple(array(job, POINTERS + 3, 15, np.float32), 15)  # they stay in registers
+    codes = array(job, POINTERS + 4, 16, np.uint8)
     below = np.empty(blocksize, np.int32)  # as wide as the floats it is compared from: no shuffling of lanes
     for block in range(first, last):
         start = block * blocksize
@@ -64,14 +78,20 @@ def quantize(x, packed, absmax, midpoints, codes, blocksize, first, last):  # ty
 
 
 @numba.njit(nogil=True, cache=True)
-def dequantize_fp32(packed, absmax, pairs, table, out, blocksize, first, last):  # type: ignore[no-untyped-def]
+def dequantize_fp32(job, first, last):  # type: ignore[no-untyped-def]
     """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) float32.
 
-    ``pairs`` (256,) uint64 holds the two float32 values that each byte of codes stands for, side by side;
-    ``table`` is (16,) float32.
+    The job's pointers: packed, absmax, the table's 16 values, out, and (256,) uint64 with the two float32
+    values that each byte of codes stands for, side by side.
     """
+    job = fields(job)
+    n, blocksize = job[N], job[BLOCKSIZE]
+    packed = array(job, POINTERS, (n + 1) // 2, np.uint8)
+    absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
+    table = array(job, POINTERS + 2, 16, np.float32)
+    out = array(job, POINTERS + 3, n, np.float32)
+    pairs = array(job, POINTERS + 4, 256, np.uint64)
     # Blocks are ranges of the whole arrays: making a slice for each block would cost more than its work.
-    n = out.shape[0]
     two = out[: n // 2 * 2].view(np.uint64)
     words = packed[: n // 8 * 4].view(np.uint32)  # four bytes of codes at once (little-endian)
     for block in range(first, last):
@@ -116,21 +136,38 @@ def _to_fp16(bits):  # type: ignore[no-untyped-def]
     return _U32((over if magnitude >= _TOO_LARGE else finite) | _U32((bits >> _U32(16)) & _U32(0x8000)))
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _look_up(packed, values, two, block, start, count):  # type: ignore[no-untyped-def]
+    """``count`` bytes of a block's codes → pairs of values, found at ``values[16 * code + block]``."""
+    for i in range(count):
+        place = start + _PLACE(i)
+        codes = _PLACE(packed[place])
+        low = values[(codes & _PLACE(0xF0)) + block]
+        two[place] = low | (values[((codes << _PLACE(4)) & _PLACE(0xF0)) + block] << _U32(16))
+
+
 def _dequantize_16bit(rounding):  # type: ignore[no-untyped-def]
     """The loop for one 16-bit kind: ``rounding`` takes the bits of a float32 to its own, ties to even."""
 
     @numba.njit(nogil=True, cache=True)
-    def dequantize(packed, absmax, table, out, blocksize, first, last):  # type: ignore[no-untyped-def]
+    def dequantize(job, first, last):  # type: ignore[no-untyped-def]
         """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) uint16, the bits of floats.
 
-        ``absmax`` is (blocks,) and ``table`` (16,) float32.
+        The job's pointers: packed, absmax, the table's 16 values (float32), out.
         """
+        job = fields(job)
+        n, blocksize = job[N], job[BLOCKSIZE]
+        packed = array(job, POINTERS, (n + 1) // 2, np.uint8)
+        absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
+        table = array(job, POINTERS + 2, 16, np.float32)
+        out = array(job, POINTERS + 3, n, np.uint16)
         # The 16 values of each block are rounded first, then looked up: for 16 blocks at a time, those of one
         # code side by side, which suits vector units. Places are unsigned and in whole arrays: a slice for
         # each block, or the question whether to count from an array's end, would cost more than the work.
-        half, pairs = blocksize // 2, out.shape[0] // 2
+        half, pairs = blocksize // 2, n // 2
         scales, product = np.zeros(16, np.float32), np.empty(256, np.float32)
-        bits, values = product.view(np.uint32), np.empty(256, np.uint16)
+        bits, values = product.view(np.uint32), np.empty(256, np.uint32)
+        two = out[: 2 * pairs].view(np.uint32)  # (little-endian)
         for group in range(first, last, 16):
             blocks = min(16, last - group)
             for b in range(blocks):
@@ -140,14 +177,14 @@ def _dequantize_16bit(rounding):  # type: ignore[no-untyped-def]
                     product[16 * code + b] = table[code] * scales[b]
             for i in range(256):
                 values[i] = rounding(bits[i])
-            for b in range(blocks):
-                own, start = _PLACE(b), (group + b) * half
-                for i in range(min(half, pairs - start)):
-                    place = _PLACE(start) + _PLACE(i)
-                    codes = _PLACE(packed[place])
-                    out[place + place] = values[(codes & _PLACE(0xF0)) + own]
-                    out[place + place + _PLACE(1)] = values[((codes << _PLACE(4)) & _PLACE(0xF0)) + own]
-            if out.shape[0] % 2 and (group + blocks) * half > pairs:
+            if half == 32 and (group + blocks) * half <= pairs:  # the usual size on its own: unrolled
+                for b in range(blocks):
+                    _look_up(packed, values, two, _PLACE(b), _PLACE((group + b) * 32), 32)
+            else:
+                for b in range(blocks):
+                    start = (group + b) * half
+                    _look_up(packed, values, two, _PLACE(b), _PLACE(start), min(half, pairs - start))
+            if n % 2 and (group + blocks) * half > pairs:
                 out[2 * pairs] = values[(packed[pairs] & 0xF0) + blocks - 1]
 
     return dequantize
