@@ -15,7 +15,11 @@ from torch import Tensor
 
 from .model import GPT, KVCache
 from .shapes import Tokens
+from .shortlist import Shortlist
 from .tokenizers import Tokenizer
+
+WORTH_A_SHORTLIST = 32
+"""greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
 
 # --- from logits to a distribution ------------------------------------------------------------------------
 
@@ -169,17 +173,18 @@ def stream(
     cache = None
     if use_cache and T <= block_size:
         cache = KVCache(model.config, B, min(end, block_size), model.wte.weight.dtype, idx.device)
+    pick = _picker(model, sampling, B, max_new_tokens, generator)
     was_training = model.training
     model.eval()
     try:
         for length in range(T, end):
             start = max(0, length - block_size)  # the window slides once the context is full
             if cache is not None and start == 0:
-                logits = _last_logits(model, tokens[:, cache.length : length], cache, padding)
+                state = _last_state(model, tokens[:, cache.length : length], cache, padding)
             else:
                 left = None if padding is None else (padding - start).clamp(min=0)
-                logits = _last_logits(model, tokens[:, start:length], None, left)
-            chosen = next_token(logits, tokens[:, :length], sampling, generator)
+                state = _last_state(model, tokens[:, start:length], None, left)
+            chosen = pick(state, tokens[:, :length])
             if length == tokens.size(1):
                 tokens = torch.cat([tokens, torch.empty_like(tokens)], dim=1)
             tokens[:, length] = chosen
@@ -384,10 +389,21 @@ def generate_text(
     return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, **options))  # type: ignore[arg-type]
 
 
-def _last_logits(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor | None = None) -> Tensor:
-    """(B, V): the head is asked for the last position only."""
+def _picker(
+    model: GPT, sampling: Sampling, rows: int, n: int, generator: torch.Generator | None
+) -> Callable[[Tensor, Tokens], Tensor]:
+    """What turns hidden states (B, C) that follow ``idx`` into ids (B,), for ``n`` steps."""
+    greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1.0
+    if greedy and n >= WORTH_A_SHORTLIST and Shortlist.suits(model.lm_head, rows):
+        shortlist = Shortlist(model.lm_head)
+        return lambda state, idx: shortlist.likeliest(state)
+    return lambda state, idx: next_token(model.lm_head(state), idx, sampling, generator)
+
+
+def _last_state(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor | None = None) -> Tensor:
+    """(B, C): what the head is asked for, the last position only."""
     if padding is None:
-        return model.lm_head(model.hidden(idx, cache=cache)[:, -1])
+        return model.hidden(idx, cache=cache)[:, -1]
     start = 0 if cache is None else cache.length
     columns = torch.arange(start + idx.size(1), device=idx.device)  # (S,)
     queries = columns[start:]
@@ -395,4 +411,4 @@ def _last_logits(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor
     shown = columns >= padding[:, None]  # (B, S)
     own = columns == queries[:, None]  # (T, S): filling sees itself, so that no row of weights is empty
     mask = shown[:, None, None, :] | own
-    return model.lm_head(model.hidden(idx, cache=cache, positions=positions, mask=mask)[:, -1])
+    return model.hidden(idx, cache=cache, positions=positions, mask=mask)[:, -1]

@@ -12,7 +12,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .nf4_threads import BLOCKSIZE, POINTERS, fields
+from ..threads import fields
+from .nf4_kernels import BLOCKSIZE, POINTERS
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()

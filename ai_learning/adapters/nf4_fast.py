@@ -1,7 +1,7 @@
 """The compiled (numba) version of the 4-bit functions for CPU tensors: the same bits as the definition in
 `nf4`.
 
-Tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads (`nf4_threads`).
+Tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads (`threads`).
 """
 
 from functools import cache

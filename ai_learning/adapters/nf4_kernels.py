@@ -1,15 +1,20 @@
 """The numba loops behind `nf4_fast`; importing this module imports numba.
 
-Each takes the address of a job, which `nf4_threads` describes, and the range of blocks to work on.
+Each takes the address of a job (see `threads`) and the range of blocks to work on. `run` fills the job:
+elements a block, elements in all, then the addresses of the tensors.
 """
+
+from typing import Any
 
 import numba
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
+from torch import Tensor
 
-from .nf4_threads import BLOCKSIZE, POINTERS, N, array, fields, run
+from .. import threads
+from ..threads import FIELDS, array, fields
 
-__all__ = ["dequantize_bf16", "dequantize_fp16", "dequantize_fp32", "quantize", "run"]
+BLOCKSIZE, N, POINTERS = FIELDS, FIELDS + 1, FIELDS + 2
 
 _TINIEST = np.float32(1e-38)
 _ONE = np.float32(1)
@@ -23,6 +28,12 @@ _REBIAS = _U32(2**32 - ((127 - 15) << 23) + 0xFFF)
 _SMALLEST_NORMAL = _U32((127 - 14) << 23)
 _TOO_LARGE = _U32((127 + 16) << 23)
 _PLACE = np.uint64
+
+
+def run(loop: Any, tensors: list[Tensor], n: int, blocksize: int, first: int, last: int) -> None:
+    """Call a loop for blocks first … last−1 of n elements; ``tensors`` are contiguous."""
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    threads.run(loop, first, last, (last - first) * blocksize, (blocksize, n, *addresses))
 
 
 @numba.njit(nogil=True, cache=True, inline="always")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ai_learning import threads
 from ai_learning.adapters import (
     bits_per_parameter,
     dequantize_4bit,
     dequantize_nf4,
     nf4_fast,
-    nf4_threads,
     pages,
     quantize_4bit,
     quantize_nf4,
@@ -119,10 +119,10 @@ def test_fast_equals_plain(quant_type, dtype):
 def test_threads_do_not_change_the_result(dtype, kind, monkeypatch):
     x = torch.randn(1000, 1001).to(dtype)
     before = torch.get_num_threads()
-    monkeypatch.setattr(nf4_threads, "_WORTH_A_PYTHON_THREAD", 2**16)
+    monkeypatch.setattr(threads, "_WORTH_A_PYTHON_THREAD", 2**16)
     if kind == "Python's threads":
-        monkeypatch.setattr(nf4_threads, "_gomp_parallel", lambda: None)
-    elif nf4_threads._gomp_parallel() is None:
+        monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
+    elif threads._gomp_parallel() is None:
         pytest.skip("PyTorch has no GNU threads here")
 
     def everything():

@@ -1,14 +1,14 @@
-"""Sharing out the loops of `nf4_kernels` and `nf4_avx512`: over PyTorch's threads, where they are GNU's.
+"""Compiled (numba) loops on PyTorch's own threads, where those are GNU's; importing this imports numba.
 
 Those threads wait close by: they start in a few microseconds, a thread of Python's in a third of a
 millisecond. ``GOMP_parallel`` of the library that PyTorch has loaded calls one C function on all of them;
-that function takes one share of the blocks after another until none is left.
+that function takes one share of the range after another until none is left.
 
-A job is one int64 array: what every loop needs, then the addresses of its tensors.
+A job is one int64 array: which shares are taken, then what the loop needs, sizes and addresses of tensors.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,9 +21,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-TAKEN, SHARES, FIRST, LAST, BLOCKSIZE, N, POINTERS = range(7)
-"""places in a job: shares begun, shares in all, blocks first … last−1, elements a block and in all"""
-_LENGTH = POINTERS + 5
+_TAKEN, _SHARES, _FIRST, _LAST, FIELDS = range(5)
+"""places in a job: shares begun, shares in all, the range first … last−1; the loop's own begin at FIELDS"""
+_LENGTH = FIELDS + 10
 _Job = ctypes.c_int64 * _LENGTH
 _WORTH_A_THREAD, _WORTH_A_PYTHON_THREAD = 2**15, 2**20  # elements
 _SHARES_A_THREAD = 4  # a thread that is held up leaves its later shares to the others
@@ -67,13 +67,13 @@ def _task(loop: Any) -> Any:
     @numba.cfunc("void(int64)", cache=True)
     def task(address):  # type: ignore[no-untyped-def]
         job = fields(address)
-        blocks = job[LAST] - job[FIRST]
+        length = job[_LAST] - job[_FIRST]
         while True:
-            share = _take(address)  # TAKEN stands first
-            if share >= job[SHARES]:
+            share = _take(address)  # _TAKEN stands first
+            if share >= job[_SHARES]:
                 return
-            first = job[FIRST] + blocks * share // job[SHARES]
-            loop(address, first, job[FIRST] + blocks * (share + 1) // job[SHARES])
+            first = job[_FIRST] + length * share // job[_SHARES]
+            loop(address, first, job[_FIRST] + length * (share + 1) // job[_SHARES])
 
     return task
 
@@ -92,21 +92,19 @@ def _gomp_parallel() -> Callable[..., None] | None:
     return parallel
 
 
-def run(loop: Any, tensors: list[torch.Tensor], n: int, blocksize: int, first: int, last: int) -> None:
-    """Call ``loop`` for blocks first … last−1 of n elements, on as many threads as torch may use.
+def run(loop: Any, first: int, last: int, elements: int, fields: Sequence[int]) -> None:
+    """Call ``loop`` for first … last−1, on as many threads as torch may use.
 
     Args:
-        loop: compiled, takes ``(address of the job, first, last)``.
-        tensors: contiguous ones, whose addresses the loop finds from ``POINTERS`` on.
-        n: elements in all.
-        blocksize: elements a block.
-        first: the first block.
-        last: the block behind the last one.
+        loop: compiled, takes ``(address of the job, first, last)``; any part of the range, in any order.
+        first: where the range begins (a block, a row).
+        last: behind its last one.
+        elements: how many numbers are worked on, which says how many threads are worth it.
+        fields: whole numbers and addresses that the loop finds in the job from ``FIELDS`` on.
     """
     threads = torch.get_num_threads()
-    elements = (last - first) * blocksize
     shares = min(threads * _SHARES_A_THREAD, elements // _WORTH_A_THREAD)
-    job = _Job(0, shares, first, last, blocksize, n, *[t.data_ptr() for t in tensors])
+    job = _Job(0, shares, first, last, *fields)
     address = ctypes.addressof(job)
     parallel = _gomp_parallel() if threads > 1 and shares > 1 else None
     if parallel is not None:
@@ -123,4 +121,4 @@ def run(loop: Any, tensors: list[torch.Tensor], n: int, blocksize: int, first: i
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="nf4")
+    return ThreadPoolExecutor(threads, thread_name_prefix="ai_learning")

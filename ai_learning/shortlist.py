@@ -1,0 +1,87 @@
+"""The likeliest token without all the logits: an int8 copy of the head says which few tokens it could be.
+
+A greedy step of a small model with a large vocabulary mostly reads the head's weight. Here a copy of it in
+8 bits is read instead, a quarter of the bytes. What the rounding can have changed is bounded: with row
+``w = ŵ + e``, by the inequality of Cauchy and Schwarz
+
+    |x·w − x·ŵ| ≤ ‖x‖ ‖e‖
+
+so a token whose upper bound is below another's lower bound is not the likeliest. The few that are left (two
+or three, mostly) get their logits from the weight itself: the token is the one that all logits would give.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
+_TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from . import shortlist_kernels, threads
+    except ImportError:  # numba has no build for this Python or machine
+        return None, None
+    return shortlist_kernels, threads
+
+
+class Shortlist:
+    """What `likeliest` needs beside a head: its rows in 8 bits, and how far each is from itself.
+
+    Args:
+        head: linear layer (V, C) in float32 without bias, in main memory. Later changes of its weight are
+            not noticed.
+
+    Example:
+        >>> head = nn.Linear(8, 100, bias=False)
+        >>> x = torch.ones(1, 8)
+        >>> bool(Shortlist(head).likeliest(x) == head(x).argmax(-1))
+        True
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        self.weight = head.weight.detach().contiguous()
+        V, C = self.weight.shape
+        self.codes = torch.empty(V, C, dtype=torch.int8)
+        self.scales, self.errors = torch.empty(V), torch.empty(V)
+        kernels, threads = _kernels()
+        tensors = (self.weight, self.codes, self.scales, self.errors)
+        threads.run(kernels.round_rows, 0, V, V * C, (V, C, *(t.data_ptr() for t in tensors)))
+        # Sums in float32 are off as well, by at most C roundings of ‖x‖ ‖w‖, here and in the exact logits.
+        self.errors += (2 * C * torch.finfo(torch.float32).eps) * (127 * C**0.5) * self.scales
+        self.low, self.high = torch.empty(V), torch.empty(V)
+
+    @staticmethod
+    def suits(head: nn.Module, rows: int) -> bool:
+        """Whether a shortlist of this head saves time, for that many rows of hidden states at once."""
+        return (
+            type(head) is nn.Linear
+            and rows == 1
+            and head.bias is None
+            and head.weight.numel() >= _WORTH_IT
+            and head.weight.device.type == "cpu"
+            and head.weight.dtype == torch.float32
+            and not (head._forward_hooks or head._forward_pre_hooks)  # someone wants to see the logits
+            and _kernels()[0] is not None
+        )
+
+    def likeliest(self, x: Tensor) -> Tensor:
+        """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""
+        V, C = self.codes.shape
+        x = x.detach().float().reshape(C).contiguous()
+        kernels, threads = _kernels()
+        tensors = (x, self.codes, self.scales, self.errors, self.low, self.high)
+        threads.run(kernels.bound_logits, 0, V, V * C, (V, C, *(t.data_ptr() for t in tensors)))
+        # NumPy from here on: its calls are shorter than PyTorch's, and there is next to nothing to compute.
+        could_be = np.flatnonzero(self.high.numpy() >= self.low.numpy().max())
+        if not 0 < len(could_be) <= V // _TOO_MANY:  # none: NaN
+            return torch.from_numpy((self.weight @ x).numpy().argmax(keepdims=True))
+        if len(could_be) > 1:
+            logits = self.weight.numpy()[could_be] @ x.numpy()
+            could_be = could_be[logits.argmax(keepdims=True)]
+        return torch.from_numpy(could_be)

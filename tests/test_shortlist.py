@@ -1,0 +1,138 @@
+"""The shortlist names the token that all the logits would: on random heads, hard cases, and in generation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ai_learning import generate as generation
+from ai_learning import shortlist as module
+from ai_learning.adapters import LoRAConfig, inject_lora
+from ai_learning.generate import generate
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.shortlist import Shortlist
+
+pytestmark = pytest.mark.skipif(module._kernels()[0] is None, reason="numba is not installed")
+
+
+def head_of(weight: torch.Tensor) -> nn.Linear:
+    head = nn.Linear(weight.size(1), weight.size(0), bias=False)
+    head.weight = nn.Parameter(weight)
+    return head
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 200), st.integers(0, 2**31), st.floats(0, 3))
+def test_it_is_the_likeliest_of_all(V: int, C: int, seed: int, uneven: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.exp(uneven * torch.randn(V, 1, generator=generator))  # rows of very different lengths
+    weight, x = torch.randn(V, C, generator=generator) * rows, torch.randn(1, C, generator=generator)
+    found = Shortlist(head_of(weight)).likeliest(x)
+    assert found.shape == (1,) and found.dtype == torch.int64
+    exact = (weight.double() @ x[0].double()).sort(descending=True)
+    near = exact.indices[exact.values >= exact.values[0] - 1e-5 * exact.values.abs().max()]  # float32 ties
+    assert int(found) in near.tolist()
+
+
+def test_the_bounds_hold_and_are_needed() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(1, 96) + 0.05 * torch.randn(5000, 96)  # rows alike, as embeddings are: near ties
+    short = Shortlist(head_of(weight))
+    rounded = wrong = 0
+    for _ in range(200):
+        x = torch.randn(1, 96)
+        exact = weight.double() @ x[0].double()
+        found = int(short.likeliest(x))
+        assert (short.low <= exact).all() and (exact <= short.high).all()
+        wrong += found != int(exact.argmax())
+        rounded += int((short.low + short.high).argmax()) != int(exact.argmax())
+    assert wrong == 0
+    assert rounded > 5, "the codes alone would always do: this test shows nothing"
+
+
+def test_bounds_are_tight_enough_to_save_work() -> None:
+    torch.manual_seed(1)
+    short = Shortlist(head_of(torch.randn(20_000, 128)))
+    lengths = []
+    for _ in range(50):
+        short.likeliest(torch.randn(1, 128))
+        lengths.append(int((short.high >= short.low.max()).sum()))
+    assert np.mean(lengths) < 20
+
+
+@pytest.mark.parametrize("x", [0.0, math.nan, math.inf, -math.inf, 1e38])
+def test_states_that_are_no_numbers_fall_back(x: float) -> None:
+    torch.manual_seed(2)
+    head = head_of(torch.randn(300, 16))
+    state = torch.randn(1, 16)
+    state[0, 3] = x
+    for given_state in (state, torch.full((1, 16), x)):
+        want = torch.from_numpy(head(given_state).detach().numpy().argmax(-1))
+        assert torch.equal(Shortlist(head).likeliest(given_state), want)
+
+
+def test_zero_rows_ties_and_broken_rows() -> None:
+    weight = torch.zeros(100, 8)
+    assert int(Shortlist(head_of(weight)).likeliest(torch.ones(1, 8))) == 0  # all alike: the first
+    weight[[7, 40, 93]] = torch.arange(8.0)
+    assert int(Shortlist(head_of(weight)).likeliest(torch.ones(1, 8))) == 7
+    weight[50, 2] = math.nan  # as argmax has it, NaN is the largest
+    assert int(Shortlist(head_of(weight)).likeliest(torch.ones(1, 8))) == 50
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> GPT:
+    """A small model whose head counts as large; `used` on it tells how many shortlists were made."""
+    monkeypatch.setattr(module, "_WORTH_IT", 1)
+    torch.manual_seed(3)
+    gpt = GPT(GPTConfig(vocab_size=997, block_size=64, n_layer=2, n_head=2, n_embd=32)).eval()
+    for p in gpt.parameters():
+        nn.init.normal_(p, std=0.3)
+    gpt.used = 0
+
+    class Counted(Shortlist):
+        def __init__(self, head: nn.Linear) -> None:
+            gpt.used += 1
+            super().__init__(head)
+
+    monkeypatch.setattr(generation, "Shortlist", Counted)
+    return gpt
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_tokens_are_the_same(model: GPT, use_cache: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    idx = torch.randint(0, 997, (1, 7))
+    short = generate(model, idx, 80, temperature=0, use_cache=use_cache)  # past block_size, too
+    assert model.used == 1
+    monkeypatch.setattr(generation, "WORTH_A_SHORTLIST", 10**9)
+    assert torch.equal(short, generate(model, idx, 80, temperature=0, use_cache=use_cache))
+    assert model.used == 1
+
+
+def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:
+    one = torch.zeros(1, 3, dtype=torch.long)
+    generate(model, one, 5, temperature=0)  # too few steps to pay
+    generate(model, torch.zeros(2, 3, dtype=torch.long), 40, temperature=0)
+    generate(model, one, 40, seed=0)
+    generate(model, one, 40, temperature=0, repetition_penalty=1.2)
+    seen = []
+    with_hook = model.lm_head.register_forward_hook(lambda *args: seen.append(1))
+    generate(model, one, 40, temperature=0)
+    with_hook.remove()
+    assert len(seen) == 40
+    inject_lora(model, LoRAConfig(r=2, target_modules=["c_attn", "lm_head"]))
+    generate(model, one, 40, temperature=0)
+    assert model.used == 0
+
+
+def test_a_new_weight_is_seen_by_the_next_call(model: GPT) -> None:
+    one = torch.zeros(1, 3, dtype=torch.long)
+    before = generate(model, one, 40, temperature=0)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight.flip(0))
+    assert not torch.equal(before, generate(model, one, 40, temperature=0))
+    assert model.used == 2
