@@ -80,7 +80,7 @@ class Shortlist:
         # NumPy from here on: its calls are shorter than PyTorch's, and there is next to nothing to compute.
         could_be = np.flatnonzero(self.high.numpy() >= self.low.numpy().max())
         if not 0 < len(could_be) <= V // _TOO_MANY:  # none: NaN
-            return torch.from_numpy((self.weight @ x).numpy().argmax(keepdims=True))
+            return torch.from_numpy(np.atleast_1d((self.weight @ x).numpy().argmax()))
         if len(could_be) > 1:
             logits = self.weight.numpy()[could_be] @ x.numpy()
             could_be = could_be[logits.argmax(keepdims=True)]
