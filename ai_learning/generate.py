@@ -13,13 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import shortlist
 from .model import GPT, KVCache
 from .shapes import Tokens
-from .shortlist import Shortlist
 from .tokenizers import Tokenizer
-
-WORTH_A_SHORTLIST = 32
-"""greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
 
 # --- from logits to a distribution ------------------------------------------------------------------------
 
@@ -394,9 +391,12 @@ def _picker(
 ) -> Callable[[Tensor, Tokens], Tensor]:
     """What turns hidden states (B, C) that follow ``idx`` into ids (B,), for ``n`` steps."""
     greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1.0
-    if greedy and n >= WORTH_A_SHORTLIST and Shortlist.suits(model.lm_head, rows):
-        shortlist = Shortlist(model.lm_head)
-        return lambda state, idx: shortlist.likeliest(state)
+    if greedy and shortlist.suits(model.lm_head):
+        if rows == 1 and n >= shortlist.WORTH_STEPS:
+            short = shortlist.Shortlist(model.lm_head)
+            return lambda state, idx: short.likeliest(state)
+        if rows >= shortlist.WORTH_A_BATCH:
+            return lambda state, idx: shortlist.likeliest_of_batch(model.lm_head, state)
     return lambda state, idx: next_token(model.lm_head(state), idx, sampling, generator)
 
 

@@ -17,6 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+WORTH_STEPS = 32
+"""greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
+WORTH_A_BATCH = 8
+"""rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest"""
 _WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
 _TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
 
@@ -28,6 +32,28 @@ def _kernels() -> Any:
     except ImportError:  # numba has no build for this Python or machine
         return None, None
     return shortlist_kernels, threads
+
+
+def suits(head: nn.Module) -> bool:
+    """Whether a head is large enough for what is here, and simple enough."""
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and head.weight.numel() >= _WORTH_IT
+        and head.weight.device.type == "cpu"
+        and head.weight.dtype == torch.float32
+        and not (head._forward_hooks or head._forward_pre_hooks)  # someone wants to see the logits
+        and _kernels()[0] is not None
+    )
+
+
+def likeliest_of_batch(head: nn.Linear, x: Tensor) -> Tensor:
+    """(B, C) hidden states → (B,): where each row of ``head(x)`` is largest.
+
+    The product is taken the other way round, ``W xᵀ``: for some ten rows the library is faster at that.
+    """
+    logits = head.weight.detach() @ x.detach().float().T  # (V, B)
+    return torch.from_numpy(_kernels()[0].largest_of_columns(logits.numpy()))
 
 
 class Shortlist:
@@ -55,20 +81,6 @@ class Shortlist:
         # Sums in float32 are off as well, by at most C roundings of ‖x‖ ‖w‖, here and in the exact logits.
         self.errors += (2 * C * torch.finfo(torch.float32).eps) * (127 * C**0.5) * self.scales
         self.low, self.high = torch.empty(V), torch.empty(V)
-
-    @staticmethod
-    def suits(head: nn.Module, rows: int) -> bool:
-        """Whether a shortlist of this head saves time, for that many rows of hidden states at once."""
-        return (
-            type(head) is nn.Linear
-            and rows == 1
-            and head.bias is None
-            and head.weight.numel() >= _WORTH_IT
-            and head.weight.device.type == "cpu"
-            and head.weight.dtype == torch.float32
-            and not (head._forward_hooks or head._forward_pre_hooks)  # someone wants to see the logits
-            and _kernels()[0] is not None
-        )
 
     def likeliest(self, x: Tensor) -> Tensor:
         """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""

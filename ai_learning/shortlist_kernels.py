@@ -66,3 +66,19 @@ def bound_logits(job, first, last):  # type: ignore[no-untyped-def]
         for k, dot in enumerate((dot_a, dot_b, dot_c, dot_d)):
             logit, off = dot * scales[row[k]], norm * errors[row[k]]
             low[row[k]], high[row[k]] = logit - off, logit + off
+
+
+@numba.njit(nogil=True, cache=True)
+def largest_of_columns(logits):  # type: ignore[no-untyped-def]
+    """(V, B) float32 → (B,) int64: where each column is largest, the first of several; NaN is larger."""
+    V, B = logits.shape
+    best, row = logits[0].copy(), np.zeros(B, np.int64)
+    for v in range(1, V):
+        larger = False  # rarely, after the first rows: so that the usual turn is one comparison of vectors
+        for b in range(B):
+            larger |= not (logits[v, b] <= best[b])
+        if larger:
+            for b in range(B):
+                if not (logits[v, b] <= best[b]) and best[b] == best[b]:
+                    best[b], row[b] = logits[v, b], v
+    return row

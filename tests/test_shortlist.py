@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ai_learning import generate as generation
 from ai_learning import shortlist as module
 from ai_learning.adapters import LoRAConfig, inject_lora
 from ai_learning.generate import generate
@@ -84,6 +83,22 @@ def test_zero_rows_ties_and_broken_rows() -> None:
     assert int(Shortlist(head_of(weight)).likeliest(torch.ones(1, 8))) == 50
 
 
+@pytest.mark.parametrize("B", [1, 8, 17])
+@pytest.mark.parametrize("values", ["random", "ties", "NaN", "minus infinity"])
+def test_the_largest_of_columns_is_argmax(B: int, values: str) -> None:
+    torch.manual_seed(4)
+    logits = torch.randn(501, B)
+    if values == "ties":
+        logits = logits.round()
+    if values == "NaN":
+        logits[torch.rand(501, B) < 0.01] = math.nan
+    if values == "minus infinity":
+        logits[:] = -math.inf
+        logits[300, ::2] = 1.0
+    found = module._kernels()[0].largest_of_columns(logits.numpy())
+    assert found.tolist() == logits.numpy().argmax(0).tolist()
+
+
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> GPT:
     """A small model whose head counts as large; `used` on it tells how many shortlists were made."""
@@ -99,7 +114,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> GPT:
             gpt.used += 1
             super().__init__(head)
 
-    monkeypatch.setattr(generation, "Shortlist", Counted)
+    monkeypatch.setattr(module, "Shortlist", Counted)
     return gpt
 
 
@@ -108,9 +123,21 @@ def test_greedy_tokens_are_the_same(model: GPT, use_cache: bool, monkeypatch: py
     idx = torch.randint(0, 997, (1, 7))
     short = generate(model, idx, 80, temperature=0, use_cache=use_cache)  # past block_size, too
     assert model.used == 1
-    monkeypatch.setattr(generation, "WORTH_A_SHORTLIST", 10**9)
+    monkeypatch.setattr(module, "WORTH_STEPS", 10**9)
     assert torch.equal(short, generate(model, idx, 80, temperature=0, use_cache=use_cache))
     assert model.used == 1
+
+
+def test_greedy_tokens_of_a_batch_are_the_same(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = module.likeliest_of_batch
+    monkeypatch.setattr(module, "likeliest_of_batch", lambda *args: calls.append(1) or real(*args))
+    idx = torch.randint(0, 997, (9, 7))
+    together = generate(model, idx, 40, temperature=0)
+    assert len(calls) == 40
+    monkeypatch.setattr(module, "WORTH_A_BATCH", 10)
+    assert torch.equal(together, generate(model, idx, 40, temperature=0))
+    assert len(calls) == 40
 
 
 def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:
