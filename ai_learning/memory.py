@@ -5,7 +5,10 @@ backward one is counted on the model itself, in one pass over a short batch, and
 the figure holds for every architecture, adapter and quantization without a formula for each.
 """
 
+import ctypes
+import gc
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,8 @@ from .model import Block
 # Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
 _STATE = {"adamw": 8.0, "paged_adamw": 8.0, "muon": 8.0}  # muon: an upper bound, its matrices need half
 _STATE_8BIT = 2 + 2 * 4 / 256
+# What glibc holds beside the blocks in use: a fit to 24 runs of `finetune` from 1 M to 11 M parameters.
+_UNUSED, _UNUSED_SHARE = 8 * 2**20, 0.13
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
 
@@ -32,6 +37,8 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     activations: int
+    unused: int
+    """held by the C library between blocks in use; a GPU's figures do not count it"""
     peak: int
 
     def lines(self) -> list[tuple[str, int]]:
@@ -41,6 +48,7 @@ class MemoryPlan:
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("activations", self.activations),
+            *([("unused", self.unused)] if self.unused else []),
         ]
 
 
@@ -90,7 +98,11 @@ def plan_memory(
     at_loss = activations + (head if trains_head else 0)
     at_end = gradients + (head if trains_head and config.tie_weights else 0)
     moving = gradients + activations if grad_accum > 1 else max(at_loss, at_end)
-    return MemoryPlan(weights, gradients, state, activations, weights + state + moving)
+    unused = 0
+    if next(model.parameters()).device.type == "cpu":
+        share = 0 if recompute else _UNUSED_SHARE  # with `give_back_freed_memory`
+        unused = round(_UNUSED + share * (activations + gradients + state))
+    return MemoryPlan(weights, gradients, state, activations, unused, weights + state + moving + unused)
 
 
 def _warm_up(device: torch.device) -> None:
@@ -194,8 +206,27 @@ class PeakMemory:
 
 
 def resident_bytes() -> int | None:
-    """Of this process, now; ``None`` where the system does not say."""
+    """Of this process, now, with what it has freed given back; ``None`` where the system does not say."""
+    gc.collect()
+    # Else what comes next lives in the memory of what came before, and seems to need none.
+    _glibc("malloc_trim", 0)
     return _status("VmRSS")
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc give every freed block of 1 MB or more back to the system at once, from now on.
+
+    By default it soon keeps blocks of up to 32 MB, in pieces that what comes next may not fit into. Where
+    activations are computed again, block by block, a process then held 410 MB of which 178 were in use, and
+    202 after this. Fresh memory takes time: those steps took a third longer.
+    """
+    _glibc("mallopt", -3, 2**20)  # M_MMAP_THRESHOLD
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    """Call a function of glibc's; nothing where there is another C library."""
+    if sys.platform == "linux" and (found := getattr(ctypes.CDLL(None), function, None)) is not None:
+        found(*arguments)
 
 
 def _status(name: str) -> int | None:

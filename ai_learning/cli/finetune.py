@@ -13,6 +13,7 @@ import torch
 from ..checkpoint import load_gpt, open_tokenizer, tokenizer_reference
 from ..errors import InputError
 from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss, task_metrics
+from ..memory import give_back_freed_memory
 from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
 from ..run_folder import read_options
@@ -96,6 +97,8 @@ def _defaults(args: list[str]) -> Finetune:
 
 def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, TrainResult]:
     """Run it; see ``Finetune`` for what can be asked."""
+    if options.train.checkpoint_activations:
+        give_back_freed_memory()
     gpt, checkpoint = load_gpt(options.checkpoint)
     tokenizer = open_tokenizer(checkpoint, options.checkpoint)
     data = load_task(options.data, options.task, options.held_out, options.train.seed)

@@ -41,8 +41,7 @@ def report(options: Instruct, run: Run, figures: dict[str, Any]) -> dict[str, An
     memory = figures["memory"]
     used = f"memory: estimated {megabytes(memory['estimated'])}"
     if memory["measured"] is not None:
-        kept = "" if run.device.type == "cuda" else " resident, with what the C library keeps of freed memory"
-        used += f", measured {megabytes(memory['measured'])}{kept}"
+        used += f", measured {megabytes(memory['measured'])}"
     console.print(f"{says}\n{used}", markup=False, soft_wrap=True)
     answers = run.answers()
     figures["samples"] = [

@@ -14,7 +14,7 @@ from ..checkpoint import load_checkpoint, open_model, tokenizer_reference
 from ..device import pick_device
 from ..errors import InputError
 from ..generate import generate
-from ..memory import MemoryPlan, PeakMemory, megabytes, plan_memory, resident_bytes
+from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
 from ..run_folder import read_metrics
 from ..sft import (
@@ -43,6 +43,8 @@ class Run:
 
     def __init__(self, options: Instruct) -> None:
         self.options = options
+        if options.train.checkpoint_activations:
+            give_back_freed_memory()
         self.base, found, extra = open_model(options.checkpoint)
         if options.method == "full":
             self.base.float()  # small steps would be lost in 16 bits
