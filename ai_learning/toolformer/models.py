@@ -45,7 +45,8 @@ class GPTModel(LanguageModel):
             # Filling sees itself, so that no row of weights is empty.
             mask = (columns >= padding[:, None])[:, None, None, :] | (columns == queries[:, None])
         hidden = self.model.hidden(ids, cache=cache, positions=positions, mask=mask)
-        return self.model.lm_head(hidden[:, -keep:])
+        # In one piece: else PyTorch takes the rows one by one and reads the head's weight for each.
+        return self.model.lm_head(hidden[:, -keep:].contiguous())
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """See ``LanguageModel``."""
