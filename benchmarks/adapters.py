@@ -205,10 +205,11 @@ def nf4(rounds: int) -> None:
     for n in (2**18, 2**20, 2**22):
         _nf4_of_size(peer, n, rounds)
     _keep_freed_memory(False)
+    _nf4_of_size(peer, 2**24, rounds)  # as it is by default: so large a tensor always gets fresh memory
 
 
 def _keep_freed_memory(keep: bool) -> None:
-    """Whether glibc keeps freed tensors: else page faults on either side drown the kernels' times."""
+    """Whether glibc keeps freed tensors: else fresh pages on either side drown the kernels' times."""
     libc = ctypes.CDLL("libc.so.6")
     for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         libc.mallopt(option, 2**30 if keep else 2**17)
