@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+
+from .pages import empty, is_plain
 
 WORTH_STEPS = 32
 """greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
@@ -23,6 +26,7 @@ WORTH_A_BATCH = 8
 """rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest"""
 _WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
 _TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
+_TINY = 1e-15  # below, products vanish in float32, and the bounds with them
 
 
 @cache
@@ -35,14 +39,22 @@ def _kernels() -> Any:
 
 
 def suits(head: nn.Module) -> bool:
-    """Whether a head is large enough for what is here, and simple enough."""
+    """Whether a head is large enough for what is here, simple enough, and watched by nobody."""
+    watched = (
+        head._forward_hooks
+        or head._forward_pre_hooks
+        or every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or "forward" in vars(head)
+    )
     return (
         type(head) is nn.Linear
         and head.bias is None
         and head.weight.numel() >= _WORTH_IT
-        and head.weight.device.type == "cpu"
+        and is_plain(head.weight)
         and head.weight.dtype == torch.float32
-        and not (head._forward_hooks or head._forward_pre_hooks)  # someone wants to see the logits
+        and not torch.is_autocast_enabled("cpu")
+        and not watched
         and _kernels()[0] is not None
     )
 
@@ -53,11 +65,18 @@ def likeliest_of_batch(head: nn.Linear, x: Tensor) -> Tensor:
     The product is taken the other way round, ``W xᵀ``: for some ten rows the library is faster at that.
     """
     logits = head.weight.detach() @ x.detach().float().T  # (V, B)
-    return torch.from_numpy(_kernels()[0].largest_of_columns(logits.numpy()))
+    rows = torch.empty(logits.size(1), dtype=torch.int64, device="cpu")
+    kernels, threads = _kernels()
+    one_thread = 1  # waking others is not worth it
+    threads.run(kernels.largest_of_columns, 0, rows.numel(), one_thread, logits.shape, (logits, rows))
+    return rows
 
 
 class Shortlist:
     """What `likeliest` needs beside a head: its rows in 8 bits, and how far each is from itself.
+
+    For one thread at a time. Logits that are equal but for rounding may be told apart otherwise than by
+    ``head(x)``, whose own rounding depends on the library; equal rows give the first.
 
     Args:
         head: linear layer (V, C) in float32 without bias, in main memory. Later changes of its weight are
@@ -73,27 +92,29 @@ class Shortlist:
     def __init__(self, head: nn.Linear) -> None:
         self.weight = head.weight.detach().contiguous()
         V, C = self.weight.shape
-        self.codes = torch.empty(V, C, dtype=torch.int8)
-        self.scales, self.errors = torch.empty(V), torch.empty(V)
+        self.codes = empty((V, C), torch.int8)
+        self.scales, self.errors, self.low, self.high = (empty((V,)) for _ in range(4))
         kernels, threads = _kernels()
         tensors = (self.weight, self.codes, self.scales, self.errors)
-        threads.run(kernels.round_rows, 0, V, V * C, (V, C, *(t.data_ptr() for t in tensors)))
+        threads.run(kernels.round_rows, 0, V, V * C, (V, C), tensors)
         # Sums in float32 are off as well, by at most C roundings of ‖x‖ ‖w‖, here and in the exact logits.
         self.errors += (2 * C * torch.finfo(torch.float32).eps) * (127 * C**0.5) * self.scales
-        self.low, self.high = torch.empty(V), torch.empty(V)
+        self.largest = float(self.scales.max()) * 127
 
     def likeliest(self, x: Tensor) -> Tensor:
         """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""
         V, C = self.codes.shape
-        x = x.detach().float().reshape(C).contiguous()
+        x = x.detach().reshape(C).contiguous()
         kernels, threads = _kernels()
         tensors = (x, self.codes, self.scales, self.errors, self.low, self.high)
-        threads.run(kernels.bound_logits, 0, V, V * C, (V, C, *(t.data_ptr() for t in tensors)))
+        threads.run(kernels.bound_logits, 0, V, V * C, (V, C), tensors)
         # NumPy from here on: its calls are shorter than PyTorch's, and there is next to nothing to compute.
+        state, weight = x.numpy(), self.weight.numpy()
         could_be = np.flatnonzero(self.high.numpy() >= self.low.numpy().max())
-        if not 0 < len(could_be) <= V // _TOO_MANY:  # none: NaN
+        vanishing = min(np.abs(state).max(), self.largest) < _TINY
+        if vanishing or not 0 < len(could_be) <= V // _TOO_MANY:  # none: NaN
             return torch.from_numpy(np.atleast_1d((self.weight @ x).numpy().argmax()))
         if len(could_be) > 1:
-            logits = self.weight.numpy()[could_be] @ x.numpy()
+            logits = np.einsum("rc,c->r", weight[could_be], state)  # each row alike: ties stay ties
             could_be = could_be[logits.argmax(keepdims=True)]
         return torch.from_numpy(could_be)

@@ -1,23 +1,22 @@
 """The compiled loops behind `shortlist`; importing this module imports numba."""
 
-import numba
 import numpy as np
 
-from .threads import FIELDS, array, fields
+from .threads import array, fields, loop
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@loop(fastmath=True)
 def round_rows(job, first, last):  # type: ignore[no-untyped-def]
     """Rows first … last−1 of a weight (V, C) → codes (V, C) int8, scales (V,), errors (V,).
 
     The job: V, C, then the addresses of the four. ``errors`` holds ``‖row − codes · scale‖``.
     """
     job = fields(job)
-    V, C = job[FIELDS], job[FIELDS + 1]
-    weight = array(job, FIELDS + 2, V * C, np.float32)
-    codes = array(job, FIELDS + 3, V * C, np.int8)
-    scales = array(job, FIELDS + 4, V, np.float32)
-    errors = array(job, FIELDS + 5, V, np.float32)
+    V, C = job[0], job[1]
+    weight = array(job, 2, V * C, np.float32)
+    codes = array(job, 3, V * C, np.int8)
+    scales = array(job, 4, V, np.float32)
+    errors = array(job, 5, V, np.float32)
     for row in range(first, last):
         values, own = weight[row * C : row * C + C], codes[row * C : row * C + C]
         largest = np.float32(0)
@@ -29,29 +28,29 @@ def round_rows(job, first, last):  # type: ignore[no-untyped-def]
         for i in range(C):
             code = np.int8(np.rint(values[i] * inverse))
             own[i] = code
-            off = values[i] - np.float32(code) * scale
+            off = values[i] * inverse - np.float32(code)  # in units of the scale, for the same reason
             square += off * off
-        scales[row], errors[row] = scale, np.sqrt(square)
+        scales[row], errors[row] = scale, np.sqrt(square) * scale
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@loop(fastmath=True)
 def bound_logits(job, first, last):  # type: ignore[no-untyped-def]
     """Rows first … last−1: ``codes · x · scale ∓ ‖x‖ · error`` → low (V,) and high (V,).
 
     The job: V, C, then the addresses of x (C,), codes, scales, errors, low and high.
     """
     job = fields(job)
-    V, C = job[FIELDS], job[FIELDS + 1]
-    x = array(job, FIELDS + 2, C, np.float32)
-    codes = array(job, FIELDS + 3, V * C, np.int8)
-    scales = array(job, FIELDS + 4, V, np.float32)
-    errors = array(job, FIELDS + 5, V, np.float32)
-    low = array(job, FIELDS + 6, V, np.float32)
-    high = array(job, FIELDS + 7, V, np.float32)
-    square = np.float32(0)
+    V, C = job[0], job[1]
+    x = array(job, 2, C, np.float32)
+    codes = array(job, 3, V * C, np.int8)
+    scales = array(job, 4, V, np.float32)
+    errors = array(job, 5, V, np.float32)
+    low = array(job, 6, V, np.float32)
+    high = array(job, 7, V, np.float32)
+    square = 0.0  # in float64: squares of small numbers vanish in float32
     for i in range(C):
-        square += x[i] * x[i]
-    norm = np.sqrt(square)
+        square += np.float64(x[i]) * np.float64(x[i])
+    norm = np.float32(np.sqrt(square))
     # Four rows at a time, far from each other: a processor fetches four streams faster than one.
     quarter = (last - first + 3) // 4
     for r in range(first, first + quarter):
@@ -68,17 +67,23 @@ def bound_logits(job, first, last):  # type: ignore[no-untyped-def]
             low[row[k]], high[row[k]] = logit - off, logit + off
 
 
-@numba.njit(nogil=True, cache=True)
-def largest_of_columns(logits):  # type: ignore[no-untyped-def]
-    """(V, B) float32 → (B,) int64: where each column is largest, the first of several; NaN is larger."""
-    V, B = logits.shape
-    best, row = logits[0].copy(), np.zeros(B, np.int64)
+@loop()
+def largest_of_columns(job, first, last):  # type: ignore[no-untyped-def]
+    """Columns first … last−1 of logits (V, B) → rows (B,) int64: where each is largest, the first of several.
+
+    The job: V, B, then the addresses of both. NaN is larger than any number.
+    """
+    job = fields(job)
+    V, B = job[0], job[1]
+    logits = array(job, 2, V * B, np.float32)
+    rows = array(job, 3, B, np.int64)
+    best = logits[:B].copy()
+    rows[first:last] = 0
     for v in range(1, V):
         larger = False  # rarely, after the first rows: so that the usual turn is one comparison of vectors
-        for b in range(B):
-            larger |= not (logits[v, b] <= best[b])
+        for b in range(first, last):
+            larger |= not (logits[v * B + b] <= best[b])
         if larger:
-            for b in range(B):
-                if not (logits[v, b] <= best[b]) and best[b] == best[b]:
-                    best[b], row[b] = logits[v, b], v
-    return row
+            for b in range(first, last):
+                if not (logits[v * B + b] <= best[b]) and best[b] == best[b]:
+                    best[b], rows[b] = logits[v * B + b], v

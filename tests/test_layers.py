@@ -12,7 +12,7 @@ import ai_learning
 ROOT = Path(ai_learning.__file__).parent
 
 LAYERS = [
-    {"shapes", "errors", "files", "threads"},
+    {"shapes", "errors", "files", "pages", "threads"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "generate", "int8", "speculative", "pretrained", "run_folder"}
     | {"shortlist", "shortlist_kernels", "viz"},

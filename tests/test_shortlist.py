@@ -53,6 +53,43 @@ def test_the_bounds_hold_and_are_needed() -> None:
     assert rounded > 5, "the codes alone would always do: this test shows nothing"
 
 
+def test_equal_rows_give_the_first() -> None:
+    torch.manual_seed(5)
+    for _ in range(30):
+        weight, x = torch.randn(3000, 257), torch.randn(1, 257)
+        best = torch.randperm(3000)[:5]
+        weight[best] = x * 0.3 + torch.randn(257) * 0.01
+        assert int(Shortlist(head_of(weight)).likeliest(x)) == int(best.min())
+
+
+@pytest.mark.parametrize("scale", [1e-33, 1e-25, 1e-18, 1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("of", ["states", "weights"])
+def test_tiny_and_large_numbers(of: str, scale: float) -> None:
+    torch.manual_seed(6)
+    weight = torch.randn(1, 96) + 0.05 * torch.randn(2000, 96)
+    head = head_of(weight * scale if of == "weights" else weight)
+    short = Shortlist(head)
+    for _ in range(40):
+        x = torch.randn(1, 96) * (scale if of == "states" else 1.0)
+        exact = head.weight.double() @ x[0].double()
+        assert exact[short.likeliest(x)] >= exact.max() - 1e-5 * exact.abs().max()
+
+
+def test_threads_change_nothing() -> None:
+    torch.manual_seed(7)
+    head, before = head_of(torch.randn(9001, 61)), torch.get_num_threads()
+    states = torch.randn(50, 1, 61)
+    found = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            short = Shortlist(head)
+            found.append([int(short.likeliest(x)) for x in states])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == [int(head(x).argmax()) for x in states]
+
+
 def test_bounds_are_tight_enough_to_save_work() -> None:
     torch.manual_seed(1)
     short = Shortlist(head_of(torch.randn(20_000, 128)))
@@ -95,8 +132,10 @@ def test_the_largest_of_columns_is_argmax(B: int, values: str) -> None:
     if values == "minus infinity":
         logits[:] = -math.inf
         logits[300, ::2] = 1.0
-    found = module._kernels()[0].largest_of_columns(logits.numpy())
-    assert found.tolist() == logits.numpy().argmax(0).tolist()
+    kernels, threads = module._kernels()
+    rows = torch.empty(B, dtype=torch.int64)
+    threads.run(kernels.largest_of_columns, 0, B, 1, (501, B), (logits, rows))
+    assert rows.tolist() == logits.numpy().argmax(0).tolist()
 
 
 @pytest.fixture
@@ -151,6 +190,15 @@ def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:
     generate(model, one, 40, temperature=0)
     with_hook.remove()
     assert len(seen) == 40
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    generate(model, one, 40, temperature=0)
+    everywhere.remove()
+    model.lm_head.forward = model.lm_head.forward  # as libraries do that watch a layer
+    generate(model, one, 40, temperature=0)
+    del model.lm_head.forward
+    for rows in (1, 9):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            generate(model, torch.zeros(rows, 3, dtype=torch.long), 40, temperature=0)
     inject_lora(model, LoRAConfig(r=2, target_modules=["c_attn", "lm_head"]))
     generate(model, one, 40, temperature=0)
     assert model.used == 0

@@ -55,10 +55,10 @@ def dynamic_code() -> Tensor:
     """
     values = [0.0, 1.0]
     for decade in range(7):
-        edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32)
+        edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32, device="cpu")
         means = (edges[:-1] + edges[1:]) / 2 * 10 ** (decade - 6)
         values += [*means.tolist(), *(-means).tolist()]
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
 
 
 @cache
@@ -71,7 +71,8 @@ def code_table(quant_type: str) -> Tensor:
     tables = {"nf4": nf4_code, "fp4": fp4_code, "int4": int4_code}
     if quant_type not in tables:
         raise InputError(f"quant_type={quant_type!r} is unknown: use one of {', '.join(QUANT_TYPES)}")
-    return tables[quant_type]()
+    with torch.device("cpu"):  # kept: another default device must not stay in it
+        return tables[quant_type]()
 
 
 @cache

@@ -156,6 +156,7 @@ def dequantize_4bit(
         InputError: when codes and state do not belong together.
     """
     n = prod(state.shape)
+    _check_blocksize(state.blocksize)
     if packed.dtype != torch.uint8 or packed.numel() != (n + 1) // 2:
         raise InputError(
             f"packed codes are {packed.dtype} with {packed.numel()} elements, but shape {tuple(state.shape)} "
@@ -169,8 +170,9 @@ def dequantize_4bit(
     dtype = dtype or state.dtype
     if fast and nf4_triton.usable(packed):
         return nf4_triton.dequantize(packed.reshape(-1), state, dtype).view(state.shape)
-    dequantize = nf4_fast.dequantize if fast and nf4_fast.usable(packed) else _dequantize_plain
-    return dequantize(packed, state.block_absmax(), state.code, state.blocksize, state.shape, dtype)
+    absmax = state.block_absmax()
+    dequantize = nf4_fast.dequantize if fast and nf4_fast.usable(packed, absmax) else _dequantize_plain
+    return dequantize(packed, absmax, state.code, state.blocksize, state.shape, dtype)
 
 
 def _dequantize_plain(
@@ -180,7 +182,7 @@ def _dequantize_plain(
     packed, n = packed.reshape(-1), prod(shape)
     nibbles = torch.stack([packed >> 4, packed & 15], 1).view(-1)[:n]  # (⌈n/2⌉, 2) → (n,)
     values = table[nibbles.int()]
-    return (values * absmax.repeat_interleave(blocksize)[:n]).to(dtype).view(shape)
+    return (values * absmax.repeat_interleave(min(blocksize, n))[:n]).to(dtype).view(shape)
 
 
 def quantize_nf4(

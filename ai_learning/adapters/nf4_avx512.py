@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ..threads import fields
+from ..threads import fields, loop
 from .nf4_kernels import BLOCKSIZE, POINTERS
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -127,26 +127,40 @@ def _to_bf16(builder: Any, values: Any) -> Any:
     return builder.trunc(rounded, ir.VectorType(_I16, 16))
 
 
-def _whole_blocks(block: Any, width: int) -> Any:
-    """The loop over blocks for results of ``width`` bytes."""
-
-    @numba.njit(nogil=True, cache=True)
-    def dequantize(job, first, last):  # type: ignore[no-untyped-def]
-        """Whole blocks first … last−1, of a multiple of 32. Pointers: packed, absmax, table, out."""
-        job = fields(job)
-        packed, absmax, table, out = job[POINTERS], job[POINTERS + 1], job[POINTERS + 2], job[POINTERS + 3]
-        blocksize = job[BLOCKSIZE]
-        if blocksize == 64:  # the usual size on its own: the inner loop is unrolled
-            for i in range(first, last):
-                block(packed + i * 32, out + i * 64 * width, table, absmax + i * 4, 2)
-        else:
-            for i in range(first, last):
-                start = i * blocksize
-                block(packed + start // 2, out + start * width, table, absmax + i * 4, blocksize // 32)
-
-    return dequantize
+_block_fp16, _block_bf16 = _block_16bit(_to_fp16), _block_16bit(_to_bf16)
 
 
-dequantize_fp32 = _whole_blocks(_block_fp32, 4)
-dequantize_fp16 = _whole_blocks(_block_16bit(_to_fp16), 2)
-dequantize_bf16 = _whole_blocks(_block_16bit(_to_bf16), 2)
+@numba.njit(inline="always")
+def _whole_blocks(job, first, last, block, width):  # type: ignore[no-untyped-def]
+    """Whole blocks first … last−1, of a multiple of 32, to results of ``width`` bytes each.
+
+    The job's pointers: packed, absmax, the table's 16 values, out.
+    """
+    job = fields(job)
+    packed, absmax, table, out = job[POINTERS], job[POINTERS + 1], job[POINTERS + 2], job[POINTERS + 3]
+    blocksize = job[BLOCKSIZE]
+    if blocksize == 64:  # the usual size on its own: the inner loop is unrolled
+        for i in range(first, last):
+            block(packed + i * 32, out + i * 64 * width, table, absmax + i * 4, 2)
+    else:
+        for i in range(first, last):
+            start = i * blocksize
+            block(packed + start // 2, out + start * width, table, absmax + i * 4, blocksize // 32)
+
+
+@loop()
+def dequantize_fp32(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_whole_blocks`."""
+    _whole_blocks(job, first, last, _block_fp32, 4)
+
+
+@loop()
+def dequantize_fp16(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_whole_blocks`."""
+    _whole_blocks(job, first, last, _block_fp16, 2)
+
+
+@loop()
+def dequantize_bf16(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_whole_blocks`."""
+    _whole_blocks(job, first, last, _block_bf16, 2)

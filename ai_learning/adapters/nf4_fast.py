@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pages import empty
+from ..pages import empty, is_plain
 
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def usable(tensor: Tensor) -> bool:
-    """Whether the compiled functions take this tensor (a plain one in main memory) and numba is here."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and _kernels() is not None
+def usable(*tensors: Tensor) -> bool:
+    """Whether the compiled functions take these (plain ones in main memory) and numba is here."""
+    return is_plain(*tensors) and not torch.compiler.is_compiling() and _kernels() is not None
 
 
 @cache
@@ -39,8 +39,7 @@ def _avx512(dtype: torch.dtype) -> Any:
 def quantize(flat: Tensor, midpoints: Tensor, codes: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
     """fp32 (n,) → packed codes (⌈n/2⌉, 1) and absmax (⌈n/blocksize⌉,)."""
     kernels, n = _kernels(), flat.numel()
-    packed = torch.empty((n + 1) // 2, 1, dtype=torch.uint8)
-    absmax = torch.empty(-(-n // blocksize))
+    packed, absmax = empty(((n + 1) // 2, 1), torch.uint8), empty((-(-n // blocksize),))
     tensors = [packed, absmax, flat.contiguous(), midpoints.contiguous(), codes.contiguous()]
     kernels.run(kernels.quantize, tensors, n, blocksize, 0, absmax.numel())
     return packed, absmax
@@ -78,5 +77,5 @@ def dequantize(
 @cache
 def _pairs(table: tuple[float, ...]) -> Tensor:
     """(256, 2): the two values that each byte of codes stands for."""
-    values = torch.tensor(table)
+    values = torch.tensor(table, device="cpu")
     return torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1)

@@ -4,17 +4,16 @@ Each takes the address of a job (see `threads`) and the range of blocks to work 
 elements a block, elements in all, then the addresses of the tensors.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from .. import threads
-from ..threads import FIELDS, array, fields
+from ..threads import Loop, array, fields, loop
 
-BLOCKSIZE, N, POINTERS = FIELDS, FIELDS + 1, FIELDS + 2
+BLOCKSIZE, N, POINTERS = range(3)
+"""places in a job"""
 
 _TINIEST = np.float32(1e-38)
 _ONE = np.float32(1)
@@ -30,13 +29,12 @@ _TOO_LARGE = _U32((127 + 16) << 23)
 _PLACE = np.uint64
 
 
-def run(loop: Any, tensors: list[Tensor], n: int, blocksize: int, first: int, last: int) -> None:
-    """Call a loop for blocks first … last−1 of n elements; ``tensors`` are contiguous."""
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    threads.run(loop, first, last, (last - first) * blocksize, (blocksize, n, *addresses))
+def run(loop: Loop, tensors: list[Tensor], n: int, blocksize: int, first: int, last: int) -> None:
+    """Call a loop for blocks first … last−1 of n elements."""
+    threads.run(loop, first, last, min(n, (last - first) * blocksize), (blocksize, n), tensors)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(inline="always")
 def _count_below(v, m):  # type: ignore[no-untyped-def]
     """How many of the 15 midpoints are below v. ``not <=``: NaN counts as above all, like torch.bucketize."""
     u = np.uint8
@@ -46,7 +44,7 @@ def _count_below(v, m):  # type: ignore[no-untyped-def]
     return low + mid + high + u(not (v <= m[12])) + u(not (v <= m[13])) + u(not (v <= m[14]))
 
 
-@numba.njit(nogil=True, cache=True)
+@loop()
 def quantize(job, first, last):  # type: ignore[no-untyped-def]
     """Blocks first … last−1 of x (n,) float32 → packed (⌈n/2⌉,) uint8, absmax (blocks,) float32.
 
@@ -59,7 +57,7 @@ def quantize(job, first, last):  # type: ignore[no-untyped-def]
     x = array(job, POINTERS + 2, n, np.float32)
     midpoints = to_fixed_tuple(array(job, POINTERS + 3, 15, np.float32), 15)  # they stay in registers
     codes = array(job, POINTERS + 4, 16, np.uint8)
-    below = np.empty(blocksize, np.int32)  # as wide as the floats it is compared from: no shuffling of lanes
+    below = np.empty(min(blocksize, n + 1), np.int32)  # as wide as the floats that are compared: no shuffling
     for block in range(first, last):
         start = block * blocksize
         values = x[start : min(start + blocksize, n)]
@@ -88,7 +86,7 @@ def quantize(job, first, last):  # type: ignore[no-untyped-def]
             out[i] = (codes[below[2 * i]] << 4) | codes[below[2 * i + 1]]
 
 
-@numba.njit(nogil=True, cache=True)
+@loop()
 def dequantize_fp32(job, first, last):  # type: ignore[no-untyped-def]
     """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) float32.
 
@@ -128,14 +126,14 @@ def dequantize_fp32(job, first, last):  # type: ignore[no-untyped-def]
 
 
 # Each step is cut back to 32 bits: numba would go on in 64, in half as many lanes.
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(inline="always")
 def _to_bf16(bits):  # type: ignore[no-untyped-def]
     odd = _U32((bits >> _U32(16)) & _U32(1))
     rounded = _U32(_U32(bits + _U32(0x7FFF) + odd) >> _U32(16))
     return _U32(0x7FC0) if _U32(bits & _MAGNITUDE) > _INFINITY else rounded
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(inline="always")
 def _to_fp16(bits):  # type: ignore[no-untyped-def]
     magnitude = _U32(bits & _MAGNITUDE)
     odd = _U32((magnitude >> _U32(13)) & _U32(1))
@@ -147,7 +145,7 @@ def _to_fp16(bits):  # type: ignore[no-untyped-def]
     return _U32((over if magnitude >= _TOO_LARGE else finite) | _U32((bits >> _U32(16)) & _U32(0x8000)))
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(inline="always")
 def _look_up(packed, values, two, block, start, count):  # type: ignore[no-untyped-def]
     """``count`` bytes of a block's codes → pairs of values, found at ``values[16 * code + block]``."""
     for i in range(count):
@@ -157,49 +155,53 @@ def _look_up(packed, values, two, block, start, count):  # type: ignore[no-untyp
         two[place] = low | (values[((codes << _PLACE(4)) & _PLACE(0xF0)) + block] << _U32(16))
 
 
-def _dequantize_16bit(rounding):  # type: ignore[no-untyped-def]
-    """The loop for one 16-bit kind: ``rounding`` takes the bits of a float32 to its own, ties to even."""
+@numba.njit(inline="always")
+def _dequantize_16bit(job, first, last, rounding):  # type: ignore[no-untyped-def]
+    """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) uint16, the bits of floats.
 
-    @numba.njit(nogil=True, cache=True)
-    def dequantize(job, first, last):  # type: ignore[no-untyped-def]
-        """Blocks first … last−1 of packed (⌈n/2⌉,) uint8 → out (n,) uint16, the bits of floats.
-
-        The job's pointers: packed, absmax, the table's 16 values (float32), out.
-        """
-        job = fields(job)
-        n, blocksize = job[N], job[BLOCKSIZE]
-        packed = array(job, POINTERS, (n + 1) // 2, np.uint8)
-        absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
-        table = array(job, POINTERS + 2, 16, np.float32)
-        out = array(job, POINTERS + 3, n, np.uint16)
-        # The 16 values of each block are rounded first, then looked up: for 16 blocks at a time, those of one
-        # code side by side, which suits vector units. Places are unsigned and in whole arrays: a slice for
-        # each block, or the question whether to count from an array's end, would cost more than the work.
-        half, pairs = blocksize // 2, n // 2
-        scales, product = np.zeros(16, np.float32), np.empty(256, np.float32)
-        bits, values = product.view(np.uint32), np.empty(256, np.uint32)
-        two = out[: 2 * pairs].view(np.uint32)  # (little-endian)
-        for group in range(first, last, 16):
-            blocks = min(16, last - group)
+    The job's pointers: packed, absmax, the table's 16 values (float32), out. ``rounding`` takes the bits of a
+    float32 to those of 16, ties to even.
+    """
+    job = fields(job)
+    n, blocksize = job[N], job[BLOCKSIZE]
+    packed = array(job, POINTERS, (n + 1) // 2, np.uint8)
+    absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
+    table = array(job, POINTERS + 2, 16, np.float32)
+    out = array(job, POINTERS + 3, n, np.uint16)
+    # The 16 values of each block are rounded first, then looked up: for 16 blocks at a time, those of one
+    # code side by side, which suits vector units. Places are unsigned and in whole arrays: a slice for
+    # each block, or the question whether to count from an array's end, would cost more than the work.
+    half, pairs = blocksize // 2, n // 2
+    scales, product = np.zeros(16, np.float32), np.empty(256, np.float32)
+    bits, values = product.view(np.uint32), np.empty(256, np.uint32)
+    two = out[: 2 * pairs].view(np.uint32)  # (little-endian)
+    for group in range(first, last, 16):
+        blocks = min(16, last - group)
+        for b in range(blocks):
+            scales[b] = absmax[group + b]
+        for code in range(16):
+            for b in range(16):
+                product[16 * code + b] = table[code] * scales[b]
+        for i in range(256):
+            values[i] = rounding(bits[i])
+        if half == 32 and (group + blocks) * half <= pairs:  # the usual size on its own: unrolled
             for b in range(blocks):
-                scales[b] = absmax[group + b]
-            for code in range(16):
-                for b in range(16):
-                    product[16 * code + b] = table[code] * scales[b]
-            for i in range(256):
-                values[i] = rounding(bits[i])
-            if half == 32 and (group + blocks) * half <= pairs:  # the usual size on its own: unrolled
-                for b in range(blocks):
-                    _look_up(packed, values, two, _PLACE(b), _PLACE((group + b) * 32), 32)
-            else:
-                for b in range(blocks):
-                    start = (group + b) * half
-                    _look_up(packed, values, two, _PLACE(b), _PLACE(start), min(half, pairs - start))
-            if n % 2 and (group + blocks) * half > pairs:
-                out[2 * pairs] = values[(packed[pairs] & 0xF0) + blocks - 1]
-
-    return dequantize
+                _look_up(packed, values, two, _PLACE(b), _PLACE((group + b) * 32), 32)
+        else:
+            for b in range(blocks):
+                start = (group + b) * half
+                _look_up(packed, values, two, _PLACE(b), _PLACE(start), min(half, pairs - start))
+        if n % 2 and (group + blocks) * half > pairs:
+            out[2 * pairs] = values[(packed[pairs] & 0xF0) + blocks - 1]
 
 
-dequantize_bf16 = _dequantize_16bit(_to_bf16)
-dequantize_fp16 = _dequantize_16bit(_to_fp16)
+@loop()
+def dequantize_bf16(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_dequantize_16bit`."""
+    _dequantize_16bit(job, first, last, _to_bf16)
+
+
+@loop()
+def dequantize_fp16(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_dequantize_16bit`."""
+    _dequantize_16bit(job, first, last, _to_fp16)

@@ -2,18 +2,18 @@
 
 import math
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ai_learning import threads
+from ai_learning import pages, threads
 from ai_learning.adapters import (
     bits_per_parameter,
     dequantize_4bit,
     dequantize_nf4,
     nf4_fast,
-    pages,
     quantize_4bit,
     quantize_nf4,
 )
@@ -144,6 +144,27 @@ def test_threads_do_not_change_the_result(dtype, kind, monkeypatch):
                 assert torch.equal(one, other)
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_default_device_and_no_strange_tensor_leads_astray():
+    x = torch.randn(1000)
+    want = quantize_nf4(x, fast=False)[0]
+    with torch.device("meta"):
+        packed, state = quantize_nf4(x)
+        back = dequantize_nf4(packed, state)
+    assert torch.equal(packed, want) and back.device.type == "cpu"
+    negative = torch._neg_view(x)
+    assert torch.equal(quantize_nf4(negative)[0], quantize_nf4(-x)[0])
+    for part in (packed, packed.repeat(1, 2)[:, :1]):  # the second is not in one piece
+        assert torch.equal(dequantize_nf4(part, state), back)
+
+
+def test_a_state_with_an_odd_block_size_is_refused():
+    packed, state = quantize_nf4(torch.randn(630))
+    with pytest.raises(InputError, match="blocksize=63"):
+        dequantize_nf4(packed, replace(state, blocksize=63))
+    large = quantize_nf4(torch.randn(1000), blocksize=2**40)  # more than there is
+    assert torch.equal(dequantize_nf4(*large), dequantize_nf4(*large, fast=False))
 
 
 def test_a_large_tensor_takes_large_pages():
