@@ -73,7 +73,7 @@ def plan_memory(
         targets: positions in it that the output head is asked for.
         optimizer: by ``adapters.make_optimizer``'s names.
         grad_accum: batches before each optimizer step; from 2 on, gradients and activations coexist.
-        recompute: each block keeps its input only.
+        recompute: each block keeps its input only; on a CPU, after `give_back_freed_memory`.
     """
     _warm_up(next(model.parameters()).device)
     weights = _bytes_of([*model.parameters(), *model.buffers()])

@@ -257,8 +257,8 @@ def test_input_is_not_changed_and_may_be_a_view():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_results_too_large_for_the_cache_are_the_same_bits(dtype: torch.dtype) -> None:
-    """From 1 MiB on they are stored past the cache, by another loop; the odd end by yet another."""
+def test_large_results_are_the_same_bits(dtype: torch.dtype) -> None:
+    """More shares than threads; the odd end is another loop's."""
     packed, state = quantize_4bit(torch.randn(3, 2**18 + 21))
     fast = dequantize_4bit(packed, state, dtype=dtype)
     assert torch.equal(fast, dequantize_4bit(packed, state, dtype=dtype, fast=False))
