@@ -22,6 +22,8 @@ from .pages import empty, is_plain
 
 WORTH_STEPS = 32
 """greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
+WORTH_LOADING = 256
+"""the same for the first in a process, which loads what was compiled: some tenths of a second"""
 WORTH_A_BATCH = 8
 """rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest"""
 _WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
@@ -36,6 +38,11 @@ def _kernels() -> Any:
     except ImportError:  # numba has no build for this Python or machine
         return None, None
     return shortlist_kernels, threads
+
+
+def pays(steps: int) -> bool:
+    """Whether that many greedy steps are enough for what is here to save time."""
+    return steps >= (WORTH_STEPS if _kernels.cache_info().currsize else WORTH_LOADING)
 
 
 def suits(head: nn.Module) -> bool:

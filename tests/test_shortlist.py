@@ -204,6 +204,14 @@ def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:
     assert model.used == 0
 
 
+def test_the_first_in_a_process_must_pay_for_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._kernels()
+    assert module.pays(32) and not module.pays(31)
+    module._kernels.cache_clear()
+    assert module.pays(256) and not module.pays(255)
+    module._kernels()
+
+
 def test_a_new_weight_is_seen_by_the_next_call(model: GPT) -> None:
     one = torch.zeros(1, 3, dtype=torch.long)
     before = generate(model, one, 40, temperature=0)
