@@ -97,7 +97,7 @@ class Shortlist:
     """
 
     def __init__(self, head: nn.Linear) -> None:
-        self.weight = head.weight.detach().contiguous()
+        self.weight = head.weight.detach().float().contiguous()
         V, C = self.weight.shape
         self.codes = empty((V, C), torch.int8)
         self.scales, self.errors, self.low, self.high = (empty((V,)) for _ in range(4))
@@ -111,7 +111,7 @@ class Shortlist:
     def likeliest(self, x: Tensor) -> Tensor:
         """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""
         V, C = self.codes.shape
-        x = x.detach().reshape(C).contiguous()
+        x = x.detach().float().reshape(C).contiguous()  # the loops read float32 at its address
         kernels, threads = _kernels()
         tensors = (x, self.codes, self.scales, self.errors, self.low, self.high)
         threads.run(kernels.bound_logits, 0, V, V * C, (V, C), tensors)

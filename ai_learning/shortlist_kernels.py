@@ -28,7 +28,7 @@ def round_rows(job, first, last):  # type: ignore[no-untyped-def]
         for i in range(C):
             code = np.int8(np.rint(values[i] * inverse))
             own[i] = code
-            off = values[i] * inverse - np.float32(code)  # in units of the scale, for the same reason
+            off = values[i] * inverse - np.float32(code)  # in units of the scale: no square vanishes
             square += off * off
         scales[row], errors[row] = scale, np.sqrt(square) * scale
 

@@ -159,9 +159,13 @@ def _work_address() -> int:
 def _gomp_parallel() -> Callable[..., None] | None:
     """``GOMP_parallel`` of the library that PyTorch has loaded; ``None`` where its threads are others."""
     try:
-        loaded = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
-        parallel = ctypes.CDLL(next(path for path in loaded if "libgomp" in path)).GOMP_parallel
-    except (OSError, StopIteration, AttributeError):
+        mapped = Path("/proc/self/maps").read_text().splitlines()
+        found = [line.split(maxsplit=5)[-1] for line in mapped if "libgomp" in line]
+        found.sort(
+            key=lambda path: "/torch" not in path
+        )  # other packages may have brought copies of their own
+        parallel = ctypes.CDLL(found[0]).GOMP_parallel
+    except (OSError, IndexError, AttributeError):
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None

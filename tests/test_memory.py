@@ -118,7 +118,7 @@ def test_what_the_plan_counts() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the resident set from /proc")
 def test_freed_memory_does_not_count() -> None:
     before = resident_bytes()
-    pieces = [torch.ones(2**15) for _ in range(800)]  # 100 MB, below what malloc maps by itself
+    pieces = [torch.ones(2**14) for _ in range(1600)]  # 100 MB, below what malloc maps by itself
     del pieces
     after = resident_bytes()
     assert before is not None and after is not None and after - before < 20e6

@@ -75,6 +75,13 @@ def test_tiny_and_large_numbers(of: str, scale: float) -> None:
         assert exact[short.likeliest(x)] >= exact.max() - 1e-5 * exact.abs().max()
 
 
+def test_other_dtypes_are_read_as_float32() -> None:
+    torch.manual_seed(8)
+    head, x = head_of(torch.randn(500, 40).bfloat16()), torch.randn(1, 40).bfloat16()
+    exact = head.weight.double() @ x[0].double()
+    assert int(Shortlist(head).likeliest(x)) == int(exact.argmax())
+
+
 def test_threads_change_nothing() -> None:
     torch.manual_seed(7)
     head, before = head_of(torch.randn(9001, 61)), torch.get_num_threads()
