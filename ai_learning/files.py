@@ -1,5 +1,6 @@
 """Writing files so that a crash at any moment leaves the old content or the new, never half of one."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -87,3 +88,11 @@ def _fsync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def digest_of_sources(folder: Path, *others: Path) -> str:
+    """A SHA-256 that changes when a Python file of the folder does, or one of the others."""
+    digest = hashlib.sha256()
+    for path in [*sorted(folder.glob("*.py")), *others]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

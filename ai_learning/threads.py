@@ -9,7 +9,6 @@ loop needs to know, then the addresses of its tensors. Loops must not fail: nobo
 """
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,6 +25,7 @@ from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from .files import digest_of_sources
 from .pages import is_plain
 
 _TAKEN, _SHARES, _FIRST, _LAST, _LOOP, _FIELDS = range(6)
@@ -78,17 +78,13 @@ def _compile(function: Callable[..., None], signature: Any, fastmath: bool = Fal
         pass
     else:
         cache_file: Any = compiled._cache._cache_file  # type: ignore[attr-defined]
-        cache_file._source_stamp = _digest(Path(function.__code__.co_filename).parent)
+        folder = Path(function.__code__.co_filename).parent
+        cache_file._source_stamp = _digest(folder, Path(__file__))
     compiled.compile()
     return compiled
 
 
-@cache
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.py")), Path(__file__)]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+_digest = cache(digest_of_sources)
 
 
 @intrinsic

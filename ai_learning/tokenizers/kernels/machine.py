@@ -9,7 +9,6 @@ int64; ``shr`` shifts in zeros, and addition, multiplication and the bit operati
 Whoever calls a kernel keeps the memory alive and 64 readable bytes behind every text (``PADDING``).
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
+from ...files import digest_of_sources
 
 PADDING = 64
 _INT8, _INT32, _INT64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -54,14 +55,7 @@ def _store(width: ir.IntType) -> Any:
     return typing
 
 
-def _digest_of_sources() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-_SOURCES = _digest_of_sources()
+_SOURCES = digest_of_sources(Path(__file__).parent)
 
 
 def kernel(function: Callable, *, nogil: bool = True) -> Any:
