@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .compiled import loops, usable
 from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
+_WORTH_COMPILED = 2**20  # logits of a chunk; for fewer, loading compiled loops would not pay
 
 
 def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
@@ -100,26 +102,37 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
         raise ValueError(f"target {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
 
 
-def _probabilities(hidden: Tensor, weight: Tensor, target: Tensor, out: Tensor) -> Tensor:
-    """Fill ``out`` (n, V) with ``softmax(hidden @ weight.T)``; each row's loss ``-log p(target)`` (n, 1)."""
+def _logit_gradients(
+    hidden: Tensor, weight: Tensor, target: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor | float]:
+    """Fill ``out`` (n, V) with ``sums · (softmax(hidden @ weight.T) − one_hot(target))``.
+
+    Returns:
+        Each row's loss ``-log p(target)`` (n, 1), and ``sums`` (n, 1), or 1.
+    """
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.T, out=out)
     else:
         out.copy_(hidden @ weight.T)
-    if out.device.type != "cpu":
+    kernels = loops("training_kernels") if out.numel() >= _WORTH_COMPILED and usable(out) else None
+    if kernels is not None:
+        loss, sums = (torch.empty_like(target, dtype=out.dtype) for _ in range(2))
+        job = (out, target, sums, loss)
+        kernels.run(kernels.unnormalised_softmax, 0, len(out), out.numel(), out.shape, job)
+        return loss, sums
+    if out.device.type == "cpu":  # one kernel that takes a row at a time through the cache
+        p = torch.softmax(out, dim=1, out=out).gather(1, target)
+        loss = -p.log()
+        lost = (p < torch.finfo(p.dtype).tiny).squeeze(1)  # too unlikely for the format: made again
+        if lost.any():
+            again = (hidden[lost] @ weight.T).to(p.dtype)
+            loss[lost] = again.logsumexp(dim=1, keepdim=True) - again.gather(1, target[lost])
+    else:
         log_norm = out.logsumexp(dim=1, keepdim=True)
         loss = log_norm - out.gather(1, target)
         out.sub_(log_norm).exp_()
-        return loss
-    # One kernel that takes a row at a time through the cache. What is too unlikely for the format is lost
-    # in it, and made again.
-    p = torch.softmax(out, dim=1, out=out).gather(1, target)
-    loss = -p.log()
-    lost = (p < torch.finfo(p.dtype).tiny).squeeze(1)
-    if lost.any():
-        again = (hidden[lost] @ weight.T).to(p.dtype)
-        loss[lost] = again.logsumexp(dim=1, keepdim=True) - again.gather(1, target[lost])
-    return loss
+    out.scatter_add_(1, target, torch.full_like(loss, -1.0))
+    return loss, 1.0
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -142,11 +155,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, min(start + chunk, N))
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
             p = buffer[: rows.stop - start]  # (n, V)
-            total += (_probabilities(hidden[rows], weight, target, out=p) * share).sum()
+            loss, sums = _logit_gradients(hidden[rows], weight, target, out=p)
+            total += (loss * share).sum()
             if not (needs_hidden or needs_weight):
                 continue
-            # d loss / d logits = share · (softmax − one_hot)
-            p.scatter_add_(1, target, torch.full_like(share, -1.0))
+            share = share / sums  # d loss / d logits = share · (softmax − one_hot)
             keep = float(start > 0)  # the first chunk writes d_weight, the others add
             if hidden.dtype == dtype:  # scaling what is C wide is cheaper than what is V wide
                 if d_hidden is not None:

@@ -1,4 +1,4 @@
-"""Which parameters decay, and how the learning rate moves."""
+"""Which parameters decay, how they are stepped, and how the learning rate moves."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapters.qlora import OPTIMIZERS as ADAMW_FORMS
+from .compiled import usable
+from .fast_adamw import WORTH_IT, FastAdamW
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over ``parameter_groups``, in PyTorch's fused form.
+    """AdamW (Loshchilov & Hutter 2019) over ``parameter_groups``, in the fastest form there is.
 
     Raises:
         ValueError: nothing to train.
@@ -37,7 +39,15 @@ def adamw(
     groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
     if not groups:
         raise ValueError("every parameter is frozen: nothing to train")
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return _adamw(groups, lr, betas, eps)
+
+
+def _adamw(
+    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.AdamW:
+    parameters = [p for group in groups for p in group["params"]]
+    fast = usable(*parameters) and sum(p.numel() for p in parameters) >= WORTH_IT
+    return (FastAdamW if fast else torch.optim.AdamW)(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def muon_with_adamw(
@@ -86,7 +96,7 @@ def muon_with_adamw(
     found: list[torch.optim.Optimizer] = []
     if groups:
         adam = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
-        found.append(torch.optim.AdamW(adam, lr=lr, betas=betas, eps=eps, fused=True))
+        found.append(_adamw(adam, lr, betas, eps))
     if matrices and muon_lr is not None:
         found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
     return found
@@ -150,6 +160,30 @@ class Together:
         for optimizer in self.optimizers:
             yield optimizer, first
             first += sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer | Together, max_norm: float) -> Tensor:
+    """Step on gradients scaled so that their common norm is at most ``max_norm`` (Pascanu et al. 2013).
+
+    Args:
+        optimizer: its parameters' gradients are meant, and used up: forget them afterwards.
+        max_norm: ``math.inf`` scales nothing.
+
+    Returns:
+        The norm before.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> round(float(clip_and_step(adamw(layer, 0.1), 1.0)), 4)  # of six ones
+        2.4495
+    """
+    norm = optimizer.clip_and_step(max_norm) if isinstance(optimizer, FastAdamW) else None
+    if norm is None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+    return norm
 
 
 def reference_adamw_step(

@@ -10,14 +10,12 @@ so a token whose upper bound is below another's lower bound is not the likeliest
 or three, mostly) get their logits from the weight itself: the token is the one that all logits would give.
 """
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
+from .compiled import loaded, loops
 from .pages import empty, is_plain
 
 WORTH_STEPS = 32
@@ -31,18 +29,9 @@ _TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
 _TINY = 1e-15  # below, products vanish in float32, and the bounds with them
 
 
-@cache
-def _kernels() -> Any:
-    try:
-        from . import shortlist_kernels, threads
-    except ImportError:  # numba has no build for this Python or machine
-        return None, None
-    return shortlist_kernels, threads
-
-
 def pays(steps: int) -> bool:
     """Whether that many greedy steps are enough for what is here to save time."""
-    return steps >= (WORTH_STEPS if _kernels.cache_info().currsize else WORTH_LOADING)
+    return steps >= (WORTH_STEPS if loaded("shortlist_kernels") else WORTH_LOADING)
 
 
 def suits(head: nn.Module) -> bool:
@@ -62,7 +51,7 @@ def suits(head: nn.Module) -> bool:
         and head.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not watched
-        and _kernels()[0] is not None
+        and loops("shortlist_kernels") is not None
     )
 
 
@@ -73,9 +62,9 @@ def likeliest_of_batch(head: nn.Linear, x: Tensor) -> Tensor:
     """
     logits = head.weight.detach() @ x.detach().float().T  # (V, B)
     rows = torch.empty(logits.size(1), dtype=torch.int64, device="cpu")
-    kernels, threads = _kernels()
+    kernels = loops("shortlist_kernels")
     one_thread = 1  # waking others is not worth it
-    threads.run(kernels.largest_of_columns, 0, rows.numel(), one_thread, logits.shape, (logits, rows))
+    kernels.run(kernels.largest_of_columns, 0, rows.numel(), one_thread, logits.shape, (logits, rows))
     return rows
 
 
@@ -101,9 +90,9 @@ class Shortlist:
         V, C = self.weight.shape
         self.codes = empty((V, C), torch.int8)
         self.scales, self.errors, self.low, self.high = (empty((V,)) for _ in range(4))
-        kernels, threads = _kernels()
+        kernels = loops("shortlist_kernels")
         tensors = (self.weight, self.codes, self.scales, self.errors)
-        threads.run(kernels.round_rows, 0, V, V * C, (V, C), tensors)
+        kernels.run(kernels.round_rows, 0, V, V * C, (V, C), tensors)
         # Sums in float32 are off as well, by at most C roundings of ‖x‖ ‖w‖, here and in the exact logits.
         self.errors += (2 * C * torch.finfo(torch.float32).eps) * (127 * C**0.5) * self.scales
         self.largest = float(self.scales.max()) * 127
@@ -112,9 +101,9 @@ class Shortlist:
         """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""
         V, C = self.codes.shape
         x = x.detach().float().reshape(C).contiguous()  # the loops read float32 at its address
-        kernels, threads = _kernels()
+        kernels = loops("shortlist_kernels")
         tensors = (x, self.codes, self.scales, self.errors, self.low, self.high)
-        threads.run(kernels.bound_logits, 0, V, V * C, (V, C), tensors)
+        kernels.run(kernels.bound_logits, 0, V, V * C, (V, C), tensors)
         # NumPy from here on: its calls are shorter than PyTorch's, and there is next to nothing to compute.
         state, weight = x.numpy(), self.weight.numpy()
         could_be = np.flatnonzero(self.high.numpy() >= self.low.numpy().max())

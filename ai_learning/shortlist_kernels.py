@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from .threads import array, fields, loop
+from .threads import array, fields, loop, run
+
+__all__ = ["bound_logits", "largest_of_columns", "round_rows", "run"]
 
 
 @loop(fastmath=True)

@@ -47,7 +47,7 @@ class Loop:
     other files are compiled into it. Here it is fresh while no file beside it, nor this one, has changed.
     """
 
-    def __init__(self, function: Callable[..., None], fastmath: bool = False) -> None:
+    def __init__(self, function: Callable[..., None], fastmath: bool | set[str] = False) -> None:
         self.function, self.fastmath = function, fastmath
 
     @cached_property
@@ -65,13 +65,19 @@ class Loop:
         return _compile(self.function, types.void(types.int64, types.int64, types.int64), self.fastmath)
 
 
-def loop(*, fastmath: bool = False) -> Callable[[Callable[..., None]], Loop]:
-    """Decorator that makes a `Loop`; ``fastmath`` lets sums be taken in any order."""
+def loop(*, fastmath: bool | set[str] = False) -> Callable[[Callable[..., None]], Loop]:
+    """Decorator that makes a `Loop`; ``fastmath`` lets sums be taken in any order.
+
+    Or it names LLVM's flags: ``contract`` lets a product and a sum be one instruction, ``reassoc`` lets sums
+    be taken in any order, ``nsz`` makes no difference between 0 and −0.
+    """
     return lambda function: Loop(function, fastmath)
 
 
-def _compile(function: Callable[..., None], signature: Any, fastmath: bool = False) -> CFunc:
-    compiled = CFunc(function, (signature.args, signature.return_type), {}, {"fastmath": fastmath})
+def _compile(function: Callable[..., None], signature: Any, fastmath: bool | set[str] = False) -> CFunc:
+    compiled = CFunc(
+        function, (signature.args, signature.return_type), {}, {"fastmath": fastmath, "error_model": "numpy"}
+    )
     try:
         compiled.enable_caching()
     except RuntimeError:  # no folder can be written to
@@ -104,7 +110,13 @@ def fields(job):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always")
 def array(job, place, length, dtype):  # type: ignore[no-untyped-def]
     """The (length,) array whose address stands at a place of ``fields(job)``."""
-    return numba.carray(_pointer(job[place]), (length,), dtype)
+    return at(job[place], length, dtype)
+
+
+@numba.njit(inline="always")
+def at(address, length, dtype):  # type: ignore[no-untyped-def]
+    """The (length,) array at an address."""
+    return numba.carray(_pointer(address), (length,), dtype)
 
 
 # --- on threads -------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from .optim import (
     SCHEDULES,
     Together,
     adamw,
+    clip_and_step,
     lr_factor,
     muon_with_adamw,
     parameter_groups,
@@ -379,11 +380,9 @@ class _Trainer:
                 (loss / config.grad_accum).backward()
             total += loss.detach() / config.grad_accum
             n_tokens += _first(batch).numel() * self.team.world.size
-        limit = config.grad_clip or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        grad_norm = clip_and_step(self.optimizer, config.grad_clip or math.inf)
         if isinstance(grad_norm, DTensor):  # each process has the norm of its share
             grad_norm = grad_norm.full_tensor()
-        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return total, grad_norm, n_tokens, config.lr * factor

@@ -6,9 +6,9 @@ Ours runs twice, with the tanh GELU of transformers' GPT-2 and with the exact on
 peer's ratio is to the one that does the same work. With transformers and nanoGPT also the same weights: the
 first loss of both must agree to 1e-4, or the benchmark ends with an error. LitGPT has rotary positions
 always: same sizes, not the same weights. nanoGPT is not on PyPI: ``--nanogpt PATH`` measures a checkout's
-``model.py`` as it is, with the fused AdamW that all get here, and with the one that its own
-``configure_optimizers`` makes on a CPU. Peak memory is that of a process of its own for each, above what it
-holds after its imports and a step of a tiny model.
+``model.py`` as it is, with PyTorch's fused AdamW that all peers get here, and with the one that its own
+``configure_optimizers`` makes on a CPU; ours clips and steps as ``ai-learning pretrain`` does. Peak memory is
+that of a process of its own for each, above what it holds after its imports and a step of a tiny model.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ai_learning.device import compile_blocks
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
-from ai_learning.optim import adamw
+from ai_learning.optim import adamw, clip_and_step, parameter_groups
 from ai_learning.pretrained import config_from_hf, from_hf
 
 # name: layers, heads, width, block, batch, vocabulary
@@ -108,17 +108,30 @@ def loss_of(who: str, setting: Setting, nanogpt: Path | None) -> tuple[torch.nn.
     return nano, lambda: nano(x, y)[1]
 
 
-def trainer(model: Any, loss: Callable[[], torch.Tensor], own: bool = False) -> Step:
-    """One step: backward, clipping, AdamW: the same fused one for every model, or nanoGPT's ``own``."""
-    optimizer = adamw(model, 1e-4)
-    if own:
+def trainer(who: str, model: Any, loss: Callable[[], torch.Tensor]) -> Step:
+    """One step: backward, clipping, AdamW: our own, PyTorch's fused one, or the one that nanoGPT makes."""
+    if who.startswith("ai_learning"):
+        ours = adamw(model, 1e-4)
+        return step_of(ours, loss, lambda: clip_and_step(ours, 1.0))
+    if who.endswith("own AdamW"):
         with contextlib.redirect_stdout(io.StringIO()):
             optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), "cpu")
+    else:
+        optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step_of(optimizer, loss, update)
+
+
+def step_of(optimizer: Any, loss: Callable[[], torch.Tensor], update: Callable[[], object]) -> Step:
+    """Forward, backward, update, and the gradients forgotten."""
 
     def step() -> None:
         loss().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update()
         optimizer.zero_grad(set_to_none=True)
 
     return step
@@ -139,7 +152,7 @@ def trainers(setting: Setting, nanogpt: Path | None, compiled: bool = False) -> 
         first = {name: found[name][1]().item() for name in (who, peer)}
         if abs(first[who] - first[peer]) > 1e-4:
             sys.exit(f"not the same work: losses {first}")
-    return {who: trainer(*pair, own=who.endswith("own AdamW")) for who, pair in found.items()}
+    return {who: trainer(who, *pair) for who, pair in found.items()}
 
 
 def peak_memory(who: str, setting: Setting, nanogpt: Path | None) -> float | None:
@@ -161,7 +174,7 @@ def print_one_peak(who: str, setting: Setting, nanogpt: Path | None) -> None:
     pair = loss_of(who, setting, nanogpt)
     if pair is None:
         return
-    step = trainer(*pair)
+    step = trainer(who, *pair)
     for _ in range(3):
         step()
     print((peak_bytes() - before) / 1e6)

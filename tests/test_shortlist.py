@@ -1,6 +1,7 @@
 """The shortlist names the token that all the logits would: on random heads, hard cases, and in generation."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from torch import nn
 
 from ai_learning import shortlist as module
 from ai_learning.adapters import LoRAConfig, inject_lora
+from ai_learning.compiled import loops
 from ai_learning.generate import generate
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.shortlist import Shortlist
 
-pytestmark = pytest.mark.skipif(module._kernels()[0] is None, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(loops("shortlist_kernels") is None, reason="numba is not installed")
 
 
 def head_of(weight: torch.Tensor) -> nn.Linear:
@@ -139,9 +141,9 @@ def test_the_largest_of_columns_is_argmax(B: int, values: str) -> None:
     if values == "minus infinity":
         logits[:] = -math.inf
         logits[300, ::2] = 1.0
-    kernels, threads = module._kernels()
+    kernels = loops("shortlist_kernels")
     rows = torch.empty(B, dtype=torch.int64)
-    threads.run(kernels.largest_of_columns, 0, B, 1, (501, B), (logits, rows))
+    kernels.run(kernels.largest_of_columns, 0, B, 1, (501, B), (logits, rows))
     assert rows.tolist() == logits.numpy().argmax(0).tolist()
 
 
@@ -212,11 +214,10 @@ def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:
 
 
 def test_the_first_in_a_process_must_pay_for_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    module._kernels()
+    loops("shortlist_kernels")
     assert module.pays(32) and not module.pays(31)
-    module._kernels.cache_clear()
+    monkeypatch.delitem(sys.modules, "ai_learning.shortlist_kernels")
     assert module.pays(256) and not module.pays(255)
-    module._kernels()
 
 
 def test_a_new_weight_is_seen_by_the_next_call(model: GPT) -> None:

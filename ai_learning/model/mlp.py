@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..gelu import gelu_new
 from ..shapes import Hidden
 
 if TYPE_CHECKING:
     from .gpt import GPTConfig
-
-
-def gelu_new(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation, as in both GPT papers' code (Hendrycks & Gimpel 2016)."""
-    return F.gelu(x, approximate="tanh")
 
 
 def relu2(x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""The compiled loops of a training step on a CPU; importing this module imports numba."""
+
+import math
+
+import numba
+import numpy as np
+
+from .fast_math import exp, maximum
+from .threads import array, at, fields, loop, run
+
+__all__ = ["adamw", "gelu_new", "gelu_new_backward", "run", "sum_squares", "unnormalised_softmax"]
+
+# --- GELU -------------------------------------------------------------------------------------------------
+# With u = 2 √(2/π) (x + 0.044715 x³), (1 + tanh(u/2)) / 2 is 1 / (1 + exp(−u)): one exponential.
+
+_SLOPE, _CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
+_ZERO, _ONE, _THREE = np.float32(0), np.float32(1), np.float32(3)
+
+
+@loop(fastmath={"contract"})
+def gelu_new(job, first, last):  # type: ignore[no-untyped-def]
+    """Elements first … last−1 of x (n,) → y (n,). The job: n, then the addresses of both."""
+    job = fields(job)
+    x = array(job, 1, job[0], np.float32)[first:last]
+    y = array(job, 2, job[0], np.float32)[first:last]
+    for i in range(len(x)):
+        u = _SLOPE * x[i] * (_ONE + _CUBE * x[i] * x[i])
+        e = exp(-abs(u))  # ≤ 1, whatever x is
+        y[i] = x[i] * (_ONE if u > 0 else e) / (_ONE + e)
+
+
+@loop(fastmath={"contract"})
+def gelu_new_backward(job, first, last):  # type: ignore[no-untyped-def]
+    """Elements first … last−1 of x and grad (n,) → grad_x (n,). The job: n, then their addresses."""
+    job = fields(job)
+    x = array(job, 1, job[0], np.float32)[first:last]
+    grad = array(job, 2, job[0], np.float32)[first:last]
+    grad_x = array(job, 3, job[0], np.float32)[first:last]
+    for i in range(len(x)):
+        square = _CUBE * x[i] * x[i]
+        u = _SLOPE * x[i] * (_ONE + square)
+        e = exp(-abs(u))
+        share = _ONE / (_ONE + e)
+        bend = x[i] * e * share * share * (_SLOPE * (_ONE + _THREE * square))
+        grad_x[i] = grad[i] * ((_ONE if u > 0 else e) * share + bend)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------
+
+_BLOCK = 4096  # logits: sums of float32 lose little over so many, and they stay in the nearest cache
+
+
+@loop(fastmath={"contract", "reassoc", "nsz"})
+def unnormalised_softmax(job, first, last):  # type: ignore[no-untyped-def]
+    """Rows first … last−1 of logits (N, V), in place: ``exp(logit − largest)``, less the sum at the target.
+
+    The job: N, V, then the addresses of the logits, targets (N,) int64, and the two results: sums (N,) and
+    losses (N,). Divided by its sum, a row is ``softmax − one_hot``.
+    """
+    job = fields(job)
+    N, V = job[0], job[1]
+    logits = array(job, 2, N * V, np.float32)
+    targets = array(job, 3, N, np.int64)
+    sums = array(job, 4, N, np.float32)
+    losses = array(job, 5, N, np.float32)
+    for n in range(first, last):
+        row = logits[n * V : n * V + V]
+        wanted, largest = row[targets[n]], row[0]
+        for i in range(V):
+            largest = maximum(largest, row[i])
+        total = np.float64(0)
+        for start in range(0, V, _BLOCK):
+            block = row[start : min(start + _BLOCK, V)]
+            part = _ZERO
+            for i in range(len(block)):
+                block[i] = exp(block[i] - largest)
+                part += block[i]
+            total += part
+        sums[n], losses[n] = total, np.log(total) + (largest - wanted)
+        row[targets[n]] -= np.float32(total)
+
+
+# --- AdamW ------------------------------------------------------------------------------------------------
+
+CHUNK_FIELDS = 6
+"""of a chunk: addresses of its part of parameter, gradient, mean and mean of squares; length; group"""
+RATES = 8
+"""of a group: 1 − lr · decay, lr / (1 − beta1^t), 1 / √(1 − beta2^t), eps, beta1, beta2, 1 − beta2, scale"""
+
+
+@numba.njit(inline="always")
+def _chunk(job, place, number):  # type: ignore[no-untyped-def]
+    return at(job[place] + 8 * CHUNK_FIELDS * number, CHUNK_FIELDS, np.int64)
+
+
+@loop(fastmath=True)
+def sum_squares(job, first, last):  # type: ignore[no-untyped-def]
+    """Chunks first … last−1 of the gradients → their sums of squares (chunks,) float64.
+
+    The job: chunks, then the addresses of the chunks and of the sums.
+    """
+    job = fields(job)
+    sums = array(job, 2, job[0], np.float64)
+    for number in range(first, last):
+        chunk = _chunk(job, 1, number)
+        grad = at(chunk[1], chunk[4], np.float32)
+        total = _ZERO
+        for i in range(len(grad)):
+            total += grad[i] * grad[i]
+        sums[number] = total
+
+
+@loop(fastmath={"contract"})
+def adamw(job, first, last):  # type: ignore[no-untyped-def]
+    """One step of AdamW on chunks first … last−1 of the parameters, their gradients times ``scale``.
+
+    The job: groups, then the addresses of the chunks and of the rates (groups, RATES) float32.
+    """
+    job = fields(job)
+    rates = array(job, 2, RATES * job[0], np.float32)
+    for number in range(first, last):
+        chunk = _chunk(job, 1, number)
+        length, own = chunk[4], rates[RATES * chunk[5] : RATES * chunk[5] + RATES]
+        p, grad = at(chunk[0], length, np.float32), at(chunk[1], length, np.float32)
+        mean, square = at(chunk[2], length, np.float32), at(chunk[3], length, np.float32)
+        keep, size, root, eps = own[0], own[1], own[2], own[3]
+        beta1, beta2, new, scale = own[4], own[5], own[6], own[7]
+        for i in range(length):
+            g = grad[i] * scale
+            m = mean[i] + (_ONE - beta1) * (g - mean[i])
+            v = beta2 * square[i] + new * g * g
+            mean[i], square[i] = m, v
+            p[i] = p[i] * keep - size * m / (np.sqrt(v) * root + eps)
