@@ -13,10 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compiled import loops, usable
+from .loops import Loops, run, usable
 
 WORTH_IT = 2**16
 """parameters from which on `optim.adamw` takes this"""
+CHUNK_FIELDS = 6
+"""of a chunk: addresses of its part of parameter, gradient, mean and mean of squares; length; group"""
+RATES = 8
+"""of a group: 1 − lr · decay, lr / (1 − beta1^t), 1 / √(1 − beta2^t), eps, beta1, beta2, 1 − beta2, scale"""
+_LOOPS = Loops("training_kernels")
 _CHUNK = 2**14  # elements: of four tensors, they fit the nearest caches
 
 
@@ -53,17 +58,16 @@ class FastAdamW(torch.optim.AdamW):
         chunks = self._chunks()
         if chunks is None:
             return None
-        sums, kernels = np.empty(len(chunks)), loops("training_kernels")
+        sums = np.empty(len(chunks))
         job = (len(chunks), chunks.ctypes.data, sums.ctypes.data)
-        kernels.run(kernels.sum_squares, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
+        run(_LOOPS.sum_squares, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
         norm = math.sqrt(sums.sum())
         share = max_norm / (norm + 1e-6)  # as in torch.nn.utils.clip_grad_norm_; NaN stays NaN
         self._run(chunks, scale=1.0 if share > 1 else share)
         return torch.tensor(norm, dtype=torch.float32, device="cpu")
 
     def _run(self, chunks: np.ndarray, scale: float) -> None:
-        kernels = loops("training_kernels")
-        rates = np.empty((len(self.param_groups), kernels.RATES), np.float32)
+        rates = np.empty((len(self.param_groups), RATES), np.float32)
         for row, group in zip(rates, self.param_groups, strict=True):
             steps = [self.state[p]["step"] for p in group["params"]]
             torch._foreach_add_(steps, 1)
@@ -71,11 +75,11 @@ class FastAdamW(torch.optim.AdamW):
             keep, size, root = 1 - lr * group["weight_decay"], lr / (1 - beta1**t), (1 - beta2**t) ** -0.5
             row[:] = keep, size, root, group["eps"], beta1, beta2, 1 - beta2, scale
         job = (len(rates), chunks.ctypes.data, rates.ctypes.data)
-        kernels.run(kernels.adamw, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
+        run(_LOOPS.adamw, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
 
     def _chunks(self) -> np.ndarray | None:
         """What the loops read (chunks, CHUNK_FIELDS), for this step; ``None`` where they would not do."""
-        if loops("training_kernels") is None or any(map(_is_special, self.param_groups)):
+        if any(map(_is_special, self.param_groups)):
             return None
         parameters = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
@@ -118,6 +122,6 @@ def _cut(*sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for start in range(0, size, _CHUNK)
     ]
     tensor, start, length, group = np.array(found, np.int64).reshape(-1, 4).T
-    table = np.zeros((len(found), loops("training_kernels").CHUNK_FIELDS), np.int64)
+    table = np.zeros((len(found), CHUNK_FIELDS), np.int64)
     table[:, 4], table[:, 5] = length, group
     return table, tensor, start

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compiled import loops, usable
+from .loops import Loops, run, usable
 
+_LOOPS = Loops("training_kernels")
 _WORTH_IT = 2**17
 """elements from which on a compiled loop is used; PyTorch's takes three times as long on a CPU"""
 
@@ -19,13 +20,9 @@ def gelu_new(x: Tensor) -> Tensor:
         >>> gelu_new(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.1588,  0.0000,  0.8412])
     """
-    if x.requires_grad and x.numel() >= _WORTH_IT and _compiled(x):
+    if x.requires_grad and x.numel() >= _WORTH_IT and torch.is_grad_enabled() and usable(x):
         return _GeluNew.apply(x)
     return F.gelu(x, approximate="tanh")
-
-
-def _compiled(x: Tensor) -> Any:
-    return torch.is_grad_enabled() and usable(x) and loops("training_kernels")
 
 
 class _GeluNew(torch.autograd.Function):
@@ -34,8 +31,8 @@ class _GeluNew(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        y, kernels = torch.empty_like(x), loops("training_kernels")
-        kernels.run(kernels.gelu_new, 0, x.numel(), x.numel(), (x.numel(),), (x, y))
+        y = torch.empty_like(x)
+        run(_LOOPS.gelu_new, 0, x.numel(), x.numel(), (x.numel(),), (x, y))
         return y
 
     @staticmethod
@@ -43,6 +40,6 @@ class _GeluNew(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled() or not usable(grad, x):  # a gradient of the gradient is wanted
             return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
-        grad_x, kernels = torch.empty_like(x), loops("training_kernels")
-        kernels.run(kernels.gelu_new_backward, 0, x.numel(), x.numel(), (x.numel(),), (x, grad, grad_x))
+        grad_x = torch.empty_like(x)
+        run(_LOOPS.gelu_new_backward, 0, x.numel(), x.numel(), (x.numel(),), (x, grad, grad_x))
         return grad_x

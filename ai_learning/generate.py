@@ -391,7 +391,7 @@ def _picker(
 ) -> Callable[[Tensor, Tokens], Tensor]:
     """What turns hidden states (B, C) that follow ``idx`` into ids (B,), for ``n`` steps."""
     greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1.0
-    if greedy and shortlist.pays(n) and shortlist.suits(model.lm_head):
+    if greedy and n >= shortlist.WORTH_STEPS and shortlist.suits(model.lm_head):
         if rows == 1:
             short = shortlist.Shortlist(model.lm_head)
             return lambda state, idx: short.likeliest(state)

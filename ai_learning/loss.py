@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .compiled import loops, usable
+from .loops import Loops, run, usable
 from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
+_LOOPS = Loops("training_kernels")
 _WORTH_COMPILED = 2**20  # logits of a chunk; for fewer, loading compiled loops would not pay
 
 
@@ -114,11 +115,10 @@ def _logit_gradients(
         torch.mm(hidden, weight.T, out=out)
     else:
         out.copy_(hidden @ weight.T)
-    kernels = loops("training_kernels") if out.numel() >= _WORTH_COMPILED and usable(out) else None
-    if kernels is not None:
+    if out.numel() >= _WORTH_COMPILED and usable(out):
         loss, sums = (torch.empty_like(target, dtype=out.dtype) for _ in range(2))
         job = (out, target, sums, loss)
-        kernels.run(kernels.unnormalised_softmax, 0, len(out), out.numel(), out.shape, job)
+        run(_LOOPS.unnormalised_softmax, 0, len(out), out.numel(), out.shape, job)
         return loss, sums
     if out.device.type == "cpu":  # one kernel that takes a row at a time through the cache
         p = torch.softmax(out, dim=1, out=out).gather(1, target)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapters.qlora import OPTIMIZERS as ADAMW_FORMS
-from .compiled import usable
 from .fast_adamw import WORTH_IT, FastAdamW
+from .loops import usable
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

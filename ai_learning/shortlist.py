@@ -15,23 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from .compiled import loaded, loops
+from .loops import Loops, can_run, run
 from .pages import empty, is_plain
 
 WORTH_STEPS = 32
 """greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
-WORTH_LOADING = 256
-"""the same for the first in a process, which loads what was compiled: some tenths of a second"""
 WORTH_A_BATCH = 8
 """rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest"""
+_LOOPS = Loops("shortlist_kernels")
 _WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
 _TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
 _TINY = 1e-15  # below, products vanish in float32, and the bounds with them
-
-
-def pays(steps: int) -> bool:
-    """Whether that many greedy steps are enough for what is here to save time."""
-    return steps >= (WORTH_STEPS if loaded("shortlist_kernels") else WORTH_LOADING)
 
 
 def suits(head: nn.Module) -> bool:
@@ -51,7 +45,7 @@ def suits(head: nn.Module) -> bool:
         and head.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not watched
-        and loops("shortlist_kernels") is not None
+        and can_run()
     )
 
 
@@ -61,10 +55,9 @@ def likeliest_of_batch(head: nn.Linear, x: Tensor) -> Tensor:
     The product is taken the other way round, ``W xᵀ``: for some ten rows the library is faster at that.
     """
     logits = head.weight.detach() @ x.detach().float().T  # (V, B)
-    rows = torch.empty(logits.size(1), dtype=torch.int64, device="cpu")
-    kernels = loops("shortlist_kernels")
+    rows, best = (torch.empty(logits.size(1), dtype=t, device="cpu") for t in (torch.int64, logits.dtype))
     one_thread = 1  # waking others is not worth it
-    kernels.run(kernels.largest_of_columns, 0, rows.numel(), one_thread, logits.shape, (logits, rows))
+    run(_LOOPS.largest_of_columns, 0, rows.numel(), one_thread, logits.shape, (logits, rows, best))
     return rows
 
 
@@ -90,9 +83,8 @@ class Shortlist:
         V, C = self.weight.shape
         self.codes = empty((V, C), torch.int8)
         self.scales, self.errors, self.low, self.high = (empty((V,)) for _ in range(4))
-        kernels = loops("shortlist_kernels")
         tensors = (self.weight, self.codes, self.scales, self.errors)
-        kernels.run(kernels.round_rows, 0, V, V * C, (V, C), tensors)
+        run(_LOOPS.round_rows, 0, V, V * C, (V, C), tensors)
         # Sums in float32 are off as well, by at most C roundings of ‖x‖ ‖w‖, here and in the exact logits.
         self.errors += (2 * C * torch.finfo(torch.float32).eps) * (127 * C**0.5) * self.scales
         self.largest = float(self.scales.max()) * 127
@@ -101,9 +93,8 @@ class Shortlist:
         """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""
         V, C = self.codes.shape
         x = x.detach().float().reshape(C).contiguous()  # the loops read float32 at its address
-        kernels = loops("shortlist_kernels")
         tensors = (x, self.codes, self.scales, self.errors, self.low, self.high)
-        kernels.run(kernels.bound_logits, 0, V, V * C, (V, C), tensors)
+        run(_LOOPS.bound_logits, 0, V, V * C, (V, C), tensors)
         # NumPy from here on: its calls are shorter than PyTorch's, and there is next to nothing to compute.
         state, weight = x.numpy(), self.weight.numpy()
         could_be = np.flatnonzero(self.high.numpy() >= self.low.numpy().max())

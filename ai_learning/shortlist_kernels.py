@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from .threads import array, fields, loop, run
-
-__all__ = ["bound_logits", "largest_of_columns", "round_rows", "run"]
+from .loops.compiler import array, fields, loop
 
 
 @loop(fastmath=True)
@@ -73,14 +71,15 @@ def bound_logits(job, first, last):  # type: ignore[no-untyped-def]
 def largest_of_columns(job, first, last):  # type: ignore[no-untyped-def]
     """Columns first … last−1 of logits (V, B) → rows (B,) int64: where each is largest, the first of several.
 
-    The job: V, B, then the addresses of both. NaN is larger than any number.
+    The job: V, B, then the addresses of both and of room for (B,) float32. NaN is larger than any number.
     """
     job = fields(job)
     V, B = job[0], job[1]
     logits = array(job, 2, V * B, np.float32)
     rows = array(job, 3, B, np.int64)
-    best = logits[:B].copy()
-    rows[first:last] = 0
+    best = array(job, 4, B, np.float32)
+    for b in range(first, last):
+        best[b], rows[b] = logits[b], 0
     for v in range(1, V):
         larger = False  # rarely, after the first rows: so that the usual turn is one comparison of vectors
         for b in range(first, last):

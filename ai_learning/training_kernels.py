@@ -5,10 +5,9 @@ import math
 import numba
 import numpy as np
 
-from .fast_math import exp, maximum
-from .threads import array, at, fields, loop, run
-
-__all__ = ["adamw", "gelu_new", "gelu_new_backward", "run", "sum_squares", "unnormalised_softmax"]
+from .fast_adamw import CHUNK_FIELDS, RATES
+from .loops.compiler import array, at, fields, loop
+from .loops.math import exp, maximum
 
 # --- GELU -------------------------------------------------------------------------------------------------
 # With u = 2 √(2/π) (x + 0.044715 x³), (1 + tanh(u/2)) / 2 is 1 / (1 + exp(−u)): one exponential.
@@ -81,11 +80,6 @@ def unnormalised_softmax(job, first, last):  # type: ignore[no-untyped-def]
 
 
 # --- AdamW ------------------------------------------------------------------------------------------------
-
-CHUNK_FIELDS = 6
-"""of a chunk: addresses of its part of parameter, gradient, mean and mean of squares; length; group"""
-RATES = 8
-"""of a group: 1 − lr · decay, lr / (1 − beta1^t), 1 / √(1 − beta2^t), eps, beta1, beta2, 1 − beta2, scale"""
 
 
 @numba.njit(inline="always")

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ai_learning import gelu as module
-from ai_learning.compiled import loops
 from ai_learning.gelu import gelu_new
+from ai_learning.loops import can_run
 
-numba_needed = pytest.mark.skipif(loops("training_kernels") is None, reason="numba is not installed")
+numba_needed = pytest.mark.skipif(not can_run(), reason="numba is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,13 @@ def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return request.param
 
 
+@pytest.fixture(params=["PyTorch's softmax", "compiled softmax"], autouse=True)
+def softmax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    compiled = request.param.startswith("compiled")
+    monkeypatch.setattr(loss_module, "_WORTH_COMPILED", 0 if compiled else math.inf)
+    return request.param
+
+
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden = torch.randn(2, 5, 7, dtype=dtype, requires_grad=True)
     weight = torch.randn(11, 7, dtype=dtype, requires_grad=True)
@@ -59,6 +66,30 @@ def test_nothing_is_read_before_it_is_written(chunk_rows: int) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(x.isfinite().all() for x in (loss, *grads))
+
+
+def test_a_large_vocabulary(softmax: str) -> None:
+    """Rows of several blocks, with ids that a mask rules out."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(33, 8, requires_grad=True), torch.randint(10, 10_007, (33,))
+    weight = (torch.randn(10_007, 8) * 3).requires_grad_()
+    ours = linear_cross_entropy(hidden, weight, targets)
+    exact = F.cross_entropy((hidden @ weight.T).double(), targets)
+    assert ours.item() == pytest.approx(exact.item(), rel=2e-6)
+    for one, other in zip(
+        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(exact, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_infinite_logits_and_nan_show(softmax: str) -> None:
+    hidden, weight = torch.ones(1, 1, requires_grad=True), torch.zeros(6000, 1)
+    weight[5000] = -math.inf  # ruled out
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([7]))
+    assert loss.item() == pytest.approx(math.log(5999))
+    for value in (math.nan, math.inf):
+        weight[5000] = value
+        assert linear_cross_entropy(hidden, weight, torch.tensor([7])).isnan()
 
 
 def test_gradcheck(chunk_rows: int) -> None:

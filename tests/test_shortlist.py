@@ -1,7 +1,6 @@
 """The shortlist names the token that all the logits would: on random heads, hard cases, and in generation."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -12,12 +11,12 @@ from torch import nn
 
 from ai_learning import shortlist as module
 from ai_learning.adapters import LoRAConfig, inject_lora
-from ai_learning.compiled import loops
 from ai_learning.generate import generate
+from ai_learning.loops import Loops, can_run, run
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.shortlist import Shortlist
 
-pytestmark = pytest.mark.skipif(loops("shortlist_kernels") is None, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not can_run(), reason="numba is not installed")
 
 
 def head_of(weight: torch.Tensor) -> nn.Linear:
@@ -141,9 +140,8 @@ def test_the_largest_of_columns_is_argmax(B: int, values: str) -> None:
     if values == "minus infinity":
         logits[:] = -math.inf
         logits[300, ::2] = 1.0
-    kernels = loops("shortlist_kernels")
     rows = torch.empty(B, dtype=torch.int64)
-    kernels.run(kernels.largest_of_columns, 0, B, 1, (501, B), (logits, rows))
+    run(Loops("shortlist_kernels").largest_of_columns, 0, B, 1, (501, B), (logits, rows, torch.empty(B)))
     assert rows.tolist() == logits.numpy().argmax(0).tolist()
 
 
@@ -211,13 +209,6 @@ def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:
     inject_lora(model, LoRAConfig(r=2, target_modules=["c_attn", "lm_head"]))
     generate(model, one, 40, temperature=0)
     assert model.used == 0
-
-
-def test_the_first_in_a_process_must_pay_for_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    loops("shortlist_kernels")
-    assert module.pays(32) and not module.pays(31)
-    monkeypatch.delitem(sys.modules, "ai_learning.shortlist_kernels")
-    assert module.pays(256) and not module.pays(255)
 
 
 def test_a_new_weight_is_seen_by_the_next_call(model: GPT) -> None:

@@ -1,29 +1,22 @@
 """De-quantising with AVX-512's table look-up instructions, written in LLVM's language through numba.
 
 The 16 values of a block, already multiplied by its absmax, fit one 512-bit register; ``vpermps`` (fp32) and
-``vpermw`` (16 bits) look up 16 and 32 codes at once. `nf4_fast` takes these loops when `available` says so.
+``vpermw`` (16 bits) look up 16 and 32 codes at once. `nf4_fast` asks whether the processor has them.
 """
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ..threads import fields, loop
+from ..loops.compiler import fields, loop
 from .nf4_kernels import BLOCKSIZE, POINTERS
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
 _GROUP = 32  # elements, 16 bytes of codes, for each turn of the loop
-
-
-def available() -> bool:
-    """Whether this processor has the instructions."""
-    features = llvm.get_host_cpu_features()
-    return bool(features.get("avx512f") and features.get("avx512bw"))
 
 
 def _splat(builder: Any, value: Any, n: int) -> Any:

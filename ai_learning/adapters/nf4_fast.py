@@ -1,47 +1,41 @@
 """The compiled (numba) version of the 4-bit functions for CPU tensors: the same bits as the definition in
 `nf4`.
 
-Tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads (`threads`).
+Tensors are cut at block borders and shared out over ``torch.get_num_threads()`` threads (`loops`).
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..loops import Loops, StoredLoop, can_run, processor_has, run
 from ..pages import empty, is_plain
 
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_LOOPS, _VECTOR_LOOPS = Loops("adapters.nf4_kernels"), Loops("adapters.nf4_avx512")
+_DEQUANTIZE = {
+    torch.float32: "dequantize_fp32",
+    torch.float16: "dequantize_fp16",
+    torch.bfloat16: "dequantize_bf16",
+}
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the compiled functions take these (plain ones in main memory) and numba is here."""
-    return is_plain(*tensors) and not torch.compiler.is_compiling() and _kernels() is not None
+    """Whether the compiled functions take these (plain ones in main memory) and can be had."""
+    return is_plain(*tensors) and not torch.compiler.is_compiling() and can_run()
 
 
-@cache
-def _kernels() -> Any:
-    try:
-        from . import nf4_kernels
-    except ImportError:  # numba has no build for this Python or machine
-        return None
-    return nf4_kernels
-
-
-@cache
-def _avx512(dtype: torch.dtype) -> Any:
-    from . import nf4_avx512 as kernels
-
-    return getattr(kernels, f"dequantize_{_NAMES[dtype]}") if kernels.available() else None
+def _run(loop: StoredLoop, tensors: list[Tensor], n: int, blocksize: int, first: int, last: int) -> None:
+    """Call a loop for blocks first … last−1 of n elements."""
+    run(loop, first, last, min(n, (last - first) * blocksize), (blocksize, n), tensors)
 
 
 def quantize(flat: Tensor, midpoints: Tensor, codes: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
     """fp32 (n,) → packed codes (⌈n/2⌉, 1) and absmax (⌈n/blocksize⌉,)."""
-    kernels, n = _kernels(), flat.numel()
+    n = flat.numel()
     packed, absmax = empty(((n + 1) // 2, 1), torch.uint8), empty((-(-n // blocksize),))
     tensors = [packed, absmax, flat.contiguous(), midpoints.contiguous(), codes.contiguous()]
-    kernels.run(kernels.quantize, tensors, n, blocksize, 0, absmax.numel())
+    _run(_LOOPS.quantize, tensors, n, blocksize, 0, absmax.numel())
     return packed, absmax
 
 
@@ -55,22 +49,18 @@ def dequantize(
     portable: bool = False,
 ) -> Tensor:
     """Packed codes (⌈n/2⌉ in all) → a tensor of ``shape``. ``portable``: loops that any processor runs."""
-    if dtype not in _NAMES:
+    if dtype not in _DEQUANTIZE:
         return dequantize(packed, absmax, table, blocksize, shape, torch.float32, portable).to(dtype)
-    kernels = _kernels()
     out = empty(shape, dtype)
     n, whole = out.numel(), 0
     tensors = [packed.contiguous(), absmax.float().contiguous(), table, out]
-    vector = None if portable or blocksize % 32 else _avx512(dtype)
-    if vector is not None:
+    if not portable and blocksize % 32 == 0 and processor_has("avx512f", "avx512bw"):
         whole = n // blocksize
-        kernels.run(vector, tensors, n, blocksize, 0, whole)
+        _run(getattr(_VECTOR_LOOPS, _DEQUANTIZE[dtype]), tensors, n, blocksize, 0, whole)
     if whole < absmax.numel():  # the last block is not a whole one, or all are left
         if dtype == torch.float32:
             tensors.append(_pairs(tuple(table.tolist())))
-        kernels.run(
-            getattr(kernels, f"dequantize_{_NAMES[dtype]}"), tensors, n, blocksize, whole, absmax.numel()
-        )
+        _run(getattr(_LOOPS, _DEQUANTIZE[dtype]), tensors, n, blocksize, whole, absmax.numel())
     return out
 
 

@@ -1,16 +1,13 @@
 """The numba loops behind `nf4_fast`; importing this module imports numba.
 
-Each takes the address of a job (see `threads`) and the range of blocks to work on. `run` fills the job:
-elements a block, elements in all, then the addresses of the tensors.
+Each takes the address of a job (see `loops.compiler`) and the range of blocks to work on. The job: elements a
+block, elements in all, then the addresses of the tensors.
 """
 
 import numba
 import numpy as np
-from numba.np.unsafe.ndarray import to_fixed_tuple
-from torch import Tensor
 
-from .. import threads
-from ..threads import Loop, array, fields, loop
+from ..loops.compiler import array, fields, loop, on_stack
 
 BLOCKSIZE, N, POINTERS = range(3)
 """places in a job"""
@@ -27,11 +24,7 @@ _REBIAS = _U32(2**32 - ((127 - 15) << 23) + 0xFFF)
 _SMALLEST_NORMAL = _U32((127 - 14) << 23)
 _TOO_LARGE = _U32((127 + 16) << 23)
 _PLACE = np.uint64
-
-
-def run(loop: Loop, tensors: list[Tensor], n: int, blocksize: int, first: int, last: int) -> None:
-    """Call a loop for blocks first … last−1 of n elements."""
-    threads.run(loop, first, last, min(n, (last - first) * blocksize), (blocksize, n), tensors)
+_PIECE = 512  # elements of a block at a time
 
 
 @numba.njit(inline="always")
@@ -55,9 +48,14 @@ def quantize(job, first, last):  # type: ignore[no-untyped-def]
     packed = array(job, POINTERS, (n + 1) // 2, np.uint8)
     absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
     x = array(job, POINTERS + 2, n, np.float32)
-    midpoints = to_fixed_tuple(array(job, POINTERS + 3, 15, np.float32), 15)  # they stay in registers
+    m = array(job, POINTERS + 3, 15, np.float32)
+    low, high = (
+        (m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]),
+        (m[8], m[9], m[10], m[11], m[12], m[13], m[14]),
+    )
+    midpoints = low + high  # they stay in registers
     codes = array(job, POINTERS + 4, 16, np.uint8)
-    below = np.empty(min(blocksize, n + 1), np.int32)  # as wide as the floats that are compared: no shuffling
+    below = on_stack(_PIECE, np.int32)  # as wide as the floats that are compared: no shuffling
     for block in range(first, last):
         start = block * blocksize
         values = x[start : min(start + blocksize, n)]
@@ -71,19 +69,23 @@ def quantize(job, first, last):  # type: ignore[no-untyped-def]
         divisor = absmax[block]
         if divisor < _TINIEST:
             divisor = _TINIEST
-        out = packed[start // 2 : (start + count + 1) // 2]
-        if count == blocksize:
-            scale = _ONE / divisor
-            for i in range(count):
-                below[i] = _count_below(values[i] * scale, midpoints)
-        else:
+        if count < blocksize:
             absmax[block] = divisor
-            for i in range(count):
-                below[i] = _count_below(values[i] / divisor, midpoints)
-            if count % 2:
-                below[count] = _count_below(_ZERO, midpoints)
-        for i in range(out.shape[0]):
-            out[i] = (codes[below[2 * i]] << 4) | codes[below[2 * i + 1]]
+        for begin in range(0, count, _PIECE):
+            piece = values[begin : min(begin + _PIECE, count)]
+            length = piece.shape[0]
+            if count == blocksize:
+                scale = _ONE / divisor
+                for i in range(length):
+                    below[i] = _count_below(piece[i] * scale, midpoints)
+            else:
+                for i in range(length):
+                    below[i] = _count_below(piece[i] / divisor, midpoints)
+                if length % 2:
+                    below[length] = _count_below(_ZERO, midpoints)
+            out = packed[(start + begin) // 2 : (start + begin + length + 1) // 2]
+            for i in range(out.shape[0]):
+                out[i] = (codes[below[2 * i]] << 4) | codes[below[2 * i + 1]]
 
 
 @loop()
@@ -172,8 +174,9 @@ def _dequantize_16bit(job, first, last, rounding):  # type: ignore[no-untyped-de
     # code side by side, which suits vector units. Places are unsigned and in whole arrays: a slice for
     # each block, or the question whether to count from an array's end, would cost more than the work.
     half, pairs = blocksize // 2, n // 2
-    scales, product = np.zeros(16, np.float32), np.empty(256, np.float32)
-    bits, values = product.view(np.uint32), np.empty(256, np.uint32)
+    scales, product = on_stack(16, np.float32), on_stack(256, np.float32)
+    bits, values = product.view(np.uint32), on_stack(256, np.uint32)
+    scales[:] = _ZERO
     two = out[: 2 * pairs].view(np.uint32)  # (little-endian)
     for group in range(first, last, 16):
         blocks = min(16, last - group)
