@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .loops import Loops, run, usable
 
-WORTH_IT = 2**16
-"""parameters from which on `optim.adamw` takes this"""
+WORTH_IT = 2**18
+"""parameters from which on `optim.adamw` takes this: the first loop of a process costs 0.07 s and 50 MB"""
 CHUNK_FIELDS = 6
 """of a chunk: addresses of its part of parameter, gradient, mean and mean of squares; length; group"""
 RATES = 8

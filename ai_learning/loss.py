@@ -15,6 +15,7 @@ from .shapes import Hidden, Scalar, Tokens
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
+_WIDE = 256  # numbers in a hidden state
 _LOOPS = Loops("training_kernels")
 _WORTH_COMPILED = 2**20  # logits of a chunk; for fewer, loading compiled loops would not pay
 
@@ -94,6 +95,14 @@ def linear_cross_entropy(
     return loss
 
 
+def chunk_bytes(width: int, trains_head: bool) -> int:
+    """Most bytes of logits that the loss holds at once.
+
+    Products of wide states gain from more rows; a head that is trained holds a gradient of its size already.
+    """
+    return CHUNK_BYTES * (1 if trains_head or width < _WIDE else 2)
+
+
 def _check_targets(targets: Tensor, vocab_size: int) -> None:
     counted = targets[targets != IGNORE_INDEX]
     if counted.numel() == 0:
@@ -148,7 +157,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
         d_weight = torch.empty_like(weight, dtype=dtype) if needs_weight else None
-        chunk = min(N, max(1, CHUNK_BYTES // (V * total.element_size())))
+        fitting = max(1, chunk_bytes(hidden.size(1), needs_weight) // (V * total.element_size()))
+        chunk = -(-N // -(-N // fitting))  # equal ones: a small rest is slow for its size
         # One buffer for all chunks: what is freed and allocated again is not always given back in between.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):

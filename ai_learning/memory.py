@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import model_config
-from .loss import CHUNK_BYTES
+from .loops import can_run
+from .loss import chunk_bytes
 from .model import Block
 
 # Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
@@ -86,15 +87,16 @@ def plan_memory(
     config = getattr(config, "gpt", config)
     width, head = config.n_embd, config.vocab_size * config.n_embd * 4
     kept = _kept_per_token(model, loss_fn, probe)
-    if recompute:
-        blocks = sum(isinstance(module, Block) for module in model.modules())
-        kept = (blocks * 4 * width) + kept / max(1, blocks)
     # In the backward pass of one block: the gradients of its widest states and of its input.
-    working = 4 * (2 * config.mlp_width + 3 * width)
-    logits = min(4 * targets * config.vocab_size, CHUNK_BYTES)
+    working: float = 4 * (2 * config.mlp_width + 3 * width)
+    if recompute:  # the loss finds the blocks' inputs only; what a block computes comes back in its own turn
+        blocks = sum(isinstance(module, Block) for module in model.modules())
+        working += kept / max(1, blocks)
+        kept = blocks * 4 * width
+    trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
+    logits = min(4 * targets * config.vocab_size, chunk_bytes(width, trains_head))
     activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width)
     # The head's gradient is made with the loss; a tied embedding's is added to it at the very end.
-    trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
     at_loss = activations + (head if trains_head else 0)
     at_end = gradients + (head if trains_head and config.tie_weights else 0)
     moving = gradients + activations if grad_accum > 1 else max(at_loss, at_end)
@@ -106,10 +108,12 @@ def plan_memory(
 
 
 def _warm_up(device: torch.device) -> None:
-    """PyTorch loads some 25 MB of its own at a process's first optimizer step: not the model's."""
+    """The first optimizer step loads some 25 MB of PyTorch, the first compiled loop 50: not the model's."""
     p = torch.zeros(1, device=device, requires_grad=True)
     p.grad = torch.zeros_like(p)
     torch.optim.AdamW([p]).step()
+    if device.type == "cpu":
+        can_run()
 
 
 def _bytes_of(tensors: Any) -> int:

@@ -223,7 +223,7 @@ def test_sparse_gradients_are_refused_as_by_pytorch() -> None:
 
 
 def test_adamw_takes_it_for_models_that_are_large_enough() -> None:
-    small, large = nn.Linear(8, 8), nn.Linear(256, module.WORTH_IT // 256)
+    small, large = nn.Linear(8, 8), nn.Linear(512, module.WORTH_IT // 512)
     assert type(adamw(small, 0.1)) is torch.optim.AdamW and type(adamw(large, 0.1)) is FastAdamW
     assert type(adamw(large.double(), 0.1)) is torch.optim.AdamW
 
