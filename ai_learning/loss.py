@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -15,6 +16,7 @@ from .shapes import Hidden, Scalar, Tokens
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
+_FEW_LOGITS, _WORTH_ROWS = 2**18, 2**18  # elements of the logits, of the embedding
 _WIDE = 256  # numbers in a hidden state
 _LOOPS = Loops("training_kernels")
 _WORTH_COMPILED = 2**20  # logits of a chunk; for fewer, loading compiled loops would not pay
@@ -52,7 +54,12 @@ def _row_gradients(model: nn.Module, head: Tensor) -> Iterator[None]:
     Otherwise the embedding makes a second (V, C) gradient, nearly all zeros, for autograd to add.
     """
     table = getattr(model, "wte", None)
-    if type(table) is not nn.Embedding or table.weight is not head or table.sparse:
+    if (
+        type(table) is not nn.Embedding
+        or table.weight is not head
+        or table.sparse
+        or head.numel() < _WORTH_ROWS
+    ):
         yield
         return
     table.sparse = True
@@ -89,6 +96,9 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # a custom function is not told, and would compute gradients for nobody
         hidden, weight = hidden.detach(), weight.detach()
     flat = hidden.reshape(-1, hidden.size(-1))
+    whole = position_weights is None and hidden.dtype in (torch.float32, torch.float64)
+    if whole and len(flat) * len(weight) <= _FEW_LOGITS:  # nothing to save
+        return F.cross_entropy(F.linear(flat, weight), flat_targets, ignore_index=IGNORE_INDEX)
     counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
     loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares)
@@ -104,6 +114,8 @@ def chunk_bytes(width: int, trains_head: bool) -> int:
 
 
 def _check_targets(targets: Tensor, vocab_size: int) -> None:
+    if targets.numel() and 0 <= int(targets.min()) <= int(targets.max()) < vocab_size:
+        return
     counted = targets[targets != IGNORE_INDEX]
     if counted.numel() == 0:
         raise ValueError(f"no target counts: all {targets.numel()} are {IGNORE_INDEX}")

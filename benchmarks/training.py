@@ -8,7 +8,8 @@ first loss of both must agree to 1e-4, or the benchmark ends with an error. LitG
 always: same sizes, not the same weights. nanoGPT is not on PyPI: ``--nanogpt PATH`` measures a checkout's
 ``model.py`` as it is, with PyTorch's fused AdamW that all peers get here, and with the one that its own
 ``configure_optimizers`` makes on a CPU; ours clips and steps as ``ai-learning pretrain`` does. Peak memory is
-that of a process of its own for each, above what it holds after its imports and a step of a tiny model.
+that of a process of its own for each, above what it holds after its imports and a step of a tiny model, and
+LLVM's loader of compiled loops (50 MB) for ours.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from common import hardware, interleaved
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ai_learning.device import compile_blocks
+from ai_learning.loops import can_run
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
@@ -169,6 +171,7 @@ def print_one_peak(who: str, setting: Setting, nanogpt: Path | None) -> None:
     for step in warm.values():
         step()
     del warm
+    can_run()
     gc.collect()
     before = peak_bytes()
     pair = loss_of(who, setting, nanogpt)

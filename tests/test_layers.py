@@ -12,10 +12,10 @@ import ai_learning
 ROOT = Path(ai_learning.__file__).parent
 
 LAYERS = [
-    {"shapes", "errors", "files", "pages", "threads"},
+    {"shapes", "errors", "files", "pages", "loops", "gelu"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
-    {"batches", "loss", "optim", "generate", "int8", "speculative", "pretrained", "run_folder"}
-    | {"shortlist", "shortlist_kernels", "viz"},
+    {"batches", "loss", "optim", "fast_adamw", "training_kernels", "generate", "int8", "speculative"}
+    | {"pretrained", "run_folder", "shortlist", "shortlist_kernels", "viz"},
     {"checkpoint", "device", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"}
     | {"adapted", "memory"},
     {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets", "recipes"},

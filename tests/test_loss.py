@@ -20,6 +20,8 @@ def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(params=["PyTorch's softmax", "compiled softmax"], autouse=True)
 def softmax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     compiled = request.param.startswith("compiled")
+    monkeypatch.setattr(loss_module, "_FEW_LOGITS", 0)
+    monkeypatch.setattr(loss_module, "_WORTH_ROWS", 0)
     monkeypatch.setattr(loss_module, "_WORTH_COMPILED", 0 if compiled else math.inf)
     return request.param
 
@@ -90,6 +92,17 @@ def test_infinite_logits_and_nan_show(softmax: str) -> None:
     for value in (math.nan, math.inf):
         weight[5000] = value
         assert linear_cross_entropy(hidden, weight, torch.tensor([7])).isnan()
+
+
+def test_few_logits_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = inputs()
+    chunked = linear_cross_entropy(hidden, weight, targets)
+    monkeypatch.setattr(loss_module, "_FEW_LOGITS", 10 * 11)
+    plain = linear_cross_entropy(hidden, weight, targets)
+    assert plain.grad_fn.name() == "NllLossBackward0" != chunked.grad_fn.name()
+    torch.testing.assert_close(plain, chunked)
+    monkeypatch.setattr(loss_module, "_FEW_LOGITS", 10 * 11 - 1)
+    assert linear_cross_entropy(hidden, weight, targets).grad_fn.name() == chunked.grad_fn.name()
 
 
 def test_gradcheck(chunk_rows: int) -> None:
