@@ -6,6 +6,7 @@ lists them, and two passes on all threads do it: the gradients' squares, then th
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,23 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .loops import Loops, run, usable
+from .loops import Loops, ready, run, usable
 
 WORTH_IT = 2**18
 """parameters from which on `optim.adamw` takes this: the first loop of a process costs 0.07 s and 50 MB"""
 CHUNK_FIELDS = 6
 """of a chunk: addresses of its part of parameter, gradient, mean and mean of squares; length; group"""
 RATES = 8
-"""of a group: 1 − lr · decay, lr / (1 − beta1^t), 1 / √(1 − beta2^t), eps, beta1, beta2, 1 − beta2, scale"""
+"""of a group: 1 − lr·decay, lr/(1 − beta1^t), 1/√(1 − beta2^t), eps, 1 − beta1, beta2, 1 − beta2, scale"""
 _LOOPS = Loops("training_kernels")
 _CHUNK = 2**14  # elements: of four tensors, they fit the nearest caches
+
+
+def suits(parameters: Sequence[Tensor]) -> bool:
+    """Whether parameters are such that the loops take them, and the loops can be had."""
+    return usable(*parameters) and ready(_LOOPS.sum_squares, _LOOPS.adamw)
 
 
 class FastAdamW(torch.optim.AdamW):
     """``torch.optim.AdamW``, in one loop over all tensors where they are float32 in main memory.
 
     State and checkpoints are PyTorch's. What there is no loop for (other devices and dtypes, sparse or
-    missing gradients, closures, ``amsgrad``, …) is left to PyTorch's own step.
+    missing gradients, closures, ``amsgrad``, a ``GradScaler``, …) is left to PyTorch's own step.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
@@ -39,51 +45,72 @@ class FastAdamW(torch.optim.AdamW):
         2.4495
     """
 
-    def step(self, closure: Any = None) -> Any:
-        """One step on the gradients as they are."""
-        chunks = None if closure else self._chunks()
-        if chunks is None:
-            return super().step(closure)
-        self._run(chunks, scale=1.0)
-        return None
+    _max_norm: float | None = None
+    _norm: Tensor
 
-    def clip_and_step(self, max_norm: float) -> Tensor | None:
-        """One step on the gradients, scaled so that their common norm is at most ``max_norm``.
+    def clip_and_step(self, max_norm: float) -> Tensor:
+        """``step`` on the gradients, scaled so that their common norm is at most ``max_norm``.
 
-        The gradients themselves stay as they are.
+        The gradients themselves may stay as they are.
 
         Returns:
-            The norm before; ``None`` where there is no loop for these parameters: then nothing was done.
+            The norm before.
         """
-        chunks = self._chunks()
-        if chunks is None:
-            return None
-        sums = np.empty(len(chunks))
-        job = (len(chunks), chunks.ctypes.data, sums.ctypes.data)
-        run(_LOOPS.sum_squares, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
-        norm = math.sqrt(sums.sum())
-        share = max_norm / (norm + 1e-6)  # as in torch.nn.utils.clip_grad_norm_; NaN stays NaN
-        self._run(chunks, scale=1.0 if share > 1 else share)
-        return torch.tensor(norm, dtype=torch.float32, device="cpu")
+        self._max_norm = max_norm
+        try:
+            self.step()  # not less than a step: hooks and schedulers are to see it
+        finally:
+            self._max_norm = None
+        return self._norm
 
-    def _run(self, chunks: np.ndarray, scale: float) -> None:
+    def step(self, closure: Any = None) -> Any:
+        """One step on the gradients as they are.
+
+        Raises:
+            ValueError: a parameter, its gradient and its state differ in shape.
+        """
+        tensors = None if closure else self._tensors()
+        if tensors is None:
+            if self._max_norm is not None:
+                parameters = [p for group in self.param_groups for p in group["params"]]
+                self._norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+            return _pytorchs_step()(self, closure)
+        chunks = self._chunks(tensors)
+        scale = 1.0
+        if self._max_norm is not None:
+            sums = np.empty(len(chunks))
+            job = (len(chunks), chunks.ctypes.data, sums.ctypes.data)
+            run(_LOOPS.sum_squares, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
+            norm = math.sqrt(sums.sum())
+            self._norm = torch.tensor(norm, dtype=torch.float32, device="cpu")
+            share = self._max_norm / (norm + 1e-6)  # as in torch.nn.utils.clip_grad_norm_; NaN stays NaN
+            scale = 1.0 if share > 1 else share
+        rates = self._rates(scale)
+        job = (len(rates), chunks.ctypes.data, rates.ctypes.data)
+        run(_LOOPS.adamw, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
+        # Tells whoever keeps what was made of the weights.
+        torch.autograd.graph.increment_version(tensors[0])
+        return None
+
+    def _rates(self, scale: float) -> np.ndarray:
+        """(groups, RATES) for this step, which is counted."""
         rates = np.empty((len(self.param_groups), RATES), np.float32)
         for row, group in zip(rates, self.param_groups, strict=True):
             steps = [self.state[p]["step"] for p in group["params"]]
             torch._foreach_add_(steps, 1)
             t, lr, (beta1, beta2) = float(steps[0]), group["lr"], group["betas"]
             keep, size, root = 1 - lr * group["weight_decay"], lr / (1 - beta1**t), (1 - beta2**t) ** -0.5
-            row[:] = keep, size, root, group["eps"], beta1, beta2, 1 - beta2, scale
-        job = (len(rates), chunks.ctypes.data, rates.ctypes.data)
-        run(_LOOPS.adamw, 0, len(chunks), int(chunks[:, 4].sum()), job, ())
+            row[:] = keep, size, root, group["eps"], 1 - beta1, beta2, 1 - beta2, scale
+        return rates
 
-    def _chunks(self) -> np.ndarray | None:
-        """What the loops read (chunks, CHUNK_FIELDS), for this step; ``None`` where they would not do."""
-        if any(map(_is_special, self.param_groups)):
+    def _tensors(self) -> list[list[Tensor]] | None:
+        """Parameters, gradients, means and means of squares; ``None`` where the loops would not do."""
+        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))
+        if scaled or any(map(_is_special, self.param_groups)):
             return None
         parameters = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        if len(grads) < len(parameters) or not usable(*parameters, *grads):
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if len(grads) < len(parameters) or not suits((*parameters, *grads)):
             return None
         states = [self.state[p] or self._first_state(p) for p in parameters]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
@@ -91,8 +118,16 @@ class FastAdamW(torch.optim.AdamW):
         alike = all(len({next(steps) for _ in group["params"]}) == 1 for group in self.param_groups)
         if not alike or not usable(*means, *squares):
             return None
+        for own in zip(parameters, grads, means, squares, strict=True):
+            if any(t.shape != own[0].shape for t in own):
+                shapes = ", ".join(str(tuple(t.shape)) for t in own)
+                raise ValueError(f"a parameter, its gradient and its two means differ in shape: {shapes}")
+        return [parameters, grads, means, squares]
+
+    def _chunks(self, tensors: list[list[Tensor]]) -> np.ndarray:
+        """(chunks, CHUNK_FIELDS), what the loops read; good as long as the tensors are held."""
         table, tensor, start = _cut(*(tuple(p.numel() for p in g["params"]) for g in self.param_groups))
-        addresses = np.array([[t.data_ptr() for t in ts] for ts in (parameters, grads, means, squares)])
+        addresses = np.array([[t.data_ptr() for t in ts] for ts in tensors])
         chunks = table.copy()
         chunks[:, :4] = (addresses[:, tensor] + start).T
         return chunks
@@ -101,6 +136,14 @@ class FastAdamW(torch.optim.AdamW):
         zero = torch.zeros((), dtype=torch.float32, device=p.device)
         self.state[p] |= {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         return self.state[p]
+
+
+def _pytorchs_step() -> Callable[..., Any]:
+    """``AdamW.step`` without the hooks around it: those around ours have run already."""
+    step = torch.optim.AdamW.step
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    return step
 
 
 def _is_special(group: dict[str, Any]) -> bool:

@@ -93,6 +93,6 @@ def _fsync(path: Path) -> None:
 def digest_of_sources(folder: Path, *others: Path) -> str:
     """A SHA-256 that changes when a Python file of the folder does, or one of the others."""
     digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.py")), *others]:
+    for path in [*sorted(folder.glob("[!.]*.py")), *others]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loops import Loops, run, usable
+from .loops import Loops, ready, run, usable
 
 _LOOPS = Loops("training_kernels")
 _WORTH_IT = 2**17
@@ -20,9 +20,13 @@ def gelu_new(x: Tensor) -> Tensor:
         >>> gelu_new(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.1588,  0.0000,  0.8412])
     """
-    if x.requires_grad and x.numel() >= _WORTH_IT and torch.is_grad_enabled() and usable(x):
+    if x.requires_grad and x.numel() >= _WORTH_IT and torch.is_grad_enabled() and _can_loop(x):
         return _GeluNew.apply(x)
     return F.gelu(x, approximate="tanh")
+
+
+def _can_loop(*tensors: Tensor) -> bool:
+    return usable(*tensors) and ready(_LOOPS.gelu_new, _LOOPS.gelu_new_backward)
 
 
 class _GeluNew(torch.autograd.Function):

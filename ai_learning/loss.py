@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .loops import Loops, run, usable
+from .loops import Loops, ready, run, usable
 from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
@@ -86,7 +86,7 @@ def linear_cross_entropy(
     Raises:
         ValueError: a target outside the vocabulary, or none that counts.
     """
-    flat_targets = targets.reshape(-1)
+    flat_targets = targets.reshape(-1).long()
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(flat_targets, weight.size(0))
     if torch.is_autocast_enabled(hidden.device.type):
@@ -136,7 +136,7 @@ def _logit_gradients(
         torch.mm(hidden, weight.T, out=out)
     else:
         out.copy_(hidden @ weight.T)
-    if out.numel() >= _WORTH_COMPILED and usable(out):
+    if out.numel() >= _WORTH_COMPILED and usable(out) and ready(_LOOPS.unnormalised_softmax):
         loss, sums = (torch.empty_like(target, dtype=out.dtype) for _ in range(2))
         job = (out, target, sums, loss)
         run(_LOOPS.unnormalised_softmax, 0, len(out), out.numel(), out.shape, job)
@@ -178,7 +178,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
             p = buffer[: rows.stop - start]  # (n, V)
             loss, sums = _logit_gradients(hidden[rows], weight, target, out=p)
-            total += (loss * share).sum()
+            total += (loss * share).masked_fill_(share == 0, 0).sum()  # where nothing counts, nothing matters
             if not (needs_hidden or needs_weight):
                 continue
             share = share / sums  # d loss / d logits = share · (softmax − one_hot)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import model_config
-from .loops import can_run
+from .loops import ready
 from .loss import chunk_bytes
 from .model import Block
 
@@ -113,7 +113,7 @@ def _warm_up(device: torch.device) -> None:
     p.grad = torch.zeros_like(p)
     torch.optim.AdamW([p]).step()
     if device.type == "cpu":
-        can_run()
+        ready()
 
 
 def _bytes_of(tensors: Any) -> int:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters.qlora import OPTIMIZERS as ADAMW_FORMS
-from .fast_adamw import WORTH_IT, FastAdamW
-from .loops import usable
+from .fast_adamw import WORTH_IT, FastAdamW, suits
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -46,7 +45,7 @@ def _adamw(
     groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
     parameters = [p for group in groups for p in group["params"]]
-    fast = usable(*parameters) and sum(p.numel() for p in parameters) >= WORTH_IT
+    fast = sum(p.numel() for p in parameters) >= WORTH_IT and suits(parameters)
     return (FastAdamW if fast else torch.optim.AdamW)(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
@@ -178,11 +177,11 @@ def clip_and_step(optimizer: torch.optim.Optimizer | Together, max_norm: float) 
         >>> round(float(clip_and_step(adamw(layer, 0.1), 1.0)), 4)  # of six ones
         2.4495
     """
-    norm = optimizer.clip_and_step(max_norm) if isinstance(optimizer, FastAdamW) else None
-    if norm is None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()
+    if isinstance(optimizer, FastAdamW):
+        return optimizer.clip_and_step(max_norm)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
     return norm
 
 

@@ -39,8 +39,11 @@ def is_plain(*tensors: Tensor) -> bool:
     for t in tensors:  # a loop, not all(…): this stands before work of microseconds
         if type(t) is not Tensor and type(t) is not nn.Parameter:
             return False
-        # A negative view stands for the negative of what is stored.
-        if not t.is_cpu or not t.is_contiguous() or t.is_neg():
+        # Sparse tensors and others without one storage; those that stand for zeros, or for the negative of
+        # what is stored.
+        if t.layout is not torch.strided or not torch._C._has_storage(t) or t._is_zerotensor() or t.is_neg():
+            return False
+        if not t.is_cpu or not t.is_contiguous():
             return False
     return True
 

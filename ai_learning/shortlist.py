@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from .loops import Loops, can_run, run
+from .loops import Loops, ready, run
 from .pages import empty, is_plain
 
 WORTH_STEPS = 32
@@ -45,7 +45,7 @@ def suits(head: nn.Module) -> bool:
         and head.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not watched
-        and can_run()
+        and ready(_LOOPS.round_rows, _LOOPS.bound_logits, _LOOPS.largest_of_columns)
     )
 
 

@@ -87,7 +87,7 @@ def _chunk(job, place, number):  # type: ignore[no-untyped-def]
     return at(job[place] + 8 * CHUNK_FIELDS * number, CHUNK_FIELDS, np.int64)
 
 
-@loop(fastmath=True)
+@loop(fastmath={"contract", "reassoc", "nsz"})
 def sum_squares(job, first, last):  # type: ignore[no-untyped-def]
     """Chunks first … last−1 of the gradients → their sums of squares (chunks,) float64.
 
@@ -118,10 +118,10 @@ def adamw(job, first, last):  # type: ignore[no-untyped-def]
         p, grad = at(chunk[0], length, np.float32), at(chunk[1], length, np.float32)
         mean, square = at(chunk[2], length, np.float32), at(chunk[3], length, np.float32)
         keep, size, root, eps = own[0], own[1], own[2], own[3]
-        beta1, beta2, new, scale = own[4], own[5], own[6], own[7]
+        new_mean, beta2, new_square, scale = own[4], own[5], own[6], own[7]
         for i in range(length):
             g = grad[i] * scale
-            m = mean[i] + (_ONE - beta1) * (g - mean[i])
-            v = beta2 * square[i] + new * g * g
+            m = mean[i] + new_mean * (g - mean[i])
+            v = beta2 * square[i] + new_square * g * g
             mean[i], square[i] = m, v
             p[i] = p[i] * keep - size * m / (np.sqrt(v) * root + eps)

@@ -32,7 +32,7 @@ from common import hardware, interleaved
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ai_learning.device import compile_blocks
-from ai_learning.loops import can_run
+from ai_learning.loops import ready
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
@@ -171,7 +171,7 @@ def print_one_peak(who: str, setting: Setting, nanogpt: Path | None) -> None:
     for step in warm.values():
         step()
     del warm
-    can_run()
+    ready()
     gc.collect()
     before = peak_bytes()
     pair = loss_of(who, setting, nanogpt)

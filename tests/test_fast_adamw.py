@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -11,11 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ai_learning import fast_adamw as module
-from ai_learning.fast_adamw import FastAdamW
-from ai_learning.loops import can_run
+from ai_learning.fast_adamw import FastAdamW, suits
 from ai_learning.optim import Together, adamw, clip_and_step, reference_adamw_step
 
-pytestmark = pytest.mark.skipif(not can_run(), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not suits([]), reason="numba is not installed")
 
 SHAPES = ((3,), (130, 130), (1,), (), (5, 0), (2, 3, 7))  # a scalar, an empty one, one of two chunks
 
@@ -220,6 +222,71 @@ def test_sparse_gradients_are_refused_as_by_pytorch() -> None:
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("way", ["step", "clip_and_step", "left to PyTorch"])
+def test_hooks_and_schedulers_see_one_step(way: str) -> None:
+    torch.optim.AdamW(parameters())  # PyTorch wraps the class's step when the first one is made
+    optimizer, _ = pair()
+    seen: list[str] = []
+    optimizer.register_step_pre_hook(lambda *args: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *args: seen.append("after"))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    give_gradients(optimizer)
+    if way == "left to PyTorch":
+        missing(optimizer)
+    _ = optimizer.step() if way == "step" else optimizer.clip_and_step(1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule.step()
+    assert seen == ["before", "after"] and optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_grad_scaler_scales_and_skips(overflow: bool) -> None:
+    results = []
+    for kind in (FastAdamW, torch.optim.AdamW):
+        (p,) = parameters([(8,)])
+        optimizer, scaler = kind([p], lr=0.1, eps=1.0, fused=True), torch.amp.GradScaler("cpu")
+        scaler.scale((p * (math.inf if overflow else 1.0)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        results.append(p.detach())
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_another_shape_is_refused() -> None:
+    (small,), (large,) = parameters([(10,)]), parameters([(4_000_000,)])
+    first, second = FastAdamW([small]), FastAdamW([large])
+    give_gradients(first, second)
+    first.step()
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"differ in shape: \(4000000,\), \(4000000,\), \(10,\), \(10,\)"):
+        second.step()
+
+
+def test_a_step_is_seen_by_who_keeps_what_was_made_of_the_weights() -> None:
+    ours, _ = pair()
+    give_gradients(ours)
+    before = [p._version for p in of(ours)]
+    ours.step()
+    assert all(p._version > v for p, v in zip(of(ours), before, strict=True))
+
+
+def test_a_slow_mean() -> None:
+    """``1 − beta1`` has all its places, though ``beta1`` is nearly 1."""
+    (p,) = parameters([(5,)])
+    optimizer = FastAdamW([p], lr=0.1, betas=(1 - 1e-6, 1 - 1e-6))
+    p.grad = torch.ones(5)
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].tolist() == pytest.approx([1e-6] * 5, rel=1e-6)
+
+
+def test_a_small_model_loads_no_compiled_code() -> None:
+    code = "import sys, torch\nfrom ai_learning.optim import adamw\nadamw(torch.nn.Linear(8, 8), 0.1)\n"
+    code += "print({'numba', 'llvmlite'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_adamw_takes_it_for_models_that_are_large_enough() -> None:

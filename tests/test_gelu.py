@@ -12,9 +12,9 @@ from torch.autograd import forward_ad
 
 from ai_learning import gelu as module
 from ai_learning.gelu import gelu_new
-from ai_learning.loops import can_run
+from ai_learning.model import MLP, GPTConfig
 
-numba_needed = pytest.mark.skipif(not can_run(), reason="numba is not installed")
+numba_needed = pytest.mark.skipif(not module._can_loop(), reason="numba is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,23 @@ def test_a_gradient_that_is_no_plain_tensor() -> None:
             torch.autograd.grad(F.gelu(x, approximate="tanh"), x, grad),
         )
         torch.testing.assert_close(ours, theirs)
+
+
+@numba_needed
+def test_gradients_in_batches_and_of_zeros() -> None:
+    x = torch.randn(30, requires_grad=True)
+    many = torch.randn(3, 30)
+    (ours,) = torch.autograd.grad(gelu_new(x), x, many, is_grads_batched=True)
+    (theirs,) = torch.autograd.grad(F.gelu(x, approximate="tanh"), x, many, is_grads_batched=True)
+    torch.testing.assert_close(ours, theirs)
+    (nothing,) = torch.autograd.grad(gelu_new(x), x, torch._efficientzerotensor(x.shape))
+    assert not nothing.any()
+
+
+def test_a_traced_model() -> None:
+    model = MLP(GPTConfig(n_embd=8, activation="gelu_new"))
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
 
 
 def test_what_only_pytorch_can_do() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import ai_learning
-from ai_learning import pages
+from ai_learning import files, pages
 
 numba = pytest.importorskip("numba")
 import numpy as np  # noqa: E402
 
-from ai_learning.loops import StoredLoop, run, store, threads  # noqa: E402
+from ai_learning.loops import StoredLoop, ready, run, store, threads  # noqa: E402
 from ai_learning.loops.compiler import array, fields, loop  # noqa: E402
 
 ROOT = Path(ai_learning.__file__).parents[1]
@@ -42,8 +42,8 @@ def three_threads():
 def test_each_place_is_visited_once(kind, first, last, three_threads, monkeypatch) -> None:
     monkeypatch.setattr(threads, "_WORTH_A_PYTHON_THREAD", 1)
     if kind == "Python's threads":
-        monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
-    elif threads._gomp_parallel() is None:
+        monkeypatch.setattr(threads, "_gomp", lambda: None)
+    elif threads._gomp() is None:
         pytest.skip("PyTorch has no GNU threads here")
     for _ in range(20):
         places = torch.zeros(100_000, dtype=torch.int64)
@@ -54,7 +54,7 @@ def test_each_place_is_visited_once(kind, first, last, three_threads, monkeypatc
 
 
 def test_an_interrupt_waits_for_the_threads(three_threads, monkeypatch) -> None:
-    monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
+    monkeypatch.setattr(threads, "_gomp", lambda: None)
     monkeypatch.setattr(threads, "_WORTH_A_PYTHON_THREAD", 1)
     real, calls = threads.wait, []
 
@@ -171,14 +171,16 @@ def test_damaged_code_is_never_run(stored: Path, damage: str, compiled: list[str
 
 
 def test_what_was_made_otherwise_is_replaced(
-    stored: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (old,) = stored.iterdir()
-    monkeypatch.setattr(store, "_key", lambda module: "0" * 64)
-    compiled.clear()
-    assert StoredLoop("training_kernels", "gelu_new").address and compiled == ["gelu_new"]
-    (new,) = stored.iterdir()
-    assert new.name != old.name
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(store, "_PACKAGE", tmp_path)
+    for key in "01":
+        monkeypatch.setattr(store, "_key", lambda module, key=key: key * 64)
+        assert_it_works(StoredLoop("training_kernels", "gelu_new"))
+    assert compiled == ["gelu_new", "gelu_new"]
+    (left,) = (tmp_path / "__pycache__").iterdir()
+    assert left.name == f"training_kernels.gelu_new.{'1' * 24}.loop"
 
 
 def test_the_key_changes_with_what_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +190,9 @@ def test_the_key_changes_with_what_the_code_depends_on(monkeypatch: pytest.Monke
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
     assert key("training_kernels") != plain
     monkeypatch.delenv("NUMBA_CPU_NAME")
+    monkeypatch.setenv("NUMBA_OPT", "0")
+    assert key("training_kernels") != plain
+    monkeypatch.delenv("NUMBA_OPT")
     monkeypatch.setattr(store, "_features", lambda: "+sse2")
     assert key("training_kernels") != plain
 
@@ -210,16 +215,44 @@ def test_the_users_cache_serves_where_the_sources_cannot_be_written_to(
     assert [path.suffix for path in (tmp_path / "cache" / "ai-learning").iterdir()] == [".loop"]
 
 
+def test_a_shared_folder_keeps_what_others_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    young, old = tmp_path / "training_kernels.adamw.other.loop", tmp_path / "training_kernels.gone.other.loop"
+    young.write_bytes(b"")
+    old.write_bytes(b"")
+    os.utime(old, (0, 0))
+    assert StoredLoop("training_kernels", "gelu_new").address
+    assert young.exists() and not old.exists()
+
+
+def test_a_loop_that_cannot_be_had_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    def broken(self: StoredLoop) -> tuple[str, bytes]:
+        raise OSError("libLLVM is not what it was")
+
+    monkeypatch.setattr(StoredLoop, "_compile", broken)
+    with pytest.warns(UserWarning, match="no compiled loops .*training_kernels.adamw.*libLLVM is not"):
+        assert not ready(StoredLoop("training_kernels", "adamw"))
+
+
+def test_a_dangling_link_beside_the_sources_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("1")
+    plain = files.digest_of_sources(tmp_path)
+    (tmp_path / ".#one.py").symlink_to("nowhere")  # an editor's lock
+    assert files.digest_of_sources(tmp_path) == plain
+
+
 def test_without_numba_everything_is_pytorchs() -> None:
     code = """
 import sys
 sys.modules["numba"] = sys.modules["llvmlite"] = None  # importing either fails
 import torch
 from ai_learning import gelu, loss
-from ai_learning.loops import can_run
+from ai_learning.loops import ready
 from ai_learning.adapters import dequantize_nf4, quantize_nf4
 from ai_learning.optim import adamw
-assert not can_run()
+assert not ready()
 gelu._WORTH_IT = loss._WORTH_COMPILED = 1
 x = torch.randn(300, 300, requires_grad=True)
 loss.linear_cross_entropy(gelu.gelu_new(x), x.detach(), torch.arange(300)).backward()

@@ -84,6 +84,22 @@ def test_a_large_vocabulary(softmax: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_targets_of_other_whole_numbers(dtype: torch.dtype) -> None:
+    hidden, weight, targets = inputs()
+    other = linear_cross_entropy(hidden, weight, targets.to(dtype))
+    assert other == linear_cross_entropy(hidden, weight, targets)
+
+
+def test_what_does_not_count_does_not_matter() -> None:
+    hidden, weight, targets = inputs()
+    weight = weight.detach().clone()
+    weight[0] = -1e38  # the ignored position's logit of id 0 is then minus infinity
+    with torch.no_grad():
+        hidden[0, 2] = 10.0
+    assert linear_cross_entropy(hidden, weight, targets).isfinite()
+
+
 def test_infinite_logits_and_nan_show(softmax: str) -> None:
     hidden, weight = torch.ones(1, 1, requires_grad=True), torch.zeros(6000, 1)
     weight[5000] = -math.inf  # ruled out

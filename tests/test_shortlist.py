@@ -12,11 +12,11 @@ from torch import nn
 from ai_learning import shortlist as module
 from ai_learning.adapters import LoRAConfig, inject_lora
 from ai_learning.generate import generate
-from ai_learning.loops import Loops, can_run, run
+from ai_learning.loops import Loops, ready, run
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.shortlist import Shortlist
 
-pytestmark = pytest.mark.skipif(not can_run(), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not ready(), reason="numba is not installed")
 
 
 def head_of(weight: torch.Tensor) -> nn.Linear:

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..loops import Loops, StoredLoop, can_run, processor_has, run
+from ..loops import Loops, StoredLoop, processor_has, ready, run
 from ..pages import empty, is_plain
 
 _LOOPS, _VECTOR_LOOPS = Loops("adapters.nf4_kernels"), Loops("adapters.nf4_avx512")
@@ -22,7 +22,8 @@ _DEQUANTIZE = {
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the compiled functions take these (plain ones in main memory) and can be had."""
-    return is_plain(*tensors) and not torch.compiler.is_compiling() and can_run()
+    own = (_LOOPS.quantize, *(getattr(_LOOPS, name) for name in _DEQUANTIZE.values()))
+    return is_plain(*tensors) and not torch.compiler.is_compiling() and ready(*own)
 
 
 def _run(loop: StoredLoop, tensors: list[Tensor], n: int, blocksize: int, first: int, last: int) -> None:
@@ -54,9 +55,10 @@ def dequantize(
     out = empty(shape, dtype)
     n, whole = out.numel(), 0
     tensors = [packed.contiguous(), absmax.float().contiguous(), table, out]
-    if not portable and blocksize % 32 == 0 and processor_has("avx512f", "avx512bw"):
+    vector = getattr(_VECTOR_LOOPS, _DEQUANTIZE[dtype])
+    if not portable and blocksize % 32 == 0 and processor_has("avx512f", "avx512bw") and ready(vector):
         whole = n // blocksize
-        _run(getattr(_VECTOR_LOOPS, _DEQUANTIZE[dtype]), tensors, n, blocksize, 0, whole)
+        _run(vector, tensors, n, blocksize, 0, whole)
     if whole < absmax.numel():  # the last block is not a whole one, or all are left
         if dtype == torch.float32:
             tensors.append(_pairs(tuple(table.tolist())))

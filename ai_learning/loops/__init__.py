@@ -5,17 +5,19 @@ importing that file: ``run(Loops("training_kernels").adamw, …)``. numba compil
 (`store`), and `threads` runs it.
 """
 
-from typing import Any
+import warnings
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..pages import is_plain
+from . import threads
 from .store import StoredLoop, processor_has
-from .threads import can_run, run
+from .threads import run
 
-__all__ = ["Loops", "StoredLoop", "can_run", "processor_has", "run", "usable"]
+__all__ = ["Loops", "StoredLoop", "processor_has", "ready", "run", "usable"]
 
 
 class Loops:
@@ -23,8 +25,9 @@ class Loops:
 
     Example:
         >>> x, y = torch.ones(5), torch.zeros(5)
-        >>> if can_run():
-        ...     run(Loops("training_kernels").gelu_new, 0, 5, 5, (5,), (x, y))
+        >>> gelu = Loops("training_kernels").gelu_new
+        >>> if ready(gelu):
+        ...     run(gelu, 0, 5, 5, (5,), (x, y))
     """
 
     def __init__(self, module: str) -> None:
@@ -38,9 +41,25 @@ class Loops:
         return found
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether loops on float32 can be had and take these: plain in main memory, computed with as usual."""
-    transformed: Any = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    if torch.compiler.is_compiling() or transformed:  # torch.compile, torch.func, forward-mode derivatives
+@cache
+def ready(*loops: StoredLoop) -> bool:
+    """Whether these loops can be run; the first call loads them, or has them compiled.
+
+    What goes wrong is a warning, not an error: each loop is a faster way to what PyTorch does as well.
+    """
+    try:
+        return all(loop.address for loop in (threads.work, *loops))
+    except Exception as error:
+        if not isinstance(error, ImportError):  # without numba there is nothing to say
+            names = ", ".join(f"{loop.module}.{loop.name}" for loop in loops)
+            warnings.warn(f"no compiled loops ({names}), PyTorch's instead: {error}", stacklevel=2)
         return False
-    return is_plain(*tensors) and all(t.dtype == torch.float32 for t in tensors) and can_run()
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether loops on float32 take these: plain in main memory, and computed with as usual."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if traced or transformed:
+        return False
+    return is_plain(*tensors) and all(t.dtype == torch.float32 for t in tensors)

@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
-from .threads import FIELDS, FIRST, JOB_LENGTH, LAST, LOOP, SHARES
+from .threads import FIELDS, FIRST, JOB_LENGTH, LAST, LOOP, SHARES, THREADS, WHICH
 
 _INT64 = ir.IntType(64)
 
@@ -122,12 +122,12 @@ def array(job, place, length, dtype):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _take(typingctx, counter):  # type: ignore[no-untyped-def]
-    """Add 1 to the int64 at an address, in one step for all threads; what it was before."""
+def _take(typingctx, flag):  # type: ignore[no-untyped-def]
+    """Set the int64 at an address to 1, in one step for all threads; what it was before."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], _INT64.as_pointer())
-        return builder.atomic_rmw("add", place, ir.Constant(_INT64, 1), "monotonic")
+        return builder.atomic_rmw("xchg", place, ir.Constant(_INT64, 1), "monotonic")
 
     return types.int64(types.int64), generate
 
@@ -144,17 +144,30 @@ def _call(typingctx, function, job, first, last):  # type: ignore[no-untyped-def
     return types.void(*[types.int64] * 4), generate
 
 
+@intrinsic
+def _number(typingctx, function):  # type: ignore[no-untyped-def]
+    """What the C function at an address, without arguments, gives: an int."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _INT64)
+
+    return types.int64(types.int64), generate
+
+
 def _work(address):  # type: ignore[no-untyped-def]
-    """One share after another of what `threads.run` shares out, until none is left."""
+    """Take shares of what `threads.run` shares out, this thread's own part first, until none is left."""
     shared = at(address, FIELDS, np.int64)
-    length = shared[LAST] - shared[FIRST]
-    while True:
-        share = _take(address)  # the number of shares begun stands first
-        if share >= shared[SHARES]:
-            return
-        first = shared[FIRST] + length * share // shared[SHARES]
-        last = shared[FIRST] + length * (share + 1) // shared[SHARES]
-        _call(shared[LOOP], address + 8 * FIELDS, first, last)
+    job = address + 8 * FIELDS
+    flags = job + 8 * JOB_LENGTH
+    shares, length = shared[SHARES], shared[LAST] - shared[FIRST]
+    own = _number(shared[WHICH]) * shares // shared[THREADS]
+    for turn in range(shares):
+        share = (own + turn) % shares
+        if _take(flags + 8 * share) == 0:
+            first = shared[FIRST] + length * share // shares
+            last = shared[FIRST] + length * (share + 1) // shares
+            _call(shared[LOOP], job, first, last)
 
 
 work = Loop(_work, args=1)

@@ -1,4 +1,4 @@
-"""Machine code of loops, kept on disk: whoever uses one that was compiled before needs no numba.
+"""Machine code of loops, kept on disk: whoever uses one that was compiled before does not load numba.
 
 numba takes half a second and 140 MB to load, whatever it does then. What it has compiled is an object file of
 a few kilobytes, which LLVM's loader alone (llvmlite: 0.07 s, 50 MB) puts in its place. The files lie beside
@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, cached_property
@@ -42,7 +43,7 @@ class StoredLoop:
         """Where the C function stands.
 
         Raises:
-            ImportError: it is not on the disk, and numba cannot be had.
+            ImportError: numba and llvmlite are not installed.
         """
         symbol, code = _read(self.module, self.name) or self._compile()
         return _place(symbol, code)
@@ -59,33 +60,49 @@ class StoredLoop:
 
 
 def _read(module: str, name: str) -> tuple[str, bytes] | None:
+    file_name = _file_name(module, name)
     for folder in _folders(module):
         with suppress(OSError, ValueError):
-            digest, symbol, code = (folder / _file_name(module, name)).read_bytes().split(b"\n", 2)
+            digest, symbol, code = (folder / file_name).read_bytes().split(b"\n", 2)
             if hashlib.sha256(symbol + code).hexdigest() == digest.decode():
                 return symbol.decode(), code
     return None
 
 
 def _write(module: str, name: str, symbol: str, code: bytes) -> None:
+    file_name = _file_name(module, name)
     digest = hashlib.sha256(symbol.encode() + code).hexdigest()
     for folder in _folders(module):
-        with suppress(OSError):  # not ours to write to: the next one
-            with atomic_path(folder / _file_name(module, name)) as temporary:
+        try:
+            with atomic_path(folder / file_name) as temporary:
                 temporary.write_bytes(b"\n".join((digest.encode(), symbol.encode(), code)))
-            for other in folder.glob(f"{module}.{name}.*.loop"):
-                if other.name != _file_name(module, name):
-                    other.unlink(missing_ok=True)
-            return
+        except OSError:  # not ours to write to: the next one
+            continue
+        _remove_old(folder, module)
+        return
+
+
+def _remove_old(folder: Path, module: str) -> None:
+    """What other sources, versions or processors made; in folders that may be shared, only after a month."""
+    own = folder == _sources(module) / "__pycache__"
+    for other in folder.glob(f"{module}.*.loop"):
+        with suppress(OSError):
+            is_old = own or time.time() - other.stat().st_mtime > 30 * 24 * 3600
+            if is_old and f".{_key(module)[:24]}." not in other.name:
+                other.unlink()
 
 
 def _folders(module: str) -> Iterator[Path]:
     if own := os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(own)
         return
-    yield _PACKAGE.joinpath(*module.split(".")[:-1]) / "__pycache__"
+    yield _sources(module) / "__pycache__"
     with suppress(RuntimeError):  # no home
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ai-learning"
+
+
+def _sources(module: str) -> Path:
+    return _PACKAGE.joinpath(*module.split(".")[:-1])
 
 
 def _file_name(module: str, name: str) -> str:
@@ -100,6 +117,8 @@ def processor_has(*features: str) -> bool:
 
 @cache
 def _features() -> str:
+    if "NUMBA_CPU_NAME" in os.environ:  # for another processor than this one
+        return os.environ.get("NUMBA_CPU_FEATURES", "")
     try:
         return str(_llvm().get_host_cpu_features().flatten())
     except RuntimeError:  # LLVM does not know this processor
@@ -110,8 +129,9 @@ def _features() -> str:
 def _key(module: str) -> str:
     """Changes whenever the machine code of the module's loops might."""
     made_by = (version("numba"), version("llvmlite"), sys.version, platform.platform())
-    wishes = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_CPU")]
-    sources = digest_of_sources(_PACKAGE.joinpath(*module.split(".")[:-1]), *sorted(_HERE.glob("*.py")))
+    wishes = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")]
+    wishes = [wish for wish in wishes if not wish.startswith("NUMBA_CACHE_DIR=")]
+    sources = digest_of_sources(_sources(module), *sorted(_HERE.glob("[!.]*.py")))
     parts = (sources, *made_by, _llvm().get_host_cpu_name(), _features(), *wishes)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

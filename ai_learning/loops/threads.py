@@ -2,7 +2,8 @@
 
 Those threads wait close by: they start in a few microseconds, a thread of Python's in a third of a
 millisecond. ``GOMP_parallel`` of the library that PyTorch has loaded calls one C function on all of them
-(`compiler.work`); that function takes one share of the range after another until none is left.
+(`compiler.work`). There each thread takes the shares of its own part of the range, then what others have
+left. In PyTorch's kernels, too, the first thread has the first part: it is in its cache.
 """
 
 import ctypes
@@ -20,10 +21,10 @@ import torch
 from ..pages import is_plain
 from .store import StoredLoop
 
-TAKEN, SHARES, FIRST, LAST, LOOP, FIELDS = range(6)
-"""places in what the threads share: shares begun and in all, the range, the loop; then the loop's own job"""
+SHARES, FIRST, LAST, LOOP, THREADS, WHICH, FIELDS = range(7)
+"""places in what the threads share: how many shares, the range, the loop, how many threads, the function that
+tells which one asks; then the loop's own job, and for each share whether it is taken"""
 JOB_LENGTH = 10
-_Shared = ctypes.c_int64 * (FIELDS + JOB_LENGTH)
 _WORTH_A_THREAD, _WORTH_A_PYTHON_THREAD = 2**15, 2**20  # elements
 _SHARES_A_THREAD = 4  # a thread that is held up leaves its later shares to the others
 
@@ -40,33 +41,29 @@ class AnyLoop(Protocol):
         """The function itself."""
 
 
-_work = StoredLoop("loops.compiler", "work")
+work = StoredLoop("loops.compiler", "work")
+"""what every thread does"""
 
 
 @cache
-def can_run() -> bool:
-    """Whether compiled code can be had on this machine."""
-    try:
-        return _work.address != 0
-    except ImportError:
-        return False
+def _gomp() -> tuple[Callable[..., None], int] | None:
+    """From the library that PyTorch has loaded, ``GOMP_parallel`` and the address of ``omp_get_thread_num``.
 
-
-@cache
-def _gomp_parallel() -> Callable[..., None] | None:
-    """``GOMP_parallel`` of the library that PyTorch has loaded; ``None`` where its threads are others."""
+    ``None`` where PyTorch's threads are others.
+    """
     try:
         mapped = Path("/proc/self/maps").read_text().splitlines()
         found = [line.split(maxsplit=5)[-1] for line in mapped if "libgomp" in line]
         found.sort(
             key=lambda path: "/torch" not in path
         )  # other packages may have brought copies of their own
-        parallel = ctypes.CDLL(found[0]).GOMP_parallel
+        library = ctypes.CDLL(found[0])
+        parallel, which = library.GOMP_parallel, library.omp_get_thread_num
     except (OSError, IndexError, AttributeError):
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
-    return parallel
+    return parallel, ctypes.cast(which, ctypes.c_void_p).value or 0
 
 
 _PROCESS = os.getpid()
@@ -97,12 +94,15 @@ def run(
         raise TypeError("compiled loops need contiguous tensors in main memory")
     threads = torch.get_num_threads() if os.getpid() == _PROCESS else 1  # after a fork, threads are not there
     shares = min(threads * _SHARES_A_THREAD, elements // _WORTH_A_THREAD, last - first)
-    shared = _Shared(0, shares, first, last, loop.address, *numbers, *[t.data_ptr() for t in tensors])
+    gomp = _gomp() if threads > 1 and shares > 1 else None
+    parallel, which = gomp or (None, 0)
+    shared = (ctypes.c_int64 * (FIELDS + JOB_LENGTH + max(0, shares)))(
+        shares, first, last, loop.address, threads, which, *numbers, *[t.data_ptr() for t in tensors]
+    )
     address = ctypes.addressof(shared)
-    parallel = _gomp_parallel() if threads > 1 and shares > 1 else None
     if parallel is not None:
         # Always all threads: another number than in PyTorch's last call would end some and start them anew.
-        parallel(_work.address, address, threads, 0)
+        parallel(work.address, address, threads, 0)
         return
     call, job = loop.call, address + 8 * FIELDS
     threads = min(threads, elements // _WORTH_A_PYTHON_THREAD)

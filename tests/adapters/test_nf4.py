@@ -122,8 +122,8 @@ def test_threads_do_not_change_the_result(dtype, kind, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "_WORTH_A_PYTHON_THREAD", 2**16)
     if kind == "Python's threads":
-        monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
-    elif threads._gomp_parallel() is None:
+        monkeypatch.setattr(threads, "_gomp", lambda: None)
+    elif threads._gomp() is None:
         pytest.skip("PyTorch has no GNU threads here")
 
     def everything():
