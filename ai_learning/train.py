@@ -25,7 +25,7 @@ from .checkpoint import load_checkpoint, model_config, previous_path, save_check
 from .device import (
     autocast,
     checkpointed,
-    compile_blocks,
+    compiled,
     flops_per_token,
     own_device,
     peak_flops,
@@ -107,7 +107,7 @@ class TrainConfig:
     dtype: str = "auto"
     """float32, bfloat16 (mixed precision), or auto: bfloat16 on a GPU that has it"""
     compile: bool = False
-    """torch.compile each block: faster steps after a first one of half a minute or more"""
+    """torch.compile the blocks: faster steps after a first one of half a minute or more"""
     checkpoint_activations: bool = False
     """compute each block again in the backward pass instead of keeping what it computed: less memory"""
     parallel: str = "auto"
@@ -243,6 +243,9 @@ def train(
         model = model.to(device)
         if config.checkpoint_activations:
             stack.enter_context(checkpointed(model))
+        if config.compile:
+            one_cpu = device.type == "cpu" and not team.distributed
+            stack.enter_context(compiled(model, as_one=one_cpu and not config.checkpoint_activations))
         trainer = _Trainer(
             model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer
         )
@@ -295,8 +298,6 @@ class _Trainer:
         self.device = next(model.parameters()).device
         self.flops_per_token = flops_per_token(model)
         dtype = pick_dtype(self.device, config.dtype)
-        if config.compile:
-            compile_blocks(model)
         self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
         self.optimizer: torch.optim.Optimizer | Together = (
             optimizer_of(model, config) if optimizer is None else optimizer(model)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from common import hardware, interleaved
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ai_learning.device import compile_blocks
+from ai_learning.device import compile_as_one
 from ai_learning.loops import ready
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
@@ -77,7 +77,7 @@ def loss_of(who: str, setting: Setting, nanogpt: Path | None) -> tuple[torch.nn.
         config = config_from_hf(transformers_config(setting))
         ours = GPT(config if who == TANH else replace(config, activation="gelu")).train()
         if who == COMPILED:
-            compile_blocks(ours)
+            compile_as_one(ours)
         return ours, lambda: next_token_loss(ours, x, y)
     if who == "transformers":
         theirs = GPT2LMHeadModel(transformers_config(setting)).train()

@@ -95,7 +95,7 @@ def test_gradients_in_batches_and_of_zeros() -> None:
 
 
 def test_a_traced_model() -> None:
-    model = MLP(GPTConfig(n_embd=8, activation="gelu_new"))
+    model = MLP(GPTConfig(n_embd=8, n_head=2, activation="gelu_new"))
     x = torch.randn(2, 3, 8)
     torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
 

@@ -238,7 +238,16 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)
         angles = self.rotary(positions) if self.rotary is not None else None
-        x = self.drop(x)
+        return self.run_blocks(self.drop(x), cache, mask, angles)
+
+    def run_blocks(
+        self,
+        x: Hidden,
+        cache: KVCache | None = None,
+        mask: Mask | None = None,
+        angles: Angles | None = None,
+    ) -> Hidden:
+        """(B, T, C) embeddings → (B, T, C) final hidden states."""
         layer_caches = cache if cache is not None else [None] * len(self.h)
         for block, layer_cache in zip(self.h, layer_caches, strict=True):
             x = block(x, layer_cache, mask, angles)
