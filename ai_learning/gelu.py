@@ -42,7 +42,7 @@ class _GeluNew(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or not usable(grad, x):  # a gradient of the gradient is wanted
+        if torch.is_grad_enabled() or not usable(grad, x):  # as for a gradient of the gradient
             return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
         grad_x = torch.empty_like(x)
         run(_LOOPS.gelu_new_backward, 0, x.numel(), x.numel(), (x.numel(),), (x, grad, grad_x))

@@ -10,16 +10,11 @@ from numba.extending import intrinsic
 
 _INT32 = ir.IntType(32)
 _LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = (
-    np.float32(0.693359375),
-    np.float32(-2.12194440e-4),
-)  # sum to ln 2; the first has few bits
+# They sum to ln 2; the first has so few bits that whole numbers times it are exact.
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # exp(r) = 1 + r + r² · (…) for |r| ≤ ln 2 / 2, as Cephes has it (Moshier 1989, expf)
-_EXP = tuple(
-    map(
-        np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
-    )
-)
+_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_EXP = tuple(map(np.float32, _COEFFICIENTS))
 _LEAST = np.float32(-87)  # below, the result is not a normal number
 
 
