@@ -34,6 +34,7 @@ torch.manual_seed(3)
 print("gpt1:", preset("gpt1"))
 print("gpt2:", preset("gpt2"))
 show(GPT.hidden)
+show(GPT.run_blocks)
 
 # %% [markdown]
 # | in the paper | in the code |
