@@ -16,10 +16,10 @@ from .shapes import Hidden, Scalar, Tokens
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
-_FEW_LOGITS, _WORTH_ROWS = 2**18, 2**18  # elements of the logits, of the embedding
+_FEW_LOGITS, _WORTH_ROWS = 2**18, 2**17  # elements of the logits, of the embedding
 _WIDE = 256  # numbers in a hidden state
 _LOOPS = Loops("training_kernels")
-_WORTH_COMPILED = 2**20  # logits of a chunk; for fewer, loading compiled loops would not pay
+_WORTH_COMPILED = 2**22  # logits of a chunk; with fewer, they stay in the cache in any case
 
 
 def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
