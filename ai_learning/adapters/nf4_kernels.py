@@ -49,11 +49,8 @@ def quantize(job, first, last):  # type: ignore[no-untyped-def]
     absmax = array(job, POINTERS + 1, (n + blocksize - 1) // blocksize, np.float32)
     x = array(job, POINTERS + 2, n, np.float32)
     m = array(job, POINTERS + 3, 15, np.float32)
-    low, high = (
-        (m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]),
-        (m[8], m[9], m[10], m[11], m[12], m[13], m[14]),
-    )
-    midpoints = low + high  # they stay in registers
+    low = (m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7])
+    midpoints = (*low, m[8], m[9], m[10], m[11], m[12], m[13], m[14])  # they stay in registers
     codes = array(job, POINTERS + 4, 16, np.uint8)
     below = on_stack(_PIECE, np.int32)  # as wide as the floats that are compared: no shuffling
     for block in range(first, last):

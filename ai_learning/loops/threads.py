@@ -54,9 +54,7 @@ def _gomp() -> tuple[Callable[..., None], int] | None:
     try:
         mapped = Path("/proc/self/maps").read_text().splitlines()
         found = [line.split(maxsplit=5)[-1] for line in mapped if "libgomp" in line]
-        found.sort(
-            key=lambda path: "/torch" not in path
-        )  # other packages may have brought copies of their own
+        found.sort(key=lambda path: "/torch" not in path)  # other packages may have brought their own
         library = ctypes.CDLL(found[0])
         parallel, which = library.GOMP_parallel, library.omp_get_thread_num
     except (OSError, IndexError, AttributeError):
