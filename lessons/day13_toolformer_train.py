@@ -43,7 +43,7 @@ def listener(stage, share, figures):
         print(f"{stage}: {figures}")
 
 
-tiny = Tiny(TinyConfig(pretrain_documents=26_000, documents=1000, test_items=50), listener)
+tiny = Tiny(TinyConfig(pretrain_documents=26_000, tune_epochs=6, test_items=50), listener)
 for kind in ("Calculator", "Calendar", "QA", "plain"):
     print(f"{kind:10}", next(i.text for i in tiny.world.items(100, "look", 0.5) if i.kind == kind))
 m = tiny.pretrain()

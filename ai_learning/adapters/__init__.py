@@ -3,6 +3,7 @@
 They act on any ``nn.Module`` from outside, by the names of its layers; the model knows nothing of them.
 """
 
+from .combine import add_weighted_adapter
 from .config import LoRAConfig
 from .layers import LoRALayer, SavedModule
 from .lora import (
@@ -41,6 +42,7 @@ __all__ = [
     "adapter_config",
     "adapter_names",
     "adapters_by_row",
+    "add_weighted_adapter",
     "bits_per_parameter",
     "checkpoint_blocks",
     "delete_adapter",

@@ -27,6 +27,10 @@ class LoRAConfig:
         lora_dropout: probability of dropping an input of A while training.
         target_modules: ``"all-linear"`` (every linear layer but the output head), a regular expression that
             matches whole paths, or a list of names (``"c_attn"`` or ``"h.0.attn.c_attn"``).
+        exclude_modules: layers that ``target_modules`` would mean and that get no update all the same: names,
+            or a regular expression.
+        layers_to_transform: numbers of the blocks whose layers are meant (the first number in a path);
+            ``None``: of all blocks, and what stands outside of them.
         use_rslora: scale by ``lora_alpha / √r`` instead (rsLoRA, Kalajdzievski 2023).
         use_dora: learn the length of every row of the weight apart from its direction (DoRA, Liu et al.
             2024).
@@ -46,6 +50,8 @@ class LoRAConfig:
     lora_alpha: float = 16
     lora_dropout: float = 0.0
     target_modules: str | Sequence[str] = ALL_LINEAR
+    exclude_modules: str | Sequence[str] = ()
+    layers_to_transform: int | Sequence[int] | None = None
     use_rslora: bool = False
     use_dora: bool = False
     bias: str = "none"
@@ -75,6 +81,35 @@ class LoRAConfig:
                 f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]"
             )
 
+    def targets(self, candidates: Mapping[str, nn.Module], heads: set[str]) -> list[str]:
+        """The paths among ``candidates`` that get an update, in the model's order.
+
+        Args:
+            candidates: layers that can carry an adapter, by path.
+            heads: paths that ``"all-linear"`` leaves out (output heads).
+
+        Raises:
+            InputError: a name or pattern that matches nothing; the candidates are listed.
+        """
+        found = find_targets(candidates, self.target_modules, heads)
+        if self.exclude_modules:
+            excluded = set(find_targets(candidates, self.exclude_modules, set(), "exclude_modules"))
+            found = [path for path in found if path not in excluded]
+        if self.layers_to_transform is not None:
+            wanted = self.layers_to_transform
+            numbers = {wanted} if isinstance(wanted, int) else set(wanted)
+            there = {number for path in candidates if (number := block_number(path)) is not None}
+            if unknown := sorted(numbers - there):
+                blocks = f"blocks {min(there)} to {max(there)}" if there else "no numbered blocks"
+                raise InputError(f"layers_to_transform={wanted!r}: the model has {blocks}, not {unknown[0]}")
+            found = [path for path in found if block_number(path) in numbers]
+        if not found:
+            raise InputError(
+                f"target_modules={self.target_modules!r} without exclude_modules={self.exclude_modules!r} "
+                f"and outside layers_to_transform={self.layers_to_transform!r} leaves no layer"
+            )
+        return found
+
     def rank(self, path: str) -> int:
         """The rank at the layer ``path``."""
         return _by_pattern(self.rank_pattern, path, self.r)
@@ -99,8 +134,17 @@ def is_named(path: str, name: str) -> bool:
     return path == name or path.endswith("." + name)
 
 
+def block_number(path: str) -> int | None:
+    """The first number in a path, which is the block's: h.3.attn.c_attn → 3; lm_head → ``None``."""
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
+    return int(match[1]) if match else None
+
+
 def find_targets(
-    candidates: Mapping[str, nn.Module], target_modules: str | Sequence[str], excluded: set[str]
+    candidates: Mapping[str, nn.Module],
+    target_modules: str | Sequence[str],
+    excluded: set[str],
+    option: str = "target_modules",
 ) -> list[str]:
     """The paths among ``candidates`` that ``target_modules`` means, in the model's order.
 
@@ -108,6 +152,7 @@ def find_targets(
         candidates: layers that can carry an adapter, by path.
         target_modules: see `LoRAConfig`.
         excluded: paths that ``"all-linear"`` leaves out (output heads).
+        option: what a message calls ``target_modules``.
 
     Raises:
         InputError: a name or pattern that matches nothing; the candidates are listed.
@@ -116,7 +161,7 @@ def find_targets(
         found = [path for path, module in candidates.items() if path not in excluded]
         found = [path for path in found if not isinstance(candidates[path], nn.Embedding)]
         if not found:
-            raise _no_match(ALL_LINEAR, candidates)
+            raise _no_match(ALL_LINEAR, candidates, option)
         return found
     if isinstance(target_modules, str) and re.fullmatch(r"[\w.]+", target_modules):
         target_modules = [target_modules]
@@ -125,22 +170,22 @@ def find_targets(
             found = [path for path in candidates if re.fullmatch(target_modules, path)]
         except re.error as error:
             raise InputError(
-                f"target_modules={target_modules!r} is no regular expression ({error}); "
+                f"{option}={target_modules!r} is no regular expression ({error}); "
                 "a list of names needs no pattern"
             ) from None
         if not found:
-            raise _no_match(target_modules, candidates)
+            raise _no_match(target_modules, candidates, option)
         return found
     for name in target_modules:
         if not any(is_named(path, name) for path in candidates):
-            raise _no_match(name, candidates)
+            raise _no_match(name, candidates, option)
     return [path for path in candidates if any(is_named(path, name) for name in target_modules)]
 
 
-def _no_match(wanted: str, candidates: Mapping[str, nn.Module]) -> InputError:
+def _no_match(wanted: str, candidates: Mapping[str, nn.Module], option: str) -> InputError:
     names = list(_short_names(candidates))
     listed = ", ".join(names) if names else "none: the model has no linear layer"
-    return InputError(f"target_modules: {wanted!r} matches no layer; the candidates are {listed}")
+    return InputError(f"{option}: {wanted!r} matches no layer; the candidates are {listed}")
 
 
 def _short_names(paths: Mapping[str, nn.Module]) -> Iterator[str]:

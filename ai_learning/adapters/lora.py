@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .config import LoRAConfig, find_targets, is_named
+from .config import LoRAConfig, is_named
 from .layers import Adapter, LoRALayer, SavedModule, can_adapt
 
 DEFAULT = "default"
@@ -75,7 +75,7 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
         raise InputError("the model's adapters are merged: unmerge_lora before adding one")
     if registry and config.bias != "none" and any(c.bias != "none" for c in registry.configs.values()):
         raise InputError("two adapters cannot both train biases: there is one set of them; use bias='none'")
-    targets = find_targets(lora_candidates(model), config.target_modules, _heads(model))
+    targets = config.targets(lora_candidates(model), _heads(model))
     saved = _modules_to_save(model, config.modules_to_save, targets)
     if registry is None:
         registry = Registry(

@@ -203,7 +203,8 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
 
 def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str]:
     """Names that mean exactly these layers to PEFT: short ones where they suffice, else whole paths."""
-    if not isinstance(config.target_modules, str):
+    narrowed = config.exclude_modules or config.layers_to_transform is not None
+    if not isinstance(config.target_modules, str) and not narrowed:
         return sorted(config.target_modules)
     short = sorted({path.rpartition(".")[2] for path in paths})
     if set(find_targets(lora_candidates(model), short, set())) == set(paths):

@@ -174,6 +174,66 @@ def test_a_pattern_that_matches_nothing_lists_the_candidates(targets):
     assert same_state(model, before) and all(p.requires_grad for p in model.parameters())
 
 
+CHOICES = [
+    {"target_modules": ["c_attn", "c_fc"], "exclude_modules": ["h.1.mlp.c_fc"]},
+    {"target_modules": "all-linear", "exclude_modules": r".*\.c_proj"},
+    {"target_modules": ["c_attn", "wte"], "layers_to_transform": 1},
+    {
+        "target_modules": ["c_attn", "c_proj"],
+        "layers_to_transform": [0, 1],
+        "exclude_modules": ["mlp.c_proj"],
+    },
+]
+
+
+@pytest.mark.parametrize("settings", CHOICES, ids=str)
+def test_excluded_modules_and_chosen_blocks_are_those_of_peft(settings):
+    peft = pytest.importorskip("peft")
+    ours, theirs = hf_pair()
+    asked = peft.get_peft_model(theirs, peft.LoraConfig(r=2, fan_in_fan_out=True, **settings))
+    names = [
+        name.removeprefix("base_model.model.transformer.")
+        for name, module in asked.named_modules()
+        if hasattr(module, "lora_A")
+    ]
+    assert wrapped(inject_lora(ours, LoRAConfig(r=2, **settings))) == names != []
+
+
+def test_blocks_without_their_surroundings():
+    config = LoRAConfig(target_modules="all-linear", layers_to_transform=[1])
+    assert wrapped(inject_lora(gpt(), config)) == [
+        "h.1.attn.c_attn",
+        "h.1.attn.c_proj",
+        "h.1.mlp.c_fc",
+        "h.1.mlp.c_proj",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"exclude_modules": ["q_proj"]},
+            r"exclude_modules: 'q_proj' matches no layer; the candidates are wte",
+        ),
+        ({"exclude_modules": "("}, r"exclude_modules='\(' is no regular expression"),
+        ({"target_modules": ["c_fc"], "exclude_modules": ["c_fc"]}, "leaves no layer"),
+        (
+            {"layers_to_transform": [0, 2]},
+            r"layers_to_transform=\[0, 2\]: the model has blocks 0 to 1, not 2",
+        ),
+        ({"layers_to_transform": []}, "leaves no layer"),
+        ({"target_modules": ["lm_head"], "layers_to_transform": 0}, "leaves no layer"),
+    ],
+)
+def test_a_choice_that_leaves_nothing_says_so(settings, message):
+    model, before = gpt(), gpt()
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(InputError, match=message):
+        inject_lora(model, LoRAConfig(**settings))
+    assert same_state(model, before)
+
+
 def test_bad_values_are_named():
     for settings, word in [
         ({"r": 0}, "r=0"),
