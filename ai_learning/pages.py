@@ -34,8 +34,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     return out
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether each is an ordinary tensor in main memory: its numbers lie one after another at its address."""
+def is_plain(*tensors: Tensor, contiguous: bool = True) -> bool:
+    """Whether each is an ordinary tensor in main memory: its numbers lie one after another at its address.
+
+    With ``contiguous=False`` they may lie apart, as its strides say.
+    """
     for t in tensors:  # a loop, not all(…): this stands before work of microseconds
         if type(t) is not Tensor and type(t) is not nn.Parameter:
             return False
@@ -43,7 +46,7 @@ def is_plain(*tensors: Tensor) -> bool:
         # what is stored.
         if t.layout is not torch.strided or not torch._C._has_storage(t) or t._is_zerotensor() or t.is_neg():
             return False
-        if not t.is_cpu or not t.is_contiguous():
+        if not t.is_cpu or (contiguous and not t.is_contiguous()):
             return False
     return True
 

@@ -56,10 +56,10 @@ def ready(*loops: StoredLoop) -> bool:
         return False
 
 
-def usable(*tensors: Tensor) -> bool:
+def usable(*tensors: Tensor, contiguous: bool = True) -> bool:
     """Whether loops on float32 take these: plain in main memory, and computed with as usual."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if traced or transformed:
         return False
-    return is_plain(*tensors) and all(t.dtype == torch.float32 for t in tensors)
+    return is_plain(*tensors, contiguous=contiguous) and all(t.dtype == torch.float32 for t in tensors)

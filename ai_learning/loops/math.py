@@ -9,13 +9,13 @@ from numba import types
 from numba.extending import intrinsic
 
 _INT32 = ir.IntType(32)
-_LOG2_E = np.float32(1.4426950408889634)
+LOG2_E = np.float32(1.4426950408889634)
 # They sum to ln 2; the first has so few bits that whole numbers times it are exact.
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # exp(r) = 1 + r + r² · (…) for |r| ≤ ln 2 / 2, as Cephes has it (Moshier 1989, expf)
-_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
-_EXP = tuple(map(np.float32, _COEFFICIENTS))
-_LEAST = np.float32(-87)  # below, the result is not a normal number
+EXP_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_EXP = tuple(map(np.float32, EXP_COEFFICIENTS))
+EXP_LEAST = np.float32(-87)  # below, the result is not a normal number
 
 
 @intrinsic
@@ -32,8 +32,8 @@ def _power_of_two(typingctx, exponent):  # type: ignore[no-untyped-def]
 @numba.njit(fastmath={"contract"}, forceinline=True)  # not "reassoc": n · ln 2 is taken away in two parts
 def exp(x):  # type: ignore[no-untyped-def]
     """``e ** x`` for x ≤ 0, within 2 units in the last place; 0 below −87."""
-    n = np.rint(max(x, _LEAST) * _LOG2_E)
-    r = max(x, _LEAST) - n * _LN2_HIGH - n * _LN2_LOW
+    n = np.rint(max(x, EXP_LEAST) * LOG2_E)
+    r = max(x, EXP_LEAST) - n * LN2_HIGH - n * LN2_LOW
     p = _EXP[0]
     p = p * r + _EXP[1]
     p = p * r + _EXP[2]
@@ -41,7 +41,7 @@ def exp(x):  # type: ignore[no-untyped-def]
     p = p * r + _EXP[4]
     p = p * r + _EXP[5]
     p = p * r * r + r + np.float32(1)
-    return np.float32(0) if x < _LEAST else p * _power_of_two(n)  # NaN stays NaN
+    return np.float32(0) if x < EXP_LEAST else p * _power_of_two(n)  # NaN stays NaN
 
 
 @intrinsic
