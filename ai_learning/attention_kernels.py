@@ -5,7 +5,7 @@ queries are taken a few at a time, with the keys that they may see and no others
 their weights anew from the logarithm of each row's sum.
 
 All products are `multiply_tile`'s. Its right side must have its columns side by side, so keys and values are
-turned first where a product runs over their features.
+turned first where a product runs over their features. Addresses and distances are in bytes.
 """
 
 import math
@@ -13,8 +13,8 @@ import math
 import numba
 import numpy as np
 
-from .cpu_attention import FIELDS, LONGEST, MOST_TURNED, PAD
-from .loops.compiler import at, fields, loop, on_stack
+from .cpu_attention import BLOCK, FIELDS, HEADS, PLACES, ROW, SCRATCH, SHARE, SIZES, THREADS, WIDTH
+from .loops.compiler import at, exchange, fields, loop
 from .loops.registers import (
     LANES,
     add,
@@ -32,20 +32,23 @@ from .loops.registers import (
 )
 from .loops.tile import COLUMNS, ROWS, multiply_tile, transpose_tile
 
-_ROW = 4 * (LONGEST + PAD)  # bytes of a row of weights
-_BLOCK = 32  # rows whose weights the backward pass holds
-_FEW, _MANY = ROWS * (LONGEST + PAD) + LANES, _BLOCK * (LONGEST + PAD) + LANES  # numbers of rows of weights
-_TURNED = MOST_TURNED + LANES
 _HIDDEN = np.float32(-math.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @numba.njit(inline="always")
-def _head(layout, tensor, number):  # type: ignore[no-untyped-def]
-    """(address, bytes from a position to the next) of a tensor (B, H, T, D) at the head with a number."""
-    H, place = layout[0], 3 + FIELDS * tensor
-    batch, head = number // H, number % H
-    return layout[place] + batch * layout[place + 1] + head * layout[place + 2], layout[place + 3]
+def _sizes(job):  # type: ignore[no-untyped-def]
+    """The layout that `cpu_attention` made for a call."""
+    return at(fields(job)[0], SIZES, np.int64)
+
+
+@numba.njit(inline="always")
+def _head(sizes, tensor, number):  # type: ignore[no-untyped-def]
+    """Of a tensor (B, H, T, D), the head with a number: its address, and the distance between places."""
+    batch, head = number // sizes[HEADS], number % sizes[HEADS]
+    first = SIZES + FIELDS * tensor
+    own = at(sizes.ctypes.data + 8 * first, FIELDS, np.int64)
+    return own[0] + batch * own[1] + head * own[2], own[3]
 
 
 @numba.njit(inline="always")
@@ -54,28 +57,31 @@ def _floats(address, length):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _aligned(address):  # type: ignore[no-untyped-def]
-    """The next place where a register's numbers lie in one line of the cache."""
-    return -(-address // (4 * LANES)) * 4 * LANES
+def _take_scratch(sizes):  # type: ignore[no-untyped-def]
+    """Memory that no other thread has: its number. There is one for each, so one is free."""
+    number = 0
+    while exchange(sizes[THREADS] + 8 * number, 1):
+        number += 1
+    return number
 
 
 @numba.njit(inline="always")
 def _turn(to, to_row, source, source_row, T, D):  # type: ignore[no-untyped-def]
-    """(T, D) → (D, T up to a whole number of tiles), zeros at the end."""
+    """(T, D) → (D, T), and zeros up to a whole number of tiles."""
     whole = T // LANES * LANES
     for t in range(0, whole, LANES):
         for d in range(0, D, LANES):
             transpose_tile(to + d * to_row + 4 * t, to_row, source + t * source_row + 4 * d, source_row)
     ends = -(-T // COLUMNS) * COLUMNS
     for d in range(D):
-        last = _floats(to + d * to_row + 4 * whole, ends - whole)
-        for t in range(len(last)):
-            last[t] = _floats(source + (whole + t) * source_row, D)[d] if whole + t < T else _ZERO
+        rest = _floats(to + d * to_row + 4 * whole, ends - whole)
+        for t in range(len(rest)):
+            rest[t] = _floats(source + (whole + t) * source_row, D)[d] if whole + t < T else _ZERO
 
 
 @numba.njit(inline="always")
 def _hide(row, first, width):  # type: ignore[no-untyped-def]
-    """−∞ from a place of a row on: what the query must not see."""
+    """−∞ from a place of a row of scores on: what the query must not see."""
     whole = first // LANES * LANES
     if whole < width:
         store(row + 4 * whole, keep_first(load(row + 4 * whole), first - whole, _HIDDEN))
@@ -85,105 +91,104 @@ def _hide(row, first, width):  # type: ignore[no-untyped-def]
 
 @loop(fastmath={"contract", "reassoc", "nsz"})
 def causal_attention(job, first, last):  # type: ignore[no-untyped-def]
-    """Heads first … last−1. The job: the address of a layout, whose tensors are q, k, v, out, and log_sum (B, H, T)."""
-    layout = at(fields(job)[0], 3 + 5 * FIELDS, np.int64)
-    T, D = layout[1], layout[2]
+    """Heads first … last−1. The layout's tensors: q, k, v, out, and log_sum (B, H, T)."""
+    sizes = _sizes(job)
+    T, D, row_bytes = sizes[PLACES], sizes[WIDTH], sizes[ROW]
     scale = np.float32(1 / math.sqrt(D))
-    turned = _aligned(on_stack(_TURNED, np.float32).ctypes.data)
-    weights = _aligned(on_stack(_FEW, np.float32).ctypes.data)
-    largest, sums = on_stack(ROWS, np.float32), on_stack(ROWS, np.float32)
-    turned_row = 4 * (-(-T // COLUMNS) * COLUMNS + PAD)
+    mine = _take_scratch(sizes)
+    turned = sizes[SCRATCH] + mine * sizes[SHARE]
+    weights = turned + D * row_bytes
+    largest = _floats(weights + ROWS * row_bytes, ROWS)
+    sums = _floats(weights + ROWS * row_bytes + 4 * ROWS, ROWS)
     for number in range(first, last):
-        q, q_row = _head(layout, 0, number)
-        k, k_row = _head(layout, 1, number)
-        v, v_row = _head(layout, 2, number)
-        out, out_row = _head(layout, 3, number)
-        log_sum = _floats(layout[3 + 4 * FIELDS] + 4 * number * T, T)
-        _turn(turned, turned_row, k, k_row, T, D)
+        q, q_row = _head(sizes, 0, number)
+        k, k_row = _head(sizes, 1, number)
+        v, v_row = _head(sizes, 2, number)
+        out, out_row = _head(sizes, 3, number)
+        log_sum = _floats(_head(sizes, 4, number)[0], T)
+        _turn(turned, row_bytes, k, k_row, T, D)
         for t in range(0, T, ROWS):
             seen = t + ROWS
             width = -(-seen // COLUMNS) * COLUMNS
             for s in range(0, width, COLUMNS):
                 multiply_tile(
-                    weights + 4 * s, _ROW, q + t * q_row, q_row, 4, turned + 4 * s, turned_row, D, 0
+                    weights + 4 * s, row_bytes, q + t * q_row, q_row, 4, turned + 4 * s, row_bytes, D, 0
                 )
             # All rows a step at a time: within a row each step waits for the one before.
             for r in range(ROWS):
-                row, most = weights + r * _ROW, splat(_HIDDEN)
+                row, most = weights + r * row_bytes, splat(_HIDDEN)
                 _hide(row, t + r + 1, width)
                 for s in range(0, width, LANES):
                     most = larger(most, load(row + 4 * s))
                 largest[r] = largest_of(most) * scale
             for r in range(ROWS):
-                row, less, total = weights + r * _ROW, splat(-largest[r]), splat(_ZERO)
+                row, less, total = weights + r * row_bytes, splat(-largest[r]), splat(_ZERO)
                 for s in range(0, width, LANES):
                     weight = exp(fma(load(row + 4 * s), splat(scale), less))
                     total = add(total, weight)
                     store(row + 4 * s, weight)
                 sums[r] = sum_of(total)
-            for r in range(ROWS):
-                log_sum[t + r] = largest[r] + np.log(sums[r])
             for d in range(0, D, COLUMNS):
                 multiply_tile(
-                    out + t * out_row + 4 * d, out_row, weights, _ROW, 4, v + 4 * d, v_row, seen, 0
+                    out + t * out_row + 4 * d, out_row, weights, row_bytes, 4, v + 4 * d, v_row, seen, 0
                 )
             for r in range(ROWS):
+                log_sum[t + r] = largest[r] + np.log(sums[r])
                 row, share = out + (t + r) * out_row, splat(_ONE / sums[r])
                 for d in range(0, D, LANES):
                     store(row + 4 * d, multiply(load(row + 4 * d), share))
+    exchange(sizes[THREADS] + 8 * mine, 0)
 
 
 @loop(fastmath={"contract", "reassoc", "nsz"})
 def causal_attention_backward(job, first, last):  # type: ignore[no-untyped-def]
     """Heads first … last−1 → the gradients of q, k and v.
 
-    The job: the address of a layout, whose tensors are q, k, v, out, log_sum (B, H, T), the gradient of out,
-    and those of q, k and v.
+    The layout's tensors: q, k, v, out, log_sum (B, H, T), the gradient of out, and those of q, k and v.
     """
-    layout = at(fields(job)[0], 3 + 9 * FIELDS, np.int64)
-    T, D = layout[1], layout[2]
+    sizes = _sizes(job)
+    T, D, row_bytes = sizes[PLACES], sizes[WIDTH], sizes[ROW]
     scale = np.float32(1 / math.sqrt(D))
-    keys = _aligned(on_stack(_TURNED, np.float32).ctypes.data)
-    values = _aligned(on_stack(_TURNED, np.float32).ctypes.data)
-    weights = _aligned(on_stack(_MANY, np.float32).ctypes.data)
-    scores = _aligned(on_stack(_MANY, np.float32).ctypes.data)  # their gradients
-    mean = on_stack(_BLOCK, np.float32)
-    turned_row = 4 * (-(-T // COLUMNS) * COLUMNS + PAD)
+    mine = _take_scratch(sizes)
+    keys = sizes[SCRATCH] + mine * sizes[SHARE]
+    values = keys + D * row_bytes
+    weights = values + D * row_bytes
+    scores = weights + BLOCK * row_bytes  # their gradients
+    mean = _floats(scores + BLOCK * row_bytes, BLOCK)
     for number in range(first, last):
-        q, q_row = _head(layout, 0, number)
-        k, k_row = _head(layout, 1, number)
-        v, v_row = _head(layout, 2, number)
-        out, out_row = _head(layout, 3, number)
-        log_sum = _floats(layout[3 + 4 * FIELDS] + 4 * number * T, T)
-        grad, grad_row = _head(layout, 5, number)
-        grad_q, grad_q_row = _head(layout, 6, number)
-        grad_k, grad_k_row = _head(layout, 7, number)
-        grad_v, grad_v_row = _head(layout, 8, number)
-        _turn(keys, turned_row, k, k_row, T, D)
-        _turn(values, turned_row, v, v_row, T, D)
-        for t in range(0, T, _BLOCK):
-            rows = min(_BLOCK, T - t)
+        q, q_row = _head(sizes, 0, number)
+        k, k_row = _head(sizes, 1, number)
+        v, v_row = _head(sizes, 2, number)
+        out, out_row = _head(sizes, 3, number)
+        log_sum = _floats(_head(sizes, 4, number)[0], T)
+        grad, grad_row = _head(sizes, 5, number)
+        grad_q, grad_q_row = _head(sizes, 6, number)
+        grad_k, grad_k_row = _head(sizes, 7, number)
+        grad_v, grad_v_row = _head(sizes, 8, number)
+        _turn(keys, row_bytes, k, k_row, T, D)
+        _turn(values, row_bytes, v, v_row, T, D)
+        for t in range(0, T, BLOCK):
+            rows = min(BLOCK, T - t)
             width = -(-(t + rows) // COLUMNS) * COLUMNS
             for r in range(0, rows, ROWS):
                 for s in range(0, width, COLUMNS):
                     multiply_tile(
-                        weights + r * _ROW + 4 * s, _ROW,
+                        weights + r * row_bytes + 4 * s, row_bytes,
                         q + (t + r) * q_row, q_row, 4,
-                        keys + 4 * s, turned_row, D, 0,
+                        keys + 4 * s, row_bytes, D, 0,
                     )  # fmt: skip
                     multiply_tile(
-                        scores + r * _ROW + 4 * s, _ROW,
+                        scores + r * row_bytes + 4 * s, row_bytes,
                         grad + (t + r) * grad_row, grad_row, 4,
-                        values + 4 * s, turned_row, D, 0,
+                        values + 4 * s, row_bytes, D, 0,
                     )  # fmt: skip
             for r in range(rows):
-                mine, asked = out + (t + r) * out_row, grad + (t + r) * grad_row
-                total = splat(_ZERO)
+                given, asked, total = out + (t + r) * out_row, grad + (t + r) * grad_row, splat(_ZERO)
                 for d in range(0, D, LANES):
-                    total = fma(load(mine + 4 * d), load(asked + 4 * d), total)
+                    total = fma(load(given + 4 * d), load(asked + 4 * d), total)
                 mean[r] = sum_of(total)  # of the weights' gradients: softmax takes it away
             for r in range(rows):
-                row, score = weights + r * _ROW, scores + r * _ROW
+                row, score = weights + r * row_bytes, scores + r * row_bytes
                 _hide(row, t + r + 1, width)
                 less, own = splat(-log_sum[t + r]), splat(mean[r])
                 for s in range(0, width, LANES):
@@ -195,7 +200,7 @@ def causal_attention_backward(job, first, last):  # type: ignore[no-untyped-def]
                 for r in range(0, rows, ROWS):
                     multiply_tile(
                         grad_q + (t + r) * grad_q_row + 4 * d, grad_q_row,
-                        scores + r * _ROW, _ROW, 4,
+                        scores + r * row_bytes, row_bytes, 4,
                         k + 4 * d, k_row, t + r + ROWS, 0,
                     )  # fmt: skip
                 for s in range(0, t + rows, ROWS):
@@ -203,11 +208,12 @@ def causal_attention_backward(job, first, last):  # type: ignore[no-untyped-def]
                     skip = max(0, s - t)
                     multiply_tile(
                         grad_v + s * grad_v_row + 4 * d, grad_v_row,
-                        weights + skip * _ROW + 4 * s, 4, _ROW,
+                        weights + skip * row_bytes + 4 * s, 4, row_bytes,
                         grad + (t + skip) * grad_row + 4 * d, grad_row, rows - skip, int(s < t),
                     )  # fmt: skip
                     multiply_tile(
                         grad_k + s * grad_k_row + 4 * d, grad_k_row,
-                        scores + skip * _ROW + 4 * s, 4, _ROW,
+                        scores + skip * row_bytes + 4 * s, 4, row_bytes,
                         q + (t + skip) * q_row + 4 * d, q_row, rows - skip, int(s < t),
                     )  # fmt: skip
+    exchange(sizes[THREADS] + 8 * mine, 0)

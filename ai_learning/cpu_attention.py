@@ -1,7 +1,7 @@
 """Causal attention on a processor with AVX-512, both passes as compiled loops (`attention_kernels`).
 
-PyTorch's own kernel for CPUs multiplies small matrices through a library made for large ones, and hidden
-scores with the others: these loops take half of its time.
+PyTorch's own kernel for CPUs hands matrices of a few rows to a library made for large ones, and takes about
+twice as long.
 """
 
 import ctypes
@@ -14,27 +14,28 @@ from torch.autograd.function import once_differentiable
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
 from .shapes import Heads
 
+HEADS, PLACES, WIDTH, ROW, SCRATCH, SHARE, THREADS, SIZES = range(8)
+"""places in a layout: H, T and D; bytes from row to row of scratch; where scratch begins, the bytes of each
+thread's, and where it is noted which are taken; then of each tensor `FIELDS`, and those notes"""
 FIELDS = 4
-"""what a layout says of a tensor: its address; bytes from row to row, from head to head, from place to place"""
-LONGEST, PAD = 1024, 16
-"""positions; and numbers behind each row of scratch: rows a power of two apart share a place in the cache"""
-MOST_TURNED = 64 * (LONGEST + PAD)
-"""numbers of a head's keys, each feature a row with its pad"""
+"""of a tensor: its address, and the bytes from row to row, from head to head, from place to place"""
+BLOCK = 32
+"""queries whose weights the backward pass holds"""
 _LOOPS = Loops("attention_kernels")
 _TILE_ROWS, _TILE_COLUMNS = 8, 32
-_WORTH_IT = 2**22
-"""products of two numbers from which on the loops are used; calling them takes longer than PyTorch's kernel"""
+_PAD = 16  # numbers behind each row of scratch: rows a power of two apart share a place in the cache
+_LONGEST = 2048  # places; beyond, a head's keys and values leave the cache
+_WORTH_IT = 2**22  # products of two numbers; fewer take less time than calling the loops
 
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
-    """Whether `causal_attention` takes these."""
+    """Whether `causal_attention` takes these, and gains."""
     if not (q.shape == k.shape == v.shape and q.dim() == 4):
         return False
     B, H, T, D = q.shape
-    if T % _TILE_ROWS or D % _TILE_COLUMNS or T > LONGEST or B * H * T * T * D < _WORTH_IT:
+    if T % _TILE_ROWS or D % _TILE_COLUMNS or T > _LONGEST or B * H * T * T * D < _WORTH_IT:
         return False
-    columns = -(-T // _TILE_COLUMNS) * _TILE_COLUMNS + PAD
-    if D * columns > MOST_TURNED or not q.stride(3) == k.stride(3) == v.stride(3) == 1:
+    if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
         return False
     return usable(q, k, v, contiguous=False) and _has_loops()
 
@@ -66,7 +67,7 @@ class _CausalAttention(torch.autograd.Function):
         B, H, T, D = q.shape
         out = q.new_empty(B, T, H, D).transpose(1, 2)
         log_sum = q.new_empty(B, H, T)
-        _run(_LOOPS.causal_attention, q, k, v, out, log_sum)
+        _run(_LOOPS.causal_attention, D + _TILE_ROWS, q, k, v, out, log_sum)
         ctx.save_for_backward(q, k, v, out, log_sum)
         return out
 
@@ -78,16 +79,20 @@ class _CausalAttention(torch.autograd.Function):
         if grad.stride(3) != 1 or not usable(grad, contiguous=False):
             grad = torch.empty_like(out).copy_(grad)
         grads = q.new_empty(3, B, T, H, D).transpose(2, 3).unbind(0)
-        _run(_LOOPS.causal_attention_backward, q, k, v, out, log_sum, grad, *grads)
+        _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK), q, k, v, out, log_sum, grad, *grads)
         return grads
 
 
-def _run(loop: StoredLoop, *tensors: Tensor) -> None:
-    """Call a loop for each head of (B, H, T, D) tensors, or (B, H, T)."""
+def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
+    """Call a loop for each head of (B, H, T, D) tensors, or (B, H, T), with rows of scratch for each thread."""
     B, H, T, D = tensors[0].shape
-    layout = [H, T, D]
+    row = 4 * (-(-T // _TILE_COLUMNS) * _TILE_COLUMNS + _PAD)
+    share, threads = (scratch_rows + 1) * row, torch.get_num_threads()
+    scratch = torch.empty(threads * share + 64, dtype=torch.uint8)
+    layout = [H, T, D, row, -(-scratch.data_ptr() // 64) * 64, share, 0]
     for tensor in tensors:
         rows, heads, places = tensor.stride()[:3]
         layout += (tensor.data_ptr(), 4 * rows, 4 * heads, 4 * places)
-    numbers = (ctypes.c_int64 * len(layout))(*layout)
+    numbers = (ctypes.c_int64 * (len(layout) + threads))(*layout)  # what is left out is 0: not taken
+    numbers[THREADS] = ctypes.addressof(numbers) + 8 * len(layout)
     run(loop, 0, B * H, B * H * T * T * D // 16, (ctypes.addressof(numbers),), ())

@@ -17,7 +17,8 @@ IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 # A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
 CHUNK_BYTES = 32 * 2**20
 _FEW_LOGITS, _WORTH_ROWS = 2**18, 2**17  # elements of the logits, of the embedding
-_WIDE = 256  # numbers in a hidden state
+# Where the head is frozen, a block of positions × ids instead, which stays in the cache.
+_BLOCK_BYTES, _BLOCK_POSITIONS = 4 * 2**20, 1024
 _LOOPS = Loops("training_kernels")
 _WORTH_COMPILED = 2**22  # logits of a chunk; with fewer, they stay in the cache in any case
 
@@ -76,6 +77,8 @@ def linear_cross_entropy(
 
     For each chunk the forward pass computes the logits, the loss and at once the gradients with respect
     to ``hidden`` and ``weight``, then drops the logits: memory does not grow with positions × vocabulary.
+    With a frozen ``weight``, on a CPU, not even a chunk's logits are all held: as FlashAttention (Dao et al.
+    2022) does with keys, columns are taken a few at a time, and sums are scaled when a larger logit comes.
 
     Args:
         hidden: (..., C).
@@ -105,12 +108,10 @@ def linear_cross_entropy(
     return loss
 
 
-def chunk_bytes(width: int, trains_head: bool) -> int:
-    """Most bytes of logits that the loss holds at once.
-
-    Products of wide states gain from more rows; a head that is trained holds a gradient of its size already.
-    """
-    return CHUNK_BYTES * (1 if trains_head or width < _WIDE else 2)
+def held_bytes(n_logits: int, weight: Tensor) -> int:
+    """Most bytes of ``n_logits`` logits that the loss holds at once."""
+    by_columns = not weight.requires_grad and _by_columns(n_logits, weight)
+    return min(4 * n_logits, _BLOCK_BYTES if by_columns else CHUNK_BYTES)
 
 
 def _check_targets(targets: Tensor, vocab_size: int) -> None:
@@ -156,12 +157,52 @@ def _logit_gradients(
     return loss, 1.0
 
 
+def _by_columns(n_logits: int, *tensors: Tensor) -> bool:
+    """Whether `_columns_at_a_time` takes these, and gains: few logits stay in the cache in any case."""
+    return 4 * n_logits > _BLOCK_BYTES and usable(*tensors) and ready(_LOOPS.running_softmax)
+
+
+def _columns_at_a_time(
+    hidden: Tensor, weight: Tensor, targets: Tensor, d_hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A chunk of positions, a block of ids at a time, each block's logits in the same small buffer.
+
+    Args:
+        hidden: (n, C).
+        weight: (V, C).
+        targets: (n, 1).
+        d_hidden: (n, C), filled with ``sums · softmax(hidden @ weight.T) @ weight``; ``None``: not computed.
+
+    Returns:
+        Each row's loss (n, 1), and ``sums`` (n, 1).
+    """
+    n, V = len(hidden), len(weight)
+    columns = min(V, max(1, _BLOCK_BYTES // (4 * n)))
+    buffer = hidden.new_empty(n * columns)
+    known = hidden.new_zeros(n, 3, dtype=torch.float64)  # largest logit, sum, the target's logit
+    known[:, 0] = -math.inf
+    nothing = hidden.new_empty(n, 0)
+    for first in range(0, V, columns):
+        part = weight[first : first + columns]
+        p = buffer[: n * len(part)].view(n, len(part))
+        torch.mm(hidden, part.T, out=p)
+        gradient = nothing if d_hidden is None else d_hidden
+        numbers = (n, len(part), gradient.size(1), first)
+        run(_LOOPS.running_softmax, 0, n, p.numel(), numbers, (p, targets, known, gradient))
+        if d_hidden is not None:
+            d_hidden.addmm_(p, part, beta=float(first > 0))
+    largest, sums, wanted = known.split(1, dim=1)
+    return (sums.log() + (largest - wanted)).float(), sums.float()
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward only scales them."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
         # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
+        if not ctx.needs_input_grad[1] and _by_columns(len(hidden) * len(weight), hidden, weight, shares):
+            return _LinearCrossEntropy._with_frozen_head(ctx, hidden, weight, targets, shares)
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         N, V = hidden.size(0), weight.size(0)
         dtype, shares = shares.dtype, shares.unsqueeze(1)  # float32 or wider; (N, 1)
@@ -169,7 +210,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
         d_weight = torch.empty_like(weight, dtype=dtype) if needs_weight else None
-        fitting = max(1, chunk_bytes(hidden.size(1), needs_weight) // (V * total.element_size()))
+        fitting = max(1, CHUNK_BYTES // (V * total.element_size()))
         chunk = -(-N // -(-N // fitting))  # equal ones: a small rest is slow for its size
         # One buffer for all chunks: what is freed and allocated again is not always given back in between.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
@@ -196,6 +237,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     part = d_logits.T @ hidden[rows]
                     d_weight = d_weight.copy_(part) if start == 0 else d_weight.add_(part)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def _with_frozen_head(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor
+    ) -> Tensor:
+        N = len(hidden)
+        total = torch.zeros((), device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        chunk = -(-N // -(-N // _BLOCK_POSITIONS))  # equal ones
+        for start in range(0, N, chunk):
+            rows = slice(start, start + chunk)
+            share, d_rows = shares[rows].unsqueeze(1), None if d_hidden is None else d_hidden[rows]
+            loss, sums = _columns_at_a_time(hidden[rows], weight, targets[rows].unsqueeze(1), d_rows)
+            total += (loss * share).masked_fill_(share == 0, 0).sum()
+            if d_rows is not None:
+                d_rows.mul_(share / sums).sub_(F.embedding(targets[rows], weight) * share)
+        ctx.save_for_backward(d_hidden, None)
         return total
 
     @staticmethod

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .checkpoint import model_config
 from .loops import ready
-from .loss import chunk_bytes
+from .loss import held_bytes
 from .model import Block
 
 # Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
@@ -94,7 +94,7 @@ def plan_memory(
         working += kept / max(1, blocks)
         kept = blocks * 4 * width
     trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
-    logits = min(4 * targets * config.vocab_size, chunk_bytes(width, trains_head))
+    logits = held_bytes(targets * config.vocab_size, model.lm_head.weight)
     activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width)
     # The head's gradient is made with the loss; a tied embedding's is added to it at the very end.
     at_loss = activations + (head if trains_head else 0)

@@ -79,6 +79,41 @@ def unnormalised_softmax(job, first, last):  # type: ignore[no-untyped-def]
         row[targets[n]] -= np.float32(total)
 
 
+@loop(fastmath={"contract", "reassoc", "nsz"})
+def running_softmax(job, first, last):  # type: ignore[no-untyped-def]
+    """Rows first … last−1 of the next columns of logits (N, V), in place: ``exp(logit − largest so far)``.
+
+    Sums and the d_hidden of the columns before are scaled to the new largest. The job: N, V, C, the first
+    column's id, then the addresses of the logits, targets (N,) int64, what is known of each row (N, 3)
+    float64: largest, sum, the target's logit; and of d_hidden (N, C).
+    """
+    job = fields(job)
+    N, V, C, start = job[0], job[1], job[2], job[3]
+    logits = array(job, 4, N * V, np.float32)
+    targets = array(job, 5, N, np.int64)
+    known = array(job, 6, 3 * N, np.float64)
+    d_hidden = array(job, 7, N * C, np.float32)
+    for n in range(first, last):
+        row, mine = logits[n * V : n * V + V], known[3 * n : 3 * n + 3]
+        if start <= targets[n] < start + V:
+            mine[2] = row[targets[n] - start]
+        before = np.float32(mine[0])
+        largest = before
+        for i in range(len(row)):
+            largest = maximum(largest, row[i])
+        total = _ZERO
+        for i in range(len(row)):
+            row[i] = exp(row[i] - largest)
+            total += row[i]
+        if largest > before:
+            scale = exp(before - largest)  # 0 before the first columns, when d_hidden holds nothing yet
+            mine[0], mine[1] = largest, mine[1] * scale
+            wide = d_hidden[n * C : n * C + C]
+            for i in range(len(wide) if start else 0):
+                wide[i] *= scale
+        mine[1] += total
+
+
 # --- AdamW ------------------------------------------------------------------------------------------------
 
 

@@ -118,18 +118,18 @@ def array(job, place, length, dtype):  # type: ignore[no-untyped-def]
     return at(job[place], length, dtype)
 
 
-# --- what every thread does -------------------------------------------------------------------------------
-
-
 @intrinsic
-def _take(typingctx, flag):  # type: ignore[no-untyped-def]
-    """Set the int64 at an address to 1, in one step for all threads; what it was before."""
+def exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Write an int64 at an address, in one step for all threads; what was there before."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], _INT64.as_pointer())
-        return builder.atomic_rmw("xchg", place, ir.Constant(_INT64, 1), "monotonic")
+        return builder.atomic_rmw("xchg", place, args[1], "seq_cst")
 
-    return types.int64(types.int64), generate
+    return types.int64(types.int64, types.int64), generate
+
+
+# --- what every thread does -------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -164,7 +164,7 @@ def _work(address):  # type: ignore[no-untyped-def]
     own = _number(shared[WHICH]) * shares // shared[THREADS]
     for turn in range(shares):
         share = (own + turn) % shares
-        if _take(flags + 8 * share) == 0:
+        if exchange(flags + 8 * share, 1) == 0:
             first = shared[FIRST] + length * share // shares
             last = shared[FIRST] + length * (share + 1) // shares
             _call(shared[LOOP], job, first, last)

@@ -10,12 +10,9 @@ an older processor LLVM uses half of each register. A `Register` is a value like
 `store.processor_has("avx512f")` tells whether the registers are there; without them this is correct and slow.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import numba
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
@@ -63,7 +60,9 @@ def splat_vector(builder: Any, value: Any) -> Any:
 def call_llvm(builder: Any, name: str, *vectors: Any) -> Any:
     """LLVM's own function of vectors."""
     kind = ir.FunctionType(VECTOR, [VECTOR] * len(vectors))
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), vectors)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), vectors
+    )
 
 
 @intrinsic
@@ -92,7 +91,9 @@ def splat(typingctx, value):  # type: ignore[no-untyped-def]
 def _binary(generate: Callable[[Any, Any, Any], Any]) -> Any:
     @intrinsic
     def operation(typingctx, a, b):  # type: ignore[no-untyped-def]
-        return Register(Register, Register), lambda context, builder, signature, args: generate(builder, *args)
+        return Register(Register, Register), lambda context, builder, signature, args: generate(
+            builder, *args
+        )
 
     return operation
 
@@ -100,13 +101,17 @@ def _binary(generate: Callable[[Any, Any, Any], Any]) -> Any:
 add = _binary(lambda builder, a, b: builder.fadd(a, b))
 subtract = _binary(lambda builder, a, b: builder.fsub(a, b))
 multiply = _binary(lambda builder, a, b: builder.fmul(a, b))
-larger = _binary(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))  # b if one is NaN
+larger = _binary(
+    lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)
+)  # b if one is NaN
 
 
 @intrinsic
 def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     """``a · b + c``, rounded once."""
-    return Register(Register, Register, Register), lambda context, builder, signature, args: call_llvm(builder, "fma", *args)
+    return Register(Register, Register, Register), lambda context, builder, signature, args: call_llvm(
+        builder, "fma", *args
+    )
 
 
 def _across(generate: Callable[[Any, Any, Any], Any]) -> Any:
@@ -136,7 +141,9 @@ def keep_first(typingctx, register, count, other):  # type: ignore[no-untyped-de
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         register, count, other = args
-        lane = builder.insert_element(ir.Constant(_INTS, ir.Undefined), builder.trunc(count, _INT32), _INT32(0))
+        lane = builder.insert_element(
+            ir.Constant(_INTS, ir.Undefined), builder.trunc(count, _INT32), _INT32(0)
+        )
         counts = builder.shuffle_vector(lane, lane, ir.Constant(_INTS, [0] * LANES))
         first = builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), counts)
         return builder.select(first, register, splat_vector(builder, other))

@@ -74,7 +74,10 @@ def transpose_tile(typingctx, to, to_row, source, source_row):  # type: ignore[n
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         to, to_row, source, source_row = args
-        rows = [load_vector(builder, builder.add(source, builder.mul(source_row, _INT64(n)))) for n in range(LANES)]
+        rows = [
+            load_vector(builder, builder.add(source, builder.mul(source_row, _INT64(n))))
+            for n in range(LANES)
+        ]
         # Exchange halves, quarters, … of the rows with those of the row as far below.
         half = LANES // 2
         while half:
