@@ -2,7 +2,7 @@
 
 What FlashAttention (Dao et al. 2022) does on a GPU: the weights (T, T) of a head are never all there. Rows of
 queries are taken a few at a time, with the keys that they may see and no others; the backward pass computes
-their weights anew from the logarithm of each row's sum.
+their weights anew, the same to the last bit, from each row's largest score and sum.
 
 All products are `multiply_tile`'s. Its right side must have its columns side by side, so keys and values are
 turned first where a product runs over their features. Addresses and distances are in bytes.
@@ -91,52 +91,58 @@ def _hide(row, first, width):  # type: ignore[no-untyped-def]
 
 @loop(fastmath={"contract", "reassoc", "nsz"})
 def causal_attention(job, first, last):  # type: ignore[no-untyped-def]
-    """Heads first … last−1. The layout's tensors: q, k, v, out, and log_sum (B, H, T)."""
+    """Heads first … last−1. The layout's tensors: q, k, v, out, and of each row (B, H, T) its largest score
+    and 1 / the sum of its weights.
+    """
     sizes = _sizes(job)
     T, D, row_bytes = sizes[PLACES], sizes[WIDTH], sizes[ROW]
     scale = np.float32(1 / math.sqrt(D))
     mine = _take_scratch(sizes)
     turned = sizes[SCRATCH] + mine * sizes[SHARE]
     weights = turned + D * row_bytes
-    largest = _floats(weights + ROWS * row_bytes, ROWS)
-    sums = _floats(weights + ROWS * row_bytes + 4 * ROWS, ROWS)
     for number in range(first, last):
         q, q_row = _head(sizes, 0, number)
         k, k_row = _head(sizes, 1, number)
         v, v_row = _head(sizes, 2, number)
         out, out_row = _head(sizes, 3, number)
-        log_sum = _floats(_head(sizes, 4, number)[0], T)
+        largest = _floats(_head(sizes, 4, number)[0], T)
+        share = _floats(_head(sizes, 5, number)[0], T)
         _turn(turned, row_bytes, k, k_row, T, D)
-        for t in range(0, T, ROWS):
-            seen = t + ROWS
-            width = -(-seen // COLUMNS) * COLUMNS
+        for t in range(0, T, BLOCK):
+            rows = min(BLOCK, T - t)
+            width = -(-(t + rows) // COLUMNS) * COLUMNS
             for s in range(0, width, COLUMNS):
-                multiply_tile(
-                    weights + 4 * s, row_bytes, q + t * q_row, q_row, 4, turned + 4 * s, row_bytes, D, 0
-                )
+                for r in range(0, rows, ROWS):
+                    multiply_tile(
+                        weights + r * row_bytes + 4 * s, row_bytes,
+                        q + (t + r) * q_row, q_row, 4,
+                        turned + 4 * s, row_bytes, D, 0,
+                    )  # fmt: skip
             # All rows a step at a time: within a row each step waits for the one before.
-            for r in range(ROWS):
+            for r in range(rows):
                 row, most = weights + r * row_bytes, splat(_HIDDEN)
                 _hide(row, t + r + 1, width)
                 for s in range(0, width, LANES):
                     most = larger(most, load(row + 4 * s))
-                largest[r] = largest_of(most) * scale
-            for r in range(ROWS):
-                row, less, total = weights + r * row_bytes, splat(-largest[r]), splat(_ZERO)
+                largest[t + r] = largest_of(most)
+            for r in range(rows):
+                row, most, total = weights + r * row_bytes, splat(largest[t + r]), splat(_ZERO)
                 for s in range(0, width, LANES):
-                    weight = exp(fma(load(row + 4 * s), splat(scale), less))
+                    weight = exp(multiply(subtract(load(row + 4 * s), most), splat(scale)))
                     total = add(total, weight)
                     store(row + 4 * s, weight)
-                sums[r] = sum_of(total)
+                share[t + r] = _ONE / sum_of(total)
             for d in range(0, D, COLUMNS):
-                multiply_tile(
-                    out + t * out_row + 4 * d, out_row, weights, row_bytes, 4, v + 4 * d, v_row, seen, 0
-                )
-            for r in range(ROWS):
-                log_sum[t + r] = largest[r] + np.log(sums[r])
-                row, share = out + (t + r) * out_row, splat(_ONE / sums[r])
+                for r in range(0, rows, ROWS):
+                    multiply_tile(
+                        out + (t + r) * out_row + 4 * d, out_row,
+                        weights + r * row_bytes, row_bytes, 4,
+                        v + 4 * d, v_row, t + r + ROWS, 0,
+                    )  # fmt: skip
+            for r in range(rows):
+                row, own = out + (t + r) * out_row, splat(share[t + r])
                 for d in range(0, D, LANES):
-                    store(row + 4 * d, multiply(load(row + 4 * d), share))
+                    store(row + 4 * d, multiply(load(row + 4 * d), own))
     exchange(sizes[THREADS] + 8 * mine, 0)
 
 
@@ -144,7 +150,7 @@ def causal_attention(job, first, last):  # type: ignore[no-untyped-def]
 def causal_attention_backward(job, first, last):  # type: ignore[no-untyped-def]
     """Heads first … last−1 → the gradients of q, k and v.
 
-    The layout's tensors: q, k, v, out, log_sum (B, H, T), the gradient of out, and those of q, k and v.
+    The layout's tensors: those of `causal_attention`, the gradient of out, and those of q, k and v.
     """
     sizes = _sizes(job)
     T, D, row_bytes = sizes[PLACES], sizes[WIDTH], sizes[ROW]
@@ -160,18 +166,19 @@ def causal_attention_backward(job, first, last):  # type: ignore[no-untyped-def]
         k, k_row = _head(sizes, 1, number)
         v, v_row = _head(sizes, 2, number)
         out, out_row = _head(sizes, 3, number)
-        log_sum = _floats(_head(sizes, 4, number)[0], T)
-        grad, grad_row = _head(sizes, 5, number)
-        grad_q, grad_q_row = _head(sizes, 6, number)
-        grad_k, grad_k_row = _head(sizes, 7, number)
-        grad_v, grad_v_row = _head(sizes, 8, number)
+        largest = _floats(_head(sizes, 4, number)[0], T)
+        share = _floats(_head(sizes, 5, number)[0], T)
+        grad, grad_row = _head(sizes, 6, number)
+        grad_q, grad_q_row = _head(sizes, 7, number)
+        grad_k, grad_k_row = _head(sizes, 8, number)
+        grad_v, grad_v_row = _head(sizes, 9, number)
         _turn(keys, row_bytes, k, k_row, T, D)
         _turn(values, row_bytes, v, v_row, T, D)
         for t in range(0, T, BLOCK):
             rows = min(BLOCK, T - t)
             width = -(-(t + rows) // COLUMNS) * COLUMNS
-            for r in range(0, rows, ROWS):
-                for s in range(0, width, COLUMNS):
+            for s in range(0, width, COLUMNS):
+                for r in range(0, rows, ROWS):
                     multiply_tile(
                         weights + r * row_bytes + 4 * s, row_bytes,
                         q + (t + r) * q_row, q_row, 4,
@@ -190,11 +197,12 @@ def causal_attention_backward(job, first, last):  # type: ignore[no-untyped-def]
             for r in range(rows):
                 row, score = weights + r * row_bytes, scores + r * row_bytes
                 _hide(row, t + r + 1, width)
-                less, own = splat(-log_sum[t + r]), splat(mean[r])
+                most, own = splat(largest[t + r]), splat(share[t + r])
                 for s in range(0, width, LANES):
-                    weight = exp(fma(load(row + 4 * s), splat(scale), less))
+                    weight = exp(multiply(subtract(load(row + 4 * s), most), splat(scale)))
+                    weight = multiply(weight, own)
                     store(row + 4 * s, weight)
-                    change = multiply(subtract(load(score + 4 * s), own), splat(scale))
+                    change = multiply(subtract(load(score + 4 * s), splat(mean[r])), splat(scale))
                     store(score + 4 * s, multiply(weight, change))
             for d in range(0, D, COLUMNS):
                 for r in range(0, rows, ROWS):

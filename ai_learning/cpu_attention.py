@@ -24,8 +24,8 @@ BLOCK = 32
 _LOOPS = Loops("attention_kernels")
 _TILE_ROWS, _TILE_COLUMNS = 8, 32
 _PAD = 16  # numbers behind each row of scratch: rows a power of two apart share a place in the cache
-_LONGEST = 2048  # places; beyond, a head's keys and values leave the cache
-_WORTH_IT = 2**22  # products of two numbers; fewer take less time than calling the loops
+_LONGEST = 1024  # places; with more, PyTorch's matrices are large enough
+_WORTH_IT = 2**21  # products of two numbers; fewer take less time than calling the loops
 
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
@@ -37,7 +37,7 @@ def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
         return False
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
         return False
-    return usable(q, k, v, contiguous=False) and _has_loops()
+    return usable(q, k, v, contiguous=False) and has_loops()
 
 
 def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -55,7 +55,8 @@ def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     return out
 
 
-def _has_loops() -> bool:
+def has_loops() -> bool:
+    """Whether this machine can run them; the first call loads them, or has them compiled."""
     return processor_has("avx512f") and ready(_LOOPS.causal_attention, _LOOPS.causal_attention_backward)
 
 
@@ -66,25 +67,26 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Heads, k: Heads, v: Heads) -> Heads:
         B, H, T, D = q.shape
         out = q.new_empty(B, T, H, D).transpose(1, 2)
-        log_sum = q.new_empty(B, H, T)
-        _run(_LOOPS.causal_attention, D + _TILE_ROWS, q, k, v, out, log_sum)
-        ctx.save_for_backward(q, k, v, out, log_sum)
+        largest, share = q.new_empty(2, B, H, T).unbind(0)
+        _run(_LOOPS.causal_attention, D + BLOCK, q, k, v, out, largest, share)
+        ctx.save_for_backward(q, k, v, out, largest, share)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Heads) -> tuple[Heads, ...]:
-        q, k, v, out, log_sum = ctx.saved_tensors
+        q, k, v, out, largest, share = ctx.saved_tensors
         B, H, T, D = q.shape
         if grad.stride(3) != 1 or not usable(grad, contiguous=False):
             grad = torch.empty_like(out).copy_(grad)
         grads = q.new_empty(3, B, T, H, D).transpose(2, 3).unbind(0)
-        _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK), q, k, v, out, log_sum, grad, *grads)
+        known = (q, k, v, out, largest, share)
+        _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK), *known, grad, *grads)
         return grads
 
 
 def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
-    """Call a loop for each head of (B, H, T, D) tensors, or (B, H, T), with rows of scratch for each thread."""
+    """Call a loop for each head of (B, H, T, D) tensors, or (B, H, T); each thread has rows of scratch."""
     B, H, T, D = tensors[0].shape
     row = 4 * (-(-T // _TILE_COLUMNS) * _TILE_COLUMNS + _PAD)
     share, threads = (scratch_rows + 1) * row, torch.get_num_threads()

@@ -180,7 +180,7 @@ def _columns_at_a_time(
     columns = min(V, max(1, _BLOCK_BYTES // (4 * n)))
     buffer = hidden.new_empty(n * columns)
     known = hidden.new_zeros(n, 3, dtype=torch.float64)  # largest logit, sum, the target's logit
-    known[:, 0] = -math.inf
+    known[:, 0] = torch.finfo(hidden.dtype).min  # finite: less than any logit but one that is ruled out
     nothing = hidden.new_empty(n, 0)
     for first in range(0, V, columns):
         part = weight[first : first + columns]
@@ -195,6 +195,23 @@ def _columns_at_a_time(
     return (sums.log() + (largest - wanted)).float(), sums.float()
 
 
+def _with_frozen_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, needs_hidden: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and its gradient with respect to ``hidden``, by `_columns_at_a_time`."""
+    total, N = torch.zeros((), device=hidden.device), len(hidden)
+    d_hidden = torch.empty_like(hidden) if needs_hidden else None
+    chunk = -(-N // -(-N // _BLOCK_POSITIONS))  # equal ones
+    for start in range(0, N, chunk):
+        rows = slice(start, start + chunk)
+        share, d_rows = shares[rows].unsqueeze(1), None if d_hidden is None else d_hidden[rows]
+        loss, sums = _columns_at_a_time(hidden[rows], weight, targets[rows].unsqueeze(1), d_rows)
+        total += (loss * share).masked_fill_(share == 0, 0).sum()
+        if d_rows is not None:
+            d_rows.mul_(share / sums).sub_(F.embedding(targets[rows], weight) * share)
+    return total, d_hidden
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward only scales them."""
 
@@ -202,7 +219,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
         # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
         if not ctx.needs_input_grad[1] and _by_columns(len(hidden) * len(weight), hidden, weight, shares):
-            return _LinearCrossEntropy._with_frozen_head(ctx, hidden, weight, targets, shares)
+            total, d_hidden = _with_frozen_head(hidden, weight, targets, shares, ctx.needs_input_grad[0])
+            ctx.save_for_backward(d_hidden, None)
+            return total
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         N, V = hidden.size(0), weight.size(0)
         dtype, shares = shares.dtype, shares.unsqueeze(1)  # float32 or wider; (N, 1)
@@ -237,24 +256,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     part = d_logits.T @ hidden[rows]
                     d_weight = d_weight.copy_(part) if start == 0 else d_weight.add_(part)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
-        return total
-
-    @staticmethod
-    def _with_frozen_head(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor
-    ) -> Tensor:
-        N = len(hidden)
-        total = torch.zeros((), device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = -(-N // -(-N // _BLOCK_POSITIONS))  # equal ones
-        for start in range(0, N, chunk):
-            rows = slice(start, start + chunk)
-            share, d_rows = shares[rows].unsqueeze(1), None if d_hidden is None else d_hidden[rows]
-            loss, sums = _columns_at_a_time(hidden[rows], weight, targets[rows].unsqueeze(1), d_rows)
-            total += (loss * share).masked_fill_(share == 0, 0).sum()
-            if d_rows is not None:
-                d_rows.mul_(share / sums).sub_(F.embedding(targets[rows], weight) * share)
-        ctx.save_for_backward(d_hidden, None)
         return total
 
     @staticmethod

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import cpu_attention
 from .checkpoint import model_config
-from .loops import ready
+from .loops import Loops, ready
 from .loss import held_bytes
 from .model import Block
 
@@ -27,6 +28,9 @@ _STATE = {"adamw": 8.0, "paged_adamw": 8.0, "muon": 8.0}  # muon: an upper bound
 _STATE_8BIT = 2 + 2 * 4 / 256
 # What glibc holds beside the blocks in use: a fit to 24 runs of `finetune` from 1 M to 11 M parameters.
 _UNUSED, _UNUSED_SHARE = 8 * 2**20, 0.13
+_LOOPS_OF_A_STEP = (
+    "gelu_new", "gelu_new_backward", "unnormalised_softmax", "running_softmax", "sum_squares", "adamw",
+)  # fmt: skip
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
 
@@ -94,7 +98,8 @@ def plan_memory(
         working += kept / max(1, blocks)
         kept = blocks * 4 * width
     trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
-    logits = held_bytes(targets * config.vocab_size, model.lm_head.weight)
+    table: Any = model.lm_head
+    logits = held_bytes(targets * config.vocab_size, table.weight)
     activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width)
     # The head's gradient is made with the loss; a tied embedding's is added to it at the very end.
     at_loss = activations + (head if trains_head else 0)
@@ -108,12 +113,17 @@ def plan_memory(
 
 
 def _warm_up(device: torch.device) -> None:
-    """The first optimizer step loads some 25 MB of PyTorch, the first compiled loop 50: not the model's."""
+    """Load what is not the model's: 25 MB of PyTorch with the first optimizer step, 50 with a compiled loop.
+
+    (140 MB more where a loop was not compiled on this machine before: that takes numba.)
+    """
     p = torch.zeros(1, device=device, requires_grad=True)
     p.grad = torch.zeros_like(p)
     torch.optim.AdamW([p]).step()
     if device.type == "cpu":
-        ready()
+        loops = Loops("training_kernels")
+        ready(*(getattr(loops, name) for name in _LOOPS_OF_A_STEP))
+        cpu_attention.has_loops()
 
 
 def _bytes_of(tensors: Any) -> int:

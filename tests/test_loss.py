@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ai_learning import loss as loss_module
+from ai_learning.loops import Loops, ready
 from ai_learning.loss import bits_per_byte, linear_cross_entropy, next_token_loss, perplexity
 from ai_learning.model import GPT
 
@@ -146,6 +149,90 @@ def test_frozen_head_and_frozen_body() -> None:
     both = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
     assert torch.equal(only_hidden, both[0]) and torch.equal(only_weight, both[1])
     assert not linear_cross_entropy(hidden.detach(), weight.detach(), targets).requires_grad
+
+
+columns_needed = pytest.mark.skipif(
+    not ready(Loops("training_kernels").running_softmax), reason="numba is not installed"
+)
+
+
+def frozen(
+    patch: pytest.MonkeyPatch, columns: int, hidden: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient with a frozen head, so many ids at a time."""
+    calls = []
+    plain = loss_module._columns_at_a_time
+    patch.setattr(loss_module, "_columns_at_a_time", lambda *args: calls.append(1) or plain(*args))
+    patch.setattr(loss_module, "_BLOCK_POSITIONS", 4)
+    patch.setattr(loss_module, "_BLOCK_BYTES", 4 * 4 * columns)
+    loss = linear_cross_entropy(hidden, weight.detach(), *rest)
+    assert calls
+    return loss.detach(), torch.autograd.grad(loss, hidden)[0]
+
+
+@columns_needed
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 13), st.integers(1, 90), st.integers(1, 100), st.floats(0.1, 30), st.booleans())
+def test_a_frozen_head_takes_some_columns_at_a_time(
+    N: int, V: int, columns: int, scale: float, is_weighted: bool
+) -> None:
+    torch.manual_seed(N * V)
+    hidden, weight = (torch.randn(N, 5) * scale).requires_grad_(), torch.randn(V, 5)
+    targets = torch.randint(0, V, (N,))
+    targets[N // 2 + 1 :: 3] = -100
+    weights = torch.rand(N) if is_weighted else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "_FEW_LOGITS", 0)
+        patch.setattr(loss_module, "_by_columns", lambda *args: True)
+        ours = frozen(patch, columns, hidden, weight, targets, weights)
+    exact = hidden.detach().double().requires_grad_()
+    logits, counted = exact @ weight.double().T, targets != -100
+    each = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
+    total = each.sum() / counted.sum() if weights is None else (each * weights).sum()
+    torch.testing.assert_close(ours[0].double(), total.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[1].double(), torch.autograd.grad(total, exact)[0], rtol=1e-4, atol=1e-5)
+
+
+@columns_needed
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_the_largest_logit_may_come_last_or_first(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = torch.ones(3, 1, requires_grad=True)
+    weight = torch.arange(50.0).view(50, 1) * (9 if order == "rising" else -9)
+    targets = torch.tensor([0, 20, 49])
+    loss, grad = frozen(monkeypatch, 7, hidden, weight, targets)
+    plain = F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss, plain.detach())
+    torch.testing.assert_close(grad, torch.autograd.grad(plain, hidden)[0])
+
+
+@columns_needed
+def test_columns_that_are_ruled_out_infinite_or_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight = torch.ones(1, 1, requires_grad=True), torch.zeros(60, 1)
+    weight[:20] = -math.inf  # a whole block
+    loss, _ = frozen(monkeypatch, 5, hidden, weight, torch.tensor([33]))
+    assert loss.item() == pytest.approx(math.log(40))
+    for value in (math.nan, math.inf):
+        weight[50] = value
+        assert linear_cross_entropy(hidden, weight, torch.tensor([33])).isnan()
+
+
+@columns_needed
+def test_without_gradients_only_the_loss_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = torch.randn(9, 5), torch.randn(77, 5), torch.randint(0, 77, (9,))
+    monkeypatch.setattr(loss_module, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *args, **options: pytest.fail("a gradient for nobody"))
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(hidden @ weight.T, targets))
+
+
+def test_a_frozen_head_holds_a_few_megabytes() -> None:
+    """Where the logits of 4,096 positions × 50,257 ids would take 823 MB, and a chunk's 32."""
+    table = torch.empty(50_257, 1)
+    most = 4 * 2**20 if loss_module._by_columns(2**22, table) else 32 * 2**20
+    assert loss_module.held_bytes(4096 * 50_257, table) == most
+    assert loss_module.held_bytes(1000, table) == 4000
+    assert loss_module.held_bytes(4096 * 50_257, table.requires_grad_()) == 32 * 2**20
 
 
 def test_model_loss_and_tied_gradients(tiny_gpt: GPT) -> None:

@@ -60,9 +60,8 @@ def splat_vector(builder: Any, value: Any) -> Any:
 def call_llvm(builder: Any, name: str, *vectors: Any) -> Any:
     """LLVM's own function of vectors."""
     kind = ir.FunctionType(VECTOR, [VECTOR] * len(vectors))
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), vectors
-    )
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
+    return builder.call(function, vectors)
 
 
 @intrinsic
@@ -88,12 +87,17 @@ def splat(typingctx, value):  # type: ignore[no-untyped-def]
     return Register(types.float32), lambda context, builder, signature, args: splat_vector(builder, args[0])
 
 
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)  # b if one is NaN
+
+
 def _binary(generate: Callable[[Any, Any, Any], Any]) -> Any:
     @intrinsic
     def operation(typingctx, a, b):  # type: ignore[no-untyped-def]
-        return Register(Register, Register), lambda context, builder, signature, args: generate(
-            builder, *args
-        )
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return generate(builder, *args)
+
+        return Register(Register, Register), code
 
     return operation
 
@@ -101,17 +105,17 @@ def _binary(generate: Callable[[Any, Any, Any], Any]) -> Any:
 add = _binary(lambda builder, a, b: builder.fadd(a, b))
 subtract = _binary(lambda builder, a, b: builder.fsub(a, b))
 multiply = _binary(lambda builder, a, b: builder.fmul(a, b))
-larger = _binary(
-    lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)
-)  # b if one is NaN
+larger = _binary(_larger)
 
 
 @intrinsic
 def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     """``a · b + c``, rounded once."""
-    return Register(Register, Register, Register), lambda context, builder, signature, args: call_llvm(
-        builder, "fma", *args
-    )
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call_llvm(builder, "fma", *args)
+
+    return Register(Register, Register, Register), generate
 
 
 def _across(generate: Callable[[Any, Any, Any], Any]) -> Any:
@@ -132,7 +136,7 @@ def _across(generate: Callable[[Any, Any, Any], Any]) -> Any:
 
 
 sum_of = _across(lambda builder, a, b: builder.fadd(a, b))
-largest_of = _across(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+largest_of = _across(_larger)
 
 
 @intrinsic
@@ -141,10 +145,9 @@ def keep_first(typingctx, register, count, other):  # type: ignore[no-untyped-de
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         register, count, other = args
-        lane = builder.insert_element(
-            ir.Constant(_INTS, ir.Undefined), builder.trunc(count, _INT32), _INT32(0)
-        )
-        counts = builder.shuffle_vector(lane, lane, ir.Constant(_INTS, [0] * LANES))
+        one = ir.Constant(_INTS, ir.Undefined)
+        one = builder.insert_element(one, builder.trunc(count, _INT32), _INT32(0))
+        counts = builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES))
         first = builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), counts)
         return builder.select(first, register, splat_vector(builder, other))
 
@@ -156,7 +159,7 @@ def exp(typingctx, register):  # type: ignore[no-untyped-def]
     """``e ** x`` as `math.exp`: for x ≤ 0, 0 below −87."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def constant(value: float) -> Any:
+        def constant(value: Any) -> Any:
             return ir.Constant(VECTOR, [float(value)] * LANES)
 
         (x,) = args

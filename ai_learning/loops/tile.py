@@ -20,18 +20,10 @@ _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 @intrinsic
 def multiply_tile(typingctx, c, c_row, a, a_row, a_step, b, b_row, steps, add):  # type: ignore[no-untyped-def]
-    """``C = A·B``, or ``C += A·B`` with ``add``: C (8, 32), A (8, steps), B (steps, 32), all float32.
+    """``C = A·B``, or with ``add`` ``C += A·B``: C (8, 32), A (8, steps), B (steps, 32), all float32.
 
-    Args:
-        c: address of C, whose columns lie side by side.
-        c_row: bytes from one row of C to the next.
-        a: address of A.
-        a_row: bytes from one row of A to the next.
-        a_step: bytes from one column of A to the next, so that A may lie either way round.
-        b: address of B, whose columns lie side by side.
-        b_row: bytes from one row of B to the next.
-        steps: at least 1.
-        add: 0 or 1.
+    Each is given by its address and the bytes from row to row. Columns of B and C lie side by side; from
+    column to column of A are ``a_step`` bytes, so that it may lie either way round.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,0 +1,239 @@
+"""Attention as compiled loops is the formula; PyTorch's kernel is taken where they do not fit."""
+
+import math
+import threading
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ai_learning import cpu_attention as module
+from ai_learning.cpu_attention import can_loop, causal_attention
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.model.attention import causal_mask, fast_attention, reference_attention
+
+needed = pytest.mark.skipif(not module.has_loops(), reason="no AVX-512, or no numba")
+OURS = "_CausalAttentionBackward"
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WORTH_IT", 0)
+
+
+def heads(B: int, H: int, T: int, D: int, seed: int = 0, scale: float = 1.0) -> list[Tensor]:
+    """q, k and v as a model has them: views of one (B, T, 3·H·D) tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    packed = torch.randn(B, T, 3 * H * D, generator=generator) * scale
+    parts = (part.view(B, T, H, D).transpose(1, 2) for part in packed.split(H * D, dim=-1))
+    return [part.detach().requires_grad_() for part in parts]
+
+
+def with_gradients(function, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
+    out = function(*tensors)
+    return [out.detach(), *torch.autograd.grad(out, tensors, grad)]
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return reference_attention(q, k, v, causal_mask(q.size(-2)))[0]
+
+
+@needed
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(1, 4),
+    st.floats(0.01, 2), st.integers(0, 10**6),
+)  # fmt: skip
+def test_it_is_the_formula(B: int, H: int, tiles: int, wide: int, scale: float, seed: int) -> None:
+    T, D = 8 * tiles, 32 * wide
+    tensors = heads(B, H, T, D, seed, scale)
+    grad = torch.randn(B, T, H, D, generator=torch.Generator().manual_seed(seed)).transpose(1, 2)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    for ours, wanted in zip(
+        with_gradients(causal_attention, tensors, grad),
+        with_gradients(by_definition, exact, grad.double()),
+        strict=True,
+    ):
+        size = max(1.0, float(wanted.abs().max()))
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=5e-5 * size)
+
+
+@needed
+@pytest.mark.parametrize("T", [8, 16, 24, 32, 40, 56, 64, 200, 1024])
+def test_as_close_to_float64_as_pytorchs_kernel(T: int) -> None:
+    tensors, grad = heads(2, 2, T, 64), torch.randn(2, T, 2, 64).transpose(1, 2)
+    exact = with_gradients(
+        by_definition, [t.detach().double().requires_grad_() for t in tensors], grad.double()
+    )
+    theirs = with_gradients(partial(F.scaled_dot_product_attention, is_causal=True), tensors, grad)
+    ours = with_gradients(causal_attention, tensors, grad)
+    for one, other, wanted in zip(ours, theirs, exact, strict=True):
+        assert (one - wanted).abs().max() <= 4 * (other - wanted).abs().max() + 1e-6
+
+
+@needed
+def test_no_position_sees_a_later_one() -> None:
+    q, k, v = heads(1, 1, 64, 32)
+    before = causal_attention(q, k, v)
+    with torch.no_grad():
+        for tensor in (q, k, v):
+            tensor[:, :, 41:] = 1e9
+    after = causal_attention(q, k, v)
+    assert torch.equal(after[:, :, :41], before[:, :, :41]) and not torch.equal(after, before)
+    grad = torch.zeros_like(after)
+    grad[:, :, :41] = 1.0
+    for gradient in torch.autograd.grad(after, (q, k, v), grad):
+        assert gradient[:, :, :41].isfinite().all() and not gradient[:, :, 41:].any()
+
+
+@needed
+def test_scores_of_any_size() -> None:
+    """Largest first, largest last, and differences that no exponential holds."""
+    q, k, v = heads(1, 1, 64, 32)
+    with torch.no_grad():
+        q.fill_(1.0)
+        for slope in (1.0, -1.0, 30.0, -30.0):
+            k.copy_((slope * torch.arange(64.0)).view(1, 1, 64, 1).expand_as(k))
+            ours = causal_attention(q, k, v)
+            torch.testing.assert_close(ours, by_definition(q, k, v), rtol=1e-4, atol=1e-4)
+        k[0, 0, 3] = math.inf
+        assert causal_attention(q, k, v)[0, 0, 3:].isnan().all()
+
+
+@needed
+def test_gradients_of_another_layout_and_of_a_part() -> None:
+    tensors = heads(2, 2, 16, 32)
+    for grad in (
+        torch.ones(()).expand(2, 2, 16, 32),  # as of a sum: every number is the same one
+        torch.randn(2, 2, 32, 16).transpose(2, 3),
+        torch.randn(2, 2, 16, 64)[..., ::2],
+    ):
+        ours = with_gradients(causal_attention, tensors, grad)
+        for one, other in zip(ours, with_gradients(by_definition, tensors, grad), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    (alone,) = torch.autograd.grad(causal_attention(*tensors).sum(), tensors[1])
+    torch.testing.assert_close(
+        alone, torch.autograd.grad(by_definition(*tensors).sum(), tensors[1])[0], rtol=1e-4, atol=1e-5
+    )
+
+
+@needed
+def test_keys_that_serve_all_heads() -> None:
+    """A dimension that is no distance apart is read again and again."""
+    q, k, v = heads(2, 4, 16, 32)
+    with torch.no_grad():
+        k, v = k[:, :1].expand_as(k), v[:, :1].expand_as(v)
+        torch.testing.assert_close(causal_attention(q, k, v), by_definition(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+@needed
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_same_bits_on_any_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    tensors, grad = heads(3, 4, 96, 32), torch.randn(3, 4, 96, 32)
+    one = with_gradients(causal_attention, tensors, grad)
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(5):
+            again = with_gradients(causal_attention, tensors, grad)
+            assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needed
+def test_several_threads_of_python_at_once() -> None:
+    tensors, grad = heads(2, 4, 64, 32), torch.randn(2, 4, 64, 32)
+    wanted, found = with_gradients(causal_attention, tensors, grad), []
+
+    def work() -> None:
+        found.extend(with_gradients(causal_attention, tensors, grad) for _ in range(10))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 40
+    assert all(torch.equal(a, b) for one in found for a, b in zip(one, wanted, strict=True))
+
+
+# --- where PyTorch's kernel is taken ------------------------------------------------------------------------
+
+
+def is_ours(q: Tensor, k: Tensor, v: Tensor, **options: float) -> bool:
+    mask = causal_mask(q.size(-2)) if q.size(-2) == k.size(-2) else None
+    out = fast_attention(q, k, v, mask, is_causal=mask is not None, **options)[0]
+    return type(out.grad_fn).__name__ == OURS
+
+
+@needed
+def test_the_fast_function_takes_it_where_it_fits() -> None:
+    q, k, v = heads(2, 2, 16, 32)
+    assert is_ours(q, k, v)
+    assert not is_ours(q, k, v, dropout_p=0.5)
+    assert type(fast_attention(q, k, v)[0].grad_fn).__name__ != OURS  # no mask at all
+    triangle = causal_mask(16)
+    assert type(fast_attention(q, k, v, triangle)[0].grad_fn).__name__ != OURS  # no promise
+    assert not is_ours(q[:, :, 8:], k, v)  # fewer queries than keys
+    for B, H, T, D in ((2, 2, 12, 32), (2, 2, 16, 48), (1, 1, 1032, 32)):
+        assert not is_ours(*heads(B, H, T, D))
+    assert not is_ours(*(t.detach().double().requires_grad_() for t in (q, k, v)))
+    assert not is_ours(*(t.detach().bfloat16().requires_grad_() for t in (q, k, v)))
+    wide = torch.randn(2, 2, 16, 64, requires_grad=True)[..., ::2]
+    assert not is_ours(wide, k, v)
+
+
+@needed
+def test_few_products_are_not_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WORTH_IT", 2 * 2 * 16 * 16 * 32 + 1)
+    assert not is_ours(*heads(2, 2, 16, 32)) and is_ours(*heads(2, 2, 24, 32))
+
+
+@needed
+def test_transforms_and_tracing_take_pytorchs() -> None:
+    q, k, v = (t.detach() for t in heads(3, 2, 16, 32))
+    mask = causal_mask(16)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return fast_attention(q, k, v, mask, is_causal=True)[0]
+
+    wanted = by_definition(q, k, v)
+    each = torch.func.vmap(lambda *one: attend(*(t[None] for t in one))[0])(q, k, v)
+    torch.testing.assert_close(each, wanted, rtol=1e-4, atol=1e-5)
+    with forward_ad.dual_level():
+        assert not can_loop(q, k, v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(attend(q, k, v), wanted, rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), wanted, rtol=1e-4, atol=1e-5)
+
+
+@needed
+def test_a_second_derivative_says_that_there_is_none() -> None:
+    q, k, v = heads(1, 1, 16, 32)
+    (first,) = torch.autograd.grad(causal_attention(q, k, v).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@needed
+def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=50, block_size=64, n_layer=2, n_head=2, n_embd=64))
+    idx = torch.randint(0, 50, (3, 64))
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        F.cross_entropy(model(idx).flatten(0, 1), idx.flatten()).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    ours = gradients()
+    monkeypatch.setattr(module, "_WORTH_IT", math.inf)
+    for one, other in zip(ours, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
