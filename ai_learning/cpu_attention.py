@@ -1,43 +1,56 @@
-"""Causal attention on a processor with AVX-512, both passes as compiled loops (`attention_kernels`).
+"""Causal attention for training on a processor with AVX-512: both passes as compiled loops.
 
-PyTorch's own kernel for CPUs hands matrices of a few rows to a library made for large ones, and takes about
-twice as long.
+PyTorch's own kernel for CPUs hands matrices of a few rows to a library made for large ones; these loops
+(`attention_kernels`) take half to three quarters of its time.
 """
 
 import ctypes
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
 from .shapes import Heads
 
-HEADS, PLACES, WIDTH, ROW, SCRATCH, SHARE, THREADS, SIZES = range(8)
-"""places in a layout: H, T and D; bytes from row to row of scratch; where scratch begins, the bytes of each
-thread's, and where it is noted which are taken; then of each tensor `FIELDS`, and those notes"""
-FIELDS = 4
-"""of a tensor: its address, and the bytes from row to row, from head to head, from place to place"""
+# What a loop is told: these numbers, then `FIELDS` for each of its tensors, then the marks of taken scratch.
+HEADS = 0  # H
+PLACES = 1  # T
+WIDTH = 2  # D
+ROW = 3  # bytes of a row of scratch
+SCRATCH = 4  # its address
+THREAD_BYTES = 5  # of scratch for each thread
+TAKEN = 6  # address of an int64 for each thread: whether its scratch is taken
+SIZES = 7  # how many these are
+FIELDS = 4  # of a tensor: address; bytes from row to row of the batch, from head to head, from place to place
+
+TILE_ROWS, TILE_COLUMNS = 8, 32
+"""of the products (`loops.tile`)"""
 BLOCK = 32
-"""queries whose weights the backward pass holds"""
-_LOOPS = Loops("attention_kernels")
-_TILE_ROWS, _TILE_COLUMNS = 8, 32
+"""queries at a time: a whole number of tiles"""
 _PAD = 16  # numbers behind each row of scratch: rows a power of two apart share a place in the cache
 _LONGEST = 1024  # places; with more, PyTorch's matrices are large enough
 _WORTH_IT = 2**21  # products of two numbers; fewer take less time than calling the loops
+_LOOPS = Loops("attention_kernels")
 
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
-    """Whether `causal_attention` takes these, and gains."""
+    """Whether `causal_attention` takes these and gains: float32, for a gradient, T and D in whole tiles."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    if not (q.requires_grad or k.requires_grad or v.requires_grad):
+        return False
     if not (q.shape == k.shape == v.shape and q.dim() == 4):
         return False
     B, H, T, D = q.shape
-    if T % _TILE_ROWS or D % _TILE_COLUMNS or T > _LONGEST or B * H * T * T * D < _WORTH_IT:
+    if T % TILE_ROWS or D % TILE_COLUMNS or T > _LONGEST or B * H * T * T * D < _WORTH_IT:
         return False
-    if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
+    if B * H < torch.get_num_threads():  # each takes whole heads
         return False
-    return usable(q, k, v, contiguous=False) and has_loops()
+    wishes = torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled()
+    return not wishes and _lie_well(q, k, v) and has_loops()
 
 
 def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -56,8 +69,12 @@ def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
 
 
 def has_loops() -> bool:
-    """Whether this machine can run them; the first call loads them, or has them compiled."""
+    """Whether this machine can run them; the first call loads them, or has them compiled (some seconds)."""
     return processor_has("avx512f") and ready(_LOOPS.causal_attention, _LOOPS.causal_attention_backward)
+
+
+def _lie_well(*tensors: Tensor) -> bool:
+    return usable(*tensors, contiguous=False) and all(tensor.stride(-1) == 1 for tensor in tensors)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -67,34 +84,48 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Heads, k: Heads, v: Heads) -> Heads:
         B, H, T, D = q.shape
         out = q.new_empty(B, T, H, D).transpose(1, 2)
-        largest, share = q.new_empty(2, B, H, T).unbind(0)
-        _run(_LOOPS.causal_attention, D + BLOCK, q, k, v, out, largest, share)
-        ctx.save_for_backward(q, k, v, out, largest, share)
+        row_max, inv_sum = q.new_empty(2, B, H, T).unbind(0)
+        _run(_LOOPS.causal_attention, D + BLOCK, q, k, v, out, row_max, inv_sum)
+        ctx.save_for_backward(q, k, v, out, row_max, inv_sum)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Heads) -> tuple[Heads, ...]:
-        q, k, v, out, largest, share = ctx.saved_tensors
-        B, H, T, D = q.shape
-        if grad.stride(3) != 1 or not usable(grad, contiguous=False):
+        known = ctx.saved_tensors
+        q, k, v, out, *_ = known
+        # A gradient of the gradient, or a batch of them; and hooks may have kept other tensors than these.
+        if torch.is_grad_enabled() or not usable(grad, contiguous=False) or not _lie_well(*known):
+            return _gradients(q, k, v, grad)
+        if grad.stride(-1) != 1:
             grad = torch.empty_like(out).copy_(grad)
+        B, H, T, D = q.shape
         grads = q.new_empty(3, B, T, H, D).transpose(2, 3).unbind(0)
-        known = (q, k, v, out, largest, share)
         _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK), *known, grad, *grads)
         return grads
+
+
+def _gradients(q: Heads, k: Heads, v: Heads, grad: Heads) -> tuple[Heads, Heads, Heads]:
+    """The same by PyTorch's operations, which can be differentiated again."""
+    T, D = q.shape[-2:]
+    hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.transpose(-2, -1) / math.sqrt(D)).masked_fill(hidden, -math.inf)
+    weights = F.softmax(scores, dim=-1)  # (B, H, T, T)
+    d_weights = grad @ v.transpose(-2, -1)
+    d_scores = weights * (d_weights - (d_weights * weights).sum(-1, keepdim=True)) / math.sqrt(D)
+    return d_scores @ k, d_scores.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad
 
 
 def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
     """Call a loop for each head of (B, H, T, D) tensors, or (B, H, T); each thread has rows of scratch."""
     B, H, T, D = tensors[0].shape
-    row = 4 * (-(-T // _TILE_COLUMNS) * _TILE_COLUMNS + _PAD)
-    share, threads = (scratch_rows + 1) * row, torch.get_num_threads()
-    scratch = torch.empty(threads * share + 64, dtype=torch.uint8)
-    layout = [H, T, D, row, -(-scratch.data_ptr() // 64) * 64, share, 0]
+    row = 4 * (-(-T // TILE_COLUMNS) * TILE_COLUMNS + _PAD)
+    thread_bytes, threads = (scratch_rows + 1) * row, torch.get_num_threads()
+    scratch = torch.empty(threads * thread_bytes + 64, dtype=torch.uint8, device="cpu")
+    begin = -(-scratch.data_ptr() // 64) * 64  # where a register's numbers lie in one line of the cache
+    told = [H, T, D, row, begin, thread_bytes, 0]
     for tensor in tensors:
         rows, heads, places = tensor.stride()[:3]
-        layout += (tensor.data_ptr(), 4 * rows, 4 * heads, 4 * places)
-    numbers = (ctypes.c_int64 * (len(layout) + threads))(*layout)  # what is left out is 0: not taken
-    numbers[THREADS] = ctypes.addressof(numbers) + 8 * len(layout)
+        told += (tensor.data_ptr(), 4 * rows, 4 * heads, 4 * places)
+    numbers = (ctypes.c_int64 * (len(told) + threads))(*told)  # what is left out is 0: not taken
+    numbers[TAKEN] = ctypes.addressof(numbers) + 8 * len(told)
     run(loop, 0, B * H, B * H * T * T * D // 16, (ctypes.addressof(numbers),), ())

@@ -18,7 +18,7 @@ IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
 CHUNK_BYTES = 32 * 2**20
 _FEW_LOGITS, _WORTH_ROWS = 2**18, 2**17  # elements of the logits, of the embedding
 # Where the head is frozen, a block of positions × ids instead, which stays in the cache.
-_BLOCK_BYTES, _BLOCK_POSITIONS = 4 * 2**20, 1024
+_BLOCK_BYTES, _BLOCK_POSITIONS = 8 * 2**20, 1024
 _LOOPS = Loops("training_kernels")
 _WORTH_COMPILED = 2**22  # logits of a chunk; with fewer, they stay in the cache in any case
 
@@ -77,8 +77,9 @@ def linear_cross_entropy(
 
     For each chunk the forward pass computes the logits, the loss and at once the gradients with respect
     to ``hidden`` and ``weight``, then drops the logits: memory does not grow with positions × vocabulary.
-    With a frozen ``weight``, on a CPU, not even a chunk's logits are all held: as FlashAttention (Dao et al.
-    2022) does with keys, columns are taken a few at a time, and sums are scaled when a larger logit comes.
+    Where ``weight`` needs no gradient, in float32 on a CPU with numba, not even a chunk's logits are all
+    held: as FlashAttention (Dao et al. 2022) does with keys, columns are taken a few at a time, and sums are
+    scaled when a larger logit comes.
 
     Args:
         hidden: (..., C).
@@ -108,9 +109,9 @@ def linear_cross_entropy(
     return loss
 
 
-def held_bytes(n_logits: int, weight: Tensor) -> int:
-    """Most bytes of ``n_logits`` logits that the loss holds at once."""
-    by_columns = not weight.requires_grad and _by_columns(n_logits, weight)
+def held_bytes(n_logits: int, trains_head: bool, like: Tensor) -> int:
+    """Most bytes of ``n_logits`` logits that the loss holds at once, for states like a tensor."""
+    by_columns = not trains_head and _by_columns(n_logits, like)
     return min(4 * n_logits, _BLOCK_BYTES if by_columns else CHUNK_BYTES)
 
 
@@ -159,7 +160,7 @@ def _logit_gradients(
 
 def _by_columns(n_logits: int, *tensors: Tensor) -> bool:
     """Whether `_columns_at_a_time` takes these, and gains: few logits stay in the cache in any case."""
-    return 4 * n_logits > _BLOCK_BYTES and usable(*tensors) and ready(_LOOPS.running_softmax)
+    return usable(*tensors) and 4 * n_logits > _BLOCK_BYTES and ready(_LOOPS.running_softmax)
 
 
 def _columns_at_a_time(

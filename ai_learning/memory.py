@@ -98,8 +98,10 @@ def plan_memory(
         working += kept / max(1, blocks)
         kept = blocks * 4 * width
     trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
-    table: Any = model.lm_head
-    logits = held_bytes(targets * config.vocab_size, table.weight)
+    table: Any = model.lm_head  # adapters on it need the gradient of its whole weight, too
+    needs_gradient = any(p.requires_grad for p in table.parameters())
+    like = torch.empty(0, dtype=next(model.parameters()).dtype, device=next(model.parameters()).device)
+    logits = held_bytes(targets * config.vocab_size, needs_gradient, like)
     activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width)
     # The head's gradient is made with the loss; a tied embedding's is added to it at the very end.
     at_loss = activations + (head if trains_head else 0)

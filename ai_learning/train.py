@@ -548,11 +548,17 @@ class _Trainer:
 
     def _check_same_run(self, saved: dict[str, Any], path: Path) -> None:
         # Through JSON, as distributed checkpoints are: tuples become lists.
-        if _plain(saved["config"]) != _plain(asdict(model_config(self.model))):
+        config = model_config(self.model)
+        if _plain(_as_now(saved["config"], type(config))) != _plain(asdict(config)):
             raise InputError(f"{path} is of a model with another config: resume with the run's own")
         # A checkpoint from before a field existed was made as its default says.
         old = _plain({**asdict(TrainConfig()), **saved["train_config"], **saved["identity"]})
         new = _plain({**asdict(self.config), **self.identity})
+        old |= {
+            name: {**new[name], **part}
+            for name, part in old.items()
+            if isinstance(part, dict) and new.get(name)
+        }
         changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
         if changed:
             name = changed[0]
@@ -599,6 +605,14 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
         )
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     return make_optimizer(groups, config.optimizer, lr=config.lr, betas=betas)
+
+
+def _as_now(saved: dict[str, Any], config: type[Any]) -> dict[str, Any]:
+    """A config as a checkpoint keeps it, with the defaults of the fields that have come since."""
+    try:
+        return asdict(config(**saved))
+    except (TypeError, ValueError):  # of another kind of model
+        return saved
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Attention as compiled loops is the formula; PyTorch's kernel is taken where they do not fit."""
 
 import math
+import os
 import threading
 from functools import partial
 
@@ -11,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ai_learning import cpu_attention as module
 from ai_learning.cpu_attention import can_loop, causal_attention
+from ai_learning.loops import threads
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.model.attention import causal_mask, fast_attention, reference_attention
 
@@ -132,13 +136,13 @@ def test_keys_that_serve_all_heads() -> None:
 
 
 @needed
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_same_bits_on_any_number_of_threads(threads: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_same_bits_on_any_number_of_threads(count: int) -> None:
     before = torch.get_num_threads()
     tensors, grad = heads(3, 4, 96, 32), torch.randn(3, 4, 96, 32)
     one = with_gradients(causal_attention, tensors, grad)
     try:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(count)
         for _ in range(5):
             again = with_gradients(causal_attention, tensors, grad)
             assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
@@ -196,8 +200,8 @@ def test_few_products_are_not_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needed
-def test_transforms_and_tracing_take_pytorchs() -> None:
-    q, k, v = (t.detach() for t in heads(3, 2, 16, 32))
+def test_transforms_tracing_and_other_wishes_take_pytorchs() -> None:
+    q, k, v = heads(3, 2, 16, 32)
     mask = causal_mask(16)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -206,27 +210,95 @@ def test_transforms_and_tracing_take_pytorchs() -> None:
     wanted = by_definition(q, k, v)
     each = torch.func.vmap(lambda *one: attend(*(t[None] for t in one))[0])(q, k, v)
     torch.testing.assert_close(each, wanted, rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(make_fx(attend)(q, k, v)(q, k, v), wanted, rtol=1e-4, atol=1e-5)
+    assert can_loop(q, k, v)
     with forward_ad.dual_level():
         assert not can_loop(q, k, v)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(attend(q, k, v), wanted, rtol=1e-4, atol=1e-5)
-    compiled = torch.compile(attend, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(q, k, v), wanted, rtol=1e-4, atol=1e-5)
+        assert not can_loop(q, k, v) and attend(q, k, v).dtype == torch.bfloat16
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not can_loop(q, k, v)
+    with torch.no_grad():  # nothing is compiled for a prompt
+        assert not can_loop(q, k, v)
+    assert not can_loop(*(t.detach() for t in (q, k, v)))
 
 
 @needed
-def test_a_second_derivative_says_that_there_is_none() -> None:
-    q, k, v = heads(1, 1, 16, 32)
-    (first,) = torch.autograd.grad(causal_attention(q, k, v).square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+def test_fewer_heads_than_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert not can_loop(*heads(2, 2, 16, 32)) and can_loop(*heads(3, 2, 16, 32))
+
+
+@needed
+def test_gradients_of_gradients_and_many_at_once() -> None:
+    tensors = heads(2, 2, 16, 32)
+    for function in (causal_attention, by_definition):
+        (first,) = torch.autograd.grad(function(*tensors).square().sum(), tensors[0], create_graph=True)
+        second = torch.autograd.grad(first.square().sum(), tensors)
+        if function is causal_attention:
+            ours = second
+    for one, other in zip(ours, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    grads = torch.randn(3, 2, 2, 16, 32)
+    many = torch.autograd.grad(causal_attention(*tensors), tensors, grads, is_grads_batched=True)
+    for number, grad in enumerate(grads):
+        alone = torch.autograd.grad(causal_attention(*tensors), tensors, grad)
+        for one, other in zip(many, alone, strict=True):
+            torch.testing.assert_close(one[number], other, rtol=1e-4, atol=1e-5)
+
+
+@needed
+def test_tensors_that_hooks_have_kept_otherwise() -> None:
+    tensors, grad = heads(2, 2, 16, 32), torch.randn(2, 2, 16, 32)
+    wanted = torch.autograd.grad(by_definition(*tensors), tensors, grad)
+    for pack, unpack in (
+        (lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2), lambda t: t),
+        (lambda t: t.numpy(force=True), torch.from_numpy),
+    ):
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            out = causal_attention(*tensors)
+        for one, other in zip(torch.autograd.grad(out, tensors, grad), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.half(), lambda t: t):
+        out = causal_attention(*tensors)
+    with pytest.raises(RuntimeError, match="dtype"):  # an error, not memory of half the size
+        torch.autograd.grad(out, tensors, grad)
+
+
+@needed
+def test_the_default_device_does_not_matter() -> None:
+    tensors, grad = heads(2, 2, 16, 32), torch.randn(2, 2, 16, 32)
+    wanted = with_gradients(causal_attention, tensors, grad)
+    with torch.device("meta"):
+        again = with_gradients(causal_attention, tensors, grad)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, again, strict=True))
+
+
+@needed
+def test_in_a_forked_child_and_on_pythons_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, grad = heads(2, 4, 64, 32), torch.randn(2, 4, 64, 32)
+    wanted = with_gradients(causal_attention, tensors, grad)
+
+    def is_same() -> bool:
+        again = with_gradients(causal_attention, tensors, grad)
+        return all(torch.equal(a, b) for a, b in zip(wanted, again, strict=True))
+
+    if (child := os.fork()) == 0:
+        os._exit(0 if is_same() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    monkeypatch.setattr(threads, "_gomp", lambda: None)
+    monkeypatch.setattr(threads, "_WORTH_A_PYTHON_THREAD", 1)
+    assert is_same()
 
 
 @needed
 def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=50, block_size=64, n_layer=2, n_head=2, n_embd=64))
-    idx = torch.randint(0, 50, (3, 64))
+    idx, calls, run = torch.randint(0, 50, (3, 64)), [], module._run
+    monkeypatch.setattr(module, "_run", lambda *args: calls.append(1) or run(*args))
 
     def gradients() -> list[Tensor]:
         model.zero_grad()
@@ -234,6 +306,8 @@ def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     ours = gradients()
+    assert len(calls) == 4  # two layers, two passes
     monkeypatch.setattr(module, "_WORTH_IT", math.inf)
     for one, other in zip(ours, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert len(calls) == 4

@@ -279,6 +279,19 @@ def test_resume_refuses_another_recipe(tmp_path: Path) -> None:
     run(tmp_path, replace(HOW, log_every=1), resume=True)  # changes no weight
 
 
+def test_a_run_from_before_a_field_of_its_config_existed_goes_on(tmp_path: Path) -> None:
+    """The field's default is what the run was made with; another value is another model."""
+    run(tmp_path, identity={"lora": {"r": 8, "use_dora": False}})
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    del saved["config"]["qk_norm"], saved["identity"]["lora"]["use_dora"]
+    torch.save(saved, tmp_path / "last.pt")
+    run(tmp_path, resume=True, identity={"lora": {"r": 8, "use_dora": False}})
+    with pytest.raises(InputError, match="of a model with another config"):
+        run(tmp_path, shape=replace(MODEL, qk_norm=True), resume=True, identity={"lora": {"r": 8}})
+    with pytest.raises(InputError, match="was started with lora=.*8"):
+        run(tmp_path, resume=True, identity={"lora": {"r": 4, "use_dora": False}})
+
+
 def test_resume_refuses_other_data(tmp_path: Path) -> None:
     run(tmp_path, identity={"data_digest": "one"})
     with pytest.raises(InputError, match="was started with data_digest=one, not two"):

@@ -13,7 +13,6 @@ and, with pruning of each update before it is added, on factors as ``linear`` or
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,8 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .config import anchored, exactly
 from .layers import LoRALayer
-from .lora import _registry, _wrappers, adapter_config, adapter_names, inject_lora, use_adapter
+from .lora import (
+    _wrappers,
+    adapter_config,
+    adapter_names,
+    delete_adapter,
+    inject_lora,
+    lora_candidates,
+    use_adapter,
+)
 
 PRUNED = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
 COMBINATIONS = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name in PRUNED))
@@ -48,9 +56,12 @@ def add_weighted_adapter(
         adapters: which to combine; a layer that only some of them adapt gets the sum of those.
         weights: one for each, negative ones too: ``[1, -1]`` is what the first knows and the second does not.
         adapter_name: the new one's.
-        combination_type: see the top of this file.
+        combination_type: ``cat`` (the sum itself, of the sum of the ranks), ``svd`` (the closest update of
+            rank ``svd_rank``), ``linear`` (factors added: a rough approximation), or with pruning before:
+            ``magnitude_prune``, ``ties``, ``dare_linear``, ``dare_ties``, each of the factors or, with
+            ``_svd`` behind its name, of the updates.
         svd_rank: rank with ``svd`` and ``…_svd``; the greatest of the adapters' when left out.
-        density: share of the entries that pruning keeps, in (0, 1].
+        density: share of the entries that pruning keeps, in (0, 1]; 1 prunes nothing.
         majority_sign_method: how ``ties`` elects a sign: ``total`` (of the sum) or ``frequency`` (of the
             count).
 
@@ -73,31 +84,14 @@ def add_weighted_adapter(
         4
     """
     _check(model, adapters, weights, combination_type, svd_rank, density, majority_sign_method)
-    signs = majority_sign_method
     made: dict[str, tuple[Tensor, Tensor]] = {}
     for path, layer in _wrappers(model).items():
-        if not isinstance(layer, LoRALayer):
-            continue
-        parts = [(name, w) for name, w in zip(adapters, weights, strict=True) if name in layer.adapters]
-        if not parts:
-            continue
-        factors = [(layer.lora_A[n], layer.lora_B[n]) for n, _ in parts]
-        scales = [w * layer.adapters[n].scaling for n, w in parts]
-        if combination_type == "cat":
-            made[path] = _side_by_side(factors, scales)
-        elif combination_type == "svd":
-            made[path] = _closest(
-                *_side_by_side(factors, scales), svd_rank or max(len(A) for A, _ in factors)
+        if isinstance(layer, LoRALayer) and any(name in layer.adapters for name in adapters):
+            made[path] = _combined(
+                layer, adapters, weights, combination_type, svd_rank, density, majority_sign_method
             )
-        elif combination_type.endswith("_svd"):
-            updates = [
-                B @ A * layer.adapters[n].scaling for (n, _), (A, B) in zip(parts, factors, strict=True)
-            ]
-            how = combination_type.removesuffix("_svd")
-            update = _pruned_sum(updates, [w for _, w in parts], how, density, signs)
-            made[path] = _truncated(update, svd_rank or max(len(A) for A, _ in factors))
-        else:
-            made[path] = _factors_summed(factors, scales, path, combination_type, density, signs)
+            if not all(torch.isfinite(factor).all() for factor in made[path]):
+                raise InputError(f"{path}: the sum is not finite; look at the weights of {list(adapters)}")
     ranks = {path: len(A) for path, (A, _) in made.items()}
     r = max(ranks.values())
     config = replace(
@@ -105,25 +99,58 @@ def add_weighted_adapter(
         r=r,
         lora_alpha=float(r),
         use_rslora=False,
-        target_modules=list(made),
+        target_modules=exactly(list(made), lora_candidates(model)),
         exclude_modules=(),
         layers_to_transform=None,
-        rank_pattern={re.escape(path): rank for path, rank in ranks.items() if rank != r},
-        alpha_pattern={re.escape(path): float(rank) for path, rank in ranks.items() if rank != r},
+        rank_pattern={anchored(path): rank for path, rank in ranks.items() if rank != r},
+        alpha_pattern={anchored(path): float(rank) for path, rank in ranks.items() if rank != r},
     )
     with use_adapter(model, None):  # whatever is active now is active again after
         inject_lora(model, config, adapter_name)
-    for path, (A, B) in made.items():
-        combined = model.get_submodule(path)
-        assert isinstance(combined, LoRALayer)
-        combined.lora_A[adapter_name].copy_(A).requires_grad_(False)  # not active, so not trained
-        combined.lora_B[adapter_name].copy_(B).requires_grad_(False)
+    try:
+        for path, (A, B) in made.items():
+            combined = model.get_submodule(path)
+            assert isinstance(combined, LoRALayer)
+            combined.lora_A[adapter_name].copy_(A).requires_grad_(False)  # not active, so not trained
+            combined.lora_B[adapter_name].copy_(B).requires_grad_(False)
+    except BaseException:
+        delete_adapter(model, adapter_name)
+        raise
     return model
 
 
 # ---- the ways ------------------------------------------------------------------------------------
 
 Factors = tuple[Tensor, Tensor]  # A (R, I), B (O, R)
+
+
+def _combined(
+    layer: LoRALayer,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    how: str,
+    svd_rank: int | None,
+    density: float,
+    signs: str,
+) -> Factors:
+    """The new factors of one layer, in fp32 or wider: there are no decompositions in 16 bits."""
+    parts = [(name, w) for name, w in zip(adapters, weights, strict=True) if name in layer.adapters]
+    wide = torch.promote_types(layer.lora_A[parts[0][0]].dtype, torch.float32)
+    factors = [(layer.lora_A[name].to(wide), layer.lora_B[name].to(wide)) for name, _ in parts]
+    scales = [w * layer.adapters[name].scaling for name, w in parts]
+    rank = svd_rank or max(len(A) for A, _ in factors)
+    if how in ("cat", "svd"):
+        A, B = _side_by_side(factors, scales)
+        if how == "cat" or not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+            return A, B
+        return _closest(A, B, rank)
+    if how.endswith("_svd"):
+        updates = [
+            B @ A * layer.adapters[name].scaling for (name, _), (A, B) in zip(parts, factors, strict=True)
+        ]
+        update = _pruned_sum(updates, [w for _, w in parts], how.removesuffix("_svd"), density, signs)
+        return _truncated(update, rank) if torch.isfinite(update).all() else (update, update)
+    return _factors_summed(factors, scales, layer.path, how, density, signs)
 
 
 def _side_by_side(factors: Sequence[Factors], scales: Sequence[float]) -> Factors:
@@ -216,7 +243,7 @@ def _check(
         )
     if len(set(adapters)) < len(adapters):
         raise InputError(f"adapters={list(adapters)} names one twice: give it the sum of its weights")
-    if not all(math.isfinite(weight) for weight in weights):
+    if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights):
         raise InputError(f"weights={list(weights)} must be finite numbers")
     if svd_rank is not None and svd_rank < 1:
         raise InputError(f"svd_rank={svd_rank} must be at least 1, or left out")
@@ -224,7 +251,6 @@ def _check(
         raise InputError(f"density={density} must be above 0 and at most 1")
     if signs not in _SIGNS:
         raise InputError(f"majority_sign_method={signs!r} is unknown: use one of {', '.join(_SIGNS)}")
-    _registry(model)
     known = adapter_names(model)
     for name in adapters:
         config = adapter_config(model, name)

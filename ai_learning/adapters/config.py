@@ -27,10 +27,10 @@ class LoRAConfig:
         lora_dropout: probability of dropping an input of A while training.
         target_modules: ``"all-linear"`` (every linear layer but the output head), a regular expression that
             matches whole paths, or a list of names (``"c_attn"`` or ``"h.0.attn.c_attn"``).
-        exclude_modules: layers that ``target_modules`` would mean and that get no update all the same: names,
-            or a regular expression.
-        layers_to_transform: numbers of the blocks whose layers are meant (the first number in a path);
-            ``None``: of all blocks, and what stands outside of them.
+        exclude_modules: layers that ``target_modules`` would mean and that get no update all the same, given
+            as ``target_modules`` are; a name that matches nothing is an error.
+        layers_to_transform: the block, or list of blocks, whose layers are meant (the first number in a
+            path); ``None``: all blocks, and what stands outside of them.
         use_rslora: scale by ``lora_alpha / √r`` instead (rsLoRA, Kalajdzievski 2023).
         use_dora: learn the length of every row of the weight apart from its direction (DoRA, Liu et al.
             2024).
@@ -76,6 +76,9 @@ class LoRAConfig:
             raise InputError(f"init={self.init!r} is unknown: use one of {', '.join(_INIT)}")
         if not self.target_modules:
             raise InputError(f"target_modules={self.target_modules!r} names no layer: try {ALL_LINEAR!r}")
+        wanted = self.layers_to_transform
+        if wanted is not None and not _are_block_numbers([wanted] if isinstance(wanted, int) else wanted):
+            raise InputError(f"layers_to_transform={wanted!r} must be a block's number, or a list: [0, 1]")
         if isinstance(self.modules_to_save, str):
             raise InputError(
                 f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]"
@@ -89,7 +92,8 @@ class LoRAConfig:
             heads: paths that ``"all-linear"`` leaves out (output heads).
 
         Raises:
-            InputError: a name or pattern that matches nothing; the candidates are listed.
+            InputError: a name or pattern that matches nothing (the candidates are listed), a block that the
+                model does not have, or nothing left.
         """
         found = find_targets(candidates, self.target_modules, heads)
         if self.exclude_modules:
@@ -104,10 +108,10 @@ class LoRAConfig:
                 raise InputError(f"layers_to_transform={wanted!r}: the model has {blocks}, not {unknown[0]}")
             found = [path for path in found if block_number(path) in numbers]
         if not found:
-            raise InputError(
-                f"target_modules={self.target_modules!r} without exclude_modules={self.exclude_modules!r} "
-                f"and outside layers_to_transform={self.layers_to_transform!r} leaves no layer"
-            )
+            without = f" without exclude_modules={self.exclude_modules!r}" if self.exclude_modules else ""
+            kept = self.layers_to_transform
+            inside = "" if kept is None else f" inside layers_to_transform={kept!r}"
+            raise InputError(f"target_modules={self.target_modules!r}{without}{inside} leaves no layer")
         return found
 
     def rank(self, path: str) -> int:
@@ -120,6 +124,24 @@ class LoRAConfig:
         return _by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
             math.sqrt(r) if self.use_rslora else r
         )
+
+
+def _are_block_numbers(numbers: object) -> bool:
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not numbers:
+        return False
+    return all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+
+
+def exactly(paths: Sequence[str], candidates: Mapping[str, nn.Module]) -> str | list[str]:
+    """``target_modules`` that mean these paths and no others: as names, "fc" would mean block.fc too."""
+    if find_targets(candidates, paths, set()) == [path for path in candidates if path in paths]:
+        return list(paths)
+    return f"({'|'.join(map(re.escape, paths))})"
+
+
+def anchored(path: str) -> str:
+    """A key of ``rank_pattern`` or ``alpha_pattern`` that means this path and none that ends in it."""
+    return f"^{re.escape(path)}"
 
 
 def _by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import atomic_path, write_text
-from .config import LoRAConfig, find_targets, is_named
+from .config import LoRAConfig, anchored, exactly, find_targets, is_named
 from .layers import Adapter, LoRALayer, SavedModule, is_conv1d
 from .lora import (
     DEFAULT,
@@ -129,7 +129,7 @@ def save_peft(
         save_file(state, temporary, metadata={"format": "pt"})
     transposed = names.is_gpt and any(names.is_transposed(f"{path}.weight") for path in layers)
     text = {
-        "alpha_pattern": dict(config.alpha_pattern),
+        "alpha_pattern": _patterns_there(config.alpha_pattern, names),
         "base_model_name_or_path": base_model,
         "bias": config.bias,
         "fan_in_fan_out": transposed or any(is_conv1d(layer.base_layer) for layer in layers.values()),
@@ -140,7 +140,7 @@ def save_peft(
         "modules_to_save": list(config.modules_to_save) or None,
         "peft_type": "LORA",
         "r": config.r,
-        "rank_pattern": dict(config.rank_pattern),
+        "rank_pattern": _patterns_there(config.rank_pattern, names),
         "target_modules": _target_names(model, config, list(layers), names),
         "task_type": task_type,
         "use_dora": config.use_dora,
@@ -201,15 +201,27 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str]:
-    """Names that mean exactly these layers to PEFT: short ones where they suffice, else whole paths."""
+def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str] | str:
+    """What means exactly these layers to PEFT: short names where they suffice, else paths, or a pattern."""
     narrowed = config.exclude_modules or config.layers_to_transform is not None
     if not isinstance(config.target_modules, str) and not narrowed:
         return sorted(config.target_modules)
     short = sorted({path.rpartition(".")[2] for path in paths})
     if set(find_targets(lora_candidates(model), short, set())) == set(paths):
         return short
-    return [names.there(path) for path in paths]
+    there = [names.there(path) for path in paths]
+    if isinstance(exactly(paths, lora_candidates(model)), list):
+        return there
+    return f"({'|'.join(map(re.escape, there))})"
+
+
+def _patterns_there(patterns: Mapping[str, Any], names: _Names) -> dict[str, Any]:
+    """Those that are anchored begin where paths begin there."""
+    begin = re.escape(names.there(""))
+    return {
+        f"^{begin}{p[1:]}" if p.startswith("^") and not p.startswith("^lm_head") else p: value
+        for p, value in patterns.items()
+    }
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -292,17 +304,19 @@ def _config_here(
         if A is None:
             raise InputError(f"the adapter's file has no lora_A for {path!r}: it is incomplete")
         if A.shape[0] != r:
-            ranks[re.escape(path)] = int(A.shape[0])
+            ranks[anchored(path)] = int(A.shape[0])
         for pattern, value in (text.get("alpha_pattern") or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", names.there(path)):
-                alphas[re.escape(path)] = value
+                alphas[anchored(path)] = value
                 break
     wanted = text.get("target_modules")
-    targets = paths
+    candidates = lora_candidates(model)
+    targets: str | list[str] = paths
+    if set(paths) <= candidates.keys():  # another path is refused later
+        targets = exactly(paths, candidates)
     if isinstance(wanted, list) and wanted:  # keep the short names if they mean the same layers here
-        candidates = lora_candidates(model)
         named = [path for path in candidates if any(is_named(path, name) for name in wanted)]
-        targets = sorted(wanted) if set(named) == set(paths) else paths
+        targets = sorted(wanted) if set(named) == set(paths) else targets
     return LoRAConfig(
         r=r,
         lora_alpha=alpha,

@@ -59,6 +59,7 @@ def ready(*loops: StoredLoop) -> bool:
 def usable(*tensors: Tensor, contiguous: bool = True) -> bool:
     """Whether loops on float32 take these: plain in main memory, and computed with as usual."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = traced or torch._C._len_torch_dispatch_stack() > 0  # make_fx, fake tensors, counters of FLOPs
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if traced or transformed:
         return False

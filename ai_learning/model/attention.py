@@ -74,7 +74,8 @@ def fast_attention(
 ) -> tuple[Heads, None]:
     """The same output by a fused kernel, which never holds all the weights (so returns ``None``).
 
-    It is PyTorch's; for the plain triangle on a CPU with AVX-512 our own, which takes half of the time.
+    It is PyTorch's; where a CPU with AVX-512 trains in float32, for the plain triangle, our own if the sizes
+    are whole tiles of it (`cpu_attention`).
 
     ``is_causal`` lets the kernel skip the hidden half without reading the mask. PyTorch aligns that triangle
     top-left, which is wrong for T ≠ S (one new token would see only the first key), so it is passed on

@@ -1,7 +1,10 @@
 """Several adapters in one: the sum itself, and each of PEFT's ways as PEFT computes it."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from torch import nn
 
 from ai_learning.adapters import (
     LoRAConfig,
@@ -168,6 +171,52 @@ def gpt_state(model):
     }
 
 
+def nested():
+    """Layers of which one's name is the end of another's."""
+    return nn.Sequential(
+        OrderedDict(fc=nn.Linear(8, 8), block=nn.Sequential(OrderedDict(fc=nn.Linear(8, 8))))
+    )
+
+
+def test_a_name_that_ends_another_means_itself_only(tmp_path):
+    model = nested()
+    for name in "ab":
+        disturb(inject_lora(model, LoRAConfig(r=2, target_modules="(fc)"), name))
+    add_weighted_adapter(model, ["a", "b"], [1, 1], "both", "cat")
+    assert deltas(model, "both").keys() == {"fc"}
+    other = nested()
+    disturb(inject_lora(other, LoRAConfig(r=2, target_modules=["fc"], rank_pattern={"^fc": 1}), "a"))
+    disturb(inject_lora(other, LoRAConfig(r=2, target_modules=["fc"], rank_pattern={"^fc": 3}), "b"))
+    add_weighted_adapter(other, ["a", "b"], [1, 0], "both", "cat")
+    for path, delta in deltas(other, "both").items():
+        torch.testing.assert_close(delta, deltas(other, "a")[path])
+    save_peft(other, tmp_path, "both")
+    again = nested()
+    again.load_state_dict(gpt_state(other))
+    load_peft(again, tmp_path)
+    set_adapter(other, "both")
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(again(x), other(x))
+
+
+@pytest.mark.parametrize("how", COMBINATIONS)
+def test_adapters_in_16_bits(how):
+    model = two_adapters(gpt()).bfloat16()
+    add_weighted_adapter(model, ["a", "b"], [1.0, 0.5], "both", how, density=0.9)
+    set_adapter(model, "both")
+    assert model(ids()).isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "linear", "ties_svd"])
+def test_a_sum_that_is_not_finite_is_refused(how):
+    model = two_adapters(gpt())
+    with torch.no_grad():
+        model.h[0].mlp.c_fc.lora_A["a"][0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"h\.0\.mlp\.c_fc: the sum is not finite"):
+        add_weighted_adapter(model, ["a", "b"], [1.0, 0.5], "both", how)
+    assert adapter_names(model) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
@@ -177,6 +226,7 @@ def gpt_state(model):
         ({}, ("ab", [1, 1], "n", "cat"), "two lists"),
         ({}, (["a", "a"], [1, 1], "n", "cat"), "names one twice"),
         ({}, (["a", "b"], [1, float("nan")], "n", "cat"), "finite"),
+        ({}, (["a", "b"], ["1", "1"], "n", "cat"), "finite"),
         ({}, (["a", "b"], [1, 1], "n", "sum"), "combination_type='sum' is unknown: use one of cat, svd"),
         ({}, (["a", "b"], [1, 1], "a", "cat"), "has an adapter 'a' already"),
         ({}, (["a", "b"], [1, 1], "n", "linear"), r"ranks \[2, 3\] cannot be combined by 'linear'"),

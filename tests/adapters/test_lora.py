@@ -222,7 +222,6 @@ def test_blocks_without_their_surroundings():
             {"layers_to_transform": [0, 2]},
             r"layers_to_transform=\[0, 2\]: the model has blocks 0 to 1, not 2",
         ),
-        ({"layers_to_transform": []}, "leaves no layer"),
         ({"target_modules": ["lm_head"], "layers_to_transform": 0}, "leaves no layer"),
     ],
 )
@@ -243,6 +242,10 @@ def test_bad_values_are_named():
         ({"init": "ones"}, "'ones'"),
         ({"target_modules": []}, "names no layer"),
         ({"modules_to_save": "ln_f"}, "must be a list"),
+        ({"layers_to_transform": "1"}, "layers_to_transform='1' must be a block's number"),
+        ({"layers_to_transform": True}, "layers_to_transform=True"),
+        ({"layers_to_transform": [0, 1.5]}, "1.5"),
+        ({"layers_to_transform": []}, "must be a block's number, or a list"),
     ]:
         with pytest.raises(InputError, match=word):
             LoRAConfig(**settings)

@@ -2,11 +2,13 @@
 
 import copy
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ai_learning.adapters import (
     LoRAConfig,
@@ -35,6 +37,9 @@ VARIANTS = [
     {"target_modules": r"h\.1\..*"},
     {"rank_pattern": {"c_fc": 2}, "alpha_pattern": {"c_proj": 3}},
     {"target_modules": ["h.0.attn.c_proj", "h.1.mlp.c_fc"], "use_dora": True, "use_rslora": True},
+    {"target_modules": ["c_attn", "c_fc"], "exclude_modules": ["h.0.mlp.c_fc"]},
+    {"target_modules": "all-linear", "layers_to_transform": [1], "exclude_modules": r".*c_proj"},
+    {"target_modules": ["c_fc", "c_attn"], "rank_pattern": {r"^h\.1\.mlp\.c_fc": 2}},
 ]
 
 
@@ -235,3 +240,21 @@ def test_saving_over_an_adapter_is_atomic(tmp_path, monkeypatch):
     load_peft(model, tmp_path)
     assert torch.equal(model(ids()), want)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_layers_that_a_name_would_not_tell_apart(tmp_path):
+    def model():
+        torch.manual_seed(0)
+        inner = nn.Sequential(OrderedDict(fc=nn.Linear(8, 8)))
+        return nn.Sequential(OrderedDict(fc=nn.Linear(8, 8), block=inner))
+
+    settings = {"target_modules": ["fc"], "exclude_modules": ["block.fc"], "r": 2}
+    ours = disturb(inject_lora(model(), LoRAConfig(**settings)))
+    save_peft(ours, tmp_path, task_type=None)
+    x = torch.randn(3, 8)
+    again = model()
+    load_peft(again, tmp_path)
+    assert torch.equal(again(x), ours(x))
+    peft = pytest.importorskip("peft")
+    opened = peft.PeftModel.from_pretrained(model(), tmp_path).eval()
+    torch.testing.assert_close(opened(x), ours(x))
