@@ -217,6 +217,16 @@ def test_columns_that_are_ruled_out_infinite_or_nan(monkeypatch: pytest.MonkeyPa
 
 
 @columns_needed
+def test_a_trained_head_gets_its_gradient_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "_BLOCK_BYTES", 1)
+    hidden, weight, targets = inputs()
+    ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
+    for one, other in zip(ours, torch.autograd.grad(plain, (hidden, weight)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@columns_needed
 def test_without_gradients_only_the_loss_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = torch.randn(9, 5), torch.randn(77, 5), torch.randint(0, 77, (9,))
     calls, plain = [], loss_module._columns_at_a_time

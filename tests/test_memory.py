@@ -84,6 +84,19 @@ def test_the_peak_is_within_15_percent(setting: tuple) -> None:
     assert planned == pytest.approx(measured, rel=0.15), lines
 
 
+def test_an_adapter_on_the_head_needs_the_gradient_of_a_whole_head() -> None:
+    """Its weight cannot be asked for while the adapter drops inputs; the plan asks its parameters."""
+    model = GPT(GPTConfig(vocab_size=50_000, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    inject_lora(model, LoRAConfig(r=2, target_modules=["lm_head"], lora_dropout=0.5))
+
+    def called(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return model(batch[0]).square().mean()
+
+    probe = (torch.zeros(1, 8, dtype=torch.long),)
+    plans = [plan_memory(model, called, probe, tokens=8, targets=n).activations for n in (10, 1000)]
+    assert plans[1] - plans[0] > 25 * 2**20
+
+
 def test_what_the_plan_counts() -> None:
     config = GPTConfig(vocab_size=64, block_size=24, n_layer=2, n_head=2, n_embd=32)
     data = random_data([24, 9, 17, 3])
