@@ -288,7 +288,7 @@ def test_a_run_from_before_a_field_of_its_config_existed_goes_on(tmp_path: Path)
     run(tmp_path, resume=True, identity={"lora": {"r": 8, "use_dora": False}})
     with pytest.raises(InputError, match="of a model with another config"):
         run(tmp_path, shape=replace(MODEL, qk_norm=True), resume=True, identity={"lora": {"r": 8}})
-    with pytest.raises(InputError, match="was started with lora=.*8"):
+    with pytest.raises(InputError, match=r"was started with lora=.*8"):
         run(tmp_path, resume=True, identity={"lora": {"r": 4, "use_dora": False}})
 
 
