@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import threading
 from functools import partial
 
@@ -286,6 +287,7 @@ def test_in_a_forked_child_and_on_pythons_threads(monkeypatch: pytest.MonkeyPatc
         return all(torch.equal(a, b) for a, b in zip(wanted, again, strict=True))
 
     if (child := os.fork()) == 0:
+        signal.alarm(60)  # rather than wait for threads that are not there
         os._exit(0 if is_same() else 1)
     assert os.waitpid(child, 0)[1] == 0
     monkeypatch.setattr(threads, "_gomp", lambda: None)
