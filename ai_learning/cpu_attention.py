@@ -100,7 +100,7 @@ class _CausalAttention(torch.autograd.Function):
             grad = torch.empty_like(out).copy_(grad)
         B, H, T, D = q.shape
         grads = q.new_empty(3, B, T, H, D).transpose(2, 3).unbind(0)
-        _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK), *known, grad, *grads)
+        _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK) + 1, *known, grad, *grads)
         return grads
 
 
@@ -119,7 +119,7 @@ def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
     """Call a loop for each head of (B, H, T, D) tensors, or (B, H, T); each thread has rows of scratch."""
     B, H, T, D = tensors[0].shape
     row = 4 * (-(-T // TILE_COLUMNS) * TILE_COLUMNS + _PAD)
-    thread_bytes, threads = (scratch_rows + 1) * row, torch.get_num_threads()
+    thread_bytes, threads = scratch_rows * row, torch.get_num_threads()
     scratch = torch.empty(threads * thread_bytes + 64, dtype=torch.uint8, device="cpu")
     begin = -(-scratch.data_ptr() // 64) * 64  # where a register's numbers lie in one line of the cache
     told = [H, T, D, row, begin, thread_bytes, 0]

@@ -3,11 +3,11 @@
 A loop that adds up or looks for the largest becomes slow code where order or NaN matter, and for reasons of
 an older processor LLVM uses half of each register. A `Register` is a value like others in a loop::
 
-    total = splat(0.0)
+    total = splat(np.float32(0))
     for n in range(0, width, LANES):
         total = add(total, load(row + 4 * n))
 
-`store.processor_has("avx512f")` tells whether the registers are there; without them this is correct and slow.
+`store.processor_has("avx512f")` tells whether the registers are there: without them, use nothing of this.
 """
 
 from collections.abc import Callable

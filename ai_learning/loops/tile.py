@@ -34,8 +34,6 @@ def multiply_tile(typingctx, c, c_row, a, a_row, a_step, b, b_row, steps, add): 
             for column in range(0, COLUMNS, LANES)
         ]
         sums = [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, None)) for _ in places]
-        for place in sums:
-            builder.store(ir.Constant(VECTOR, None), place)
         with builder.if_then(builder.icmp_signed("!=", add, _INT64(0))):
             for place, address in zip(sums, places, strict=True):
                 builder.store(load_vector(builder, address), place)
