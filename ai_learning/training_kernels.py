@@ -1,7 +1,5 @@
 """The compiled loops of a training step on a CPU; importing this module imports numba."""
 
-import math
-
 import numba
 import numpy as np
 
@@ -9,40 +7,7 @@ from .fast_adamw import CHUNK_FIELDS, RATES
 from .loops.compiler import array, at, fields, loop
 from .loops.math import exp, maximum
 
-# --- GELU -------------------------------------------------------------------------------------------------
-# With u = 2 √(2/π) (x + 0.044715 x³), (1 + tanh(u/2)) / 2 is 1 / (1 + exp(−u)): one exponential.
-
-_SLOPE, _CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
-_ZERO, _ONE, _THREE = np.float32(0), np.float32(1), np.float32(3)
-
-
-@loop(fastmath={"contract"})
-def gelu_new(job, first, last):  # type: ignore[no-untyped-def]
-    """Elements first … last−1 of x (n,) → y (n,). The job: n, then the addresses of both."""
-    job = fields(job)
-    x = array(job, 1, job[0], np.float32)[first:last]
-    y = array(job, 2, job[0], np.float32)[first:last]
-    for i in range(len(x)):
-        u = _SLOPE * x[i] * (_ONE + _CUBE * x[i] * x[i])
-        e = exp(-abs(u))  # ≤ 1, whatever x is
-        y[i] = x[i] * (_ONE if u > 0 else e) / (_ONE + e)
-
-
-@loop(fastmath={"contract"})
-def gelu_new_backward(job, first, last):  # type: ignore[no-untyped-def]
-    """Elements first … last−1 of x and grad (n,) → grad_x (n,). The job: n, then their addresses."""
-    job = fields(job)
-    x = array(job, 1, job[0], np.float32)[first:last]
-    grad = array(job, 2, job[0], np.float32)[first:last]
-    grad_x = array(job, 3, job[0], np.float32)[first:last]
-    for i in range(len(x)):
-        square = _CUBE * x[i] * x[i]
-        u = _SLOPE * x[i] * (_ONE + square)
-        e = exp(-abs(u))
-        share = _ONE / (_ONE + e)
-        bend = x[i] * e * share * share * (_SLOPE * (_ONE + _THREE * square))
-        grad_x[i] = grad[i] * ((_ONE if u > 0 else e) * share + bend)
-
+_ZERO = np.float32(0)
 
 # --- the loss ---------------------------------------------------------------------------------------------
 

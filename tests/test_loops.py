@@ -128,7 +128,7 @@ def test_a_second_process_needs_no_numba(tmp_path: Path) -> None:
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an own store with one loop in it."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert StoredLoop("training_kernels", "gelu_new").address
+    assert StoredLoop("gelu_kernels", "portable_gelu_new").address
     return tmp_path
 
 
@@ -154,7 +154,7 @@ def assert_it_works(found: StoredLoop) -> None:
 
 def test_what_is_stored_is_used(stored: Path, compiled: list[str]) -> None:
     compiled.clear()
-    assert_it_works(StoredLoop("training_kernels", "gelu_new"))
+    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
     assert not compiled
 
 
@@ -166,8 +166,8 @@ def test_damaged_code_is_never_run(stored: Path, damage: str, compiled: list[str
     bad = {"cut off": good[:3000], "one bit": flipped, "empty": b"", "not ours": b"\xff" * 500}
     path.write_bytes(bad[damage])
     compiled.clear()
-    assert_it_works(StoredLoop("training_kernels", "gelu_new"))
-    assert compiled == ["gelu_new"] and store._read("training_kernels", "gelu_new")  # made good
+    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
+    assert compiled == ["portable_gelu_new"] and store._read("gelu_kernels", "portable_gelu_new")  # made good
 
 
 def test_what_was_made_otherwise_is_replaced(
@@ -177,10 +177,10 @@ def test_what_was_made_otherwise_is_replaced(
     monkeypatch.setattr(store, "_PACKAGE", tmp_path)
     for key in "01":
         monkeypatch.setattr(store, "_key", lambda module, key=key: key * 64)
-        assert_it_works(StoredLoop("training_kernels", "gelu_new"))
-    assert compiled == ["gelu_new", "gelu_new"]
+        assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
+    assert compiled == ["portable_gelu_new", "portable_gelu_new"]
     (left,) = (tmp_path / "__pycache__").iterdir()
-    assert left.name == f"training_kernels.gelu_new.{'1' * 24}.loop"
+    assert left.name == f"gelu_kernels.portable_gelu_new.{'1' * 24}.loop"
 
 
 def test_the_key_changes_with_what_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_the_key_changes_with_what_the_code_depends_on(monkeypatch: pytest.Monke
 def test_no_folder_to_write_to_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "folder"))
-    assert_it_works(StoredLoop("training_kernels", "gelu_new"))
+    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
 
 
 def test_the_users_cache_serves_where_the_sources_cannot_be_written_to(
@@ -211,17 +211,17 @@ def test_the_users_cache_serves_where_the_sources_cannot_be_written_to(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(store, "_PACKAGE", tmp_path / "file")
     monkeypatch.setattr(store, "_key", lambda module: "0" * 64)
-    assert_it_works(StoredLoop("training_kernels", "gelu_new"))
+    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
     assert [path.suffix for path in (tmp_path / "cache" / "ai-learning").iterdir()] == [".loop"]
 
 
 def test_a_shared_folder_keeps_what_others_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    young, old = tmp_path / "training_kernels.adamw.other.loop", tmp_path / "training_kernels.gone.other.loop"
+    young, old = tmp_path / "gelu_kernels.gelu.other.loop", tmp_path / "gelu_kernels.gone.other.loop"
     young.write_bytes(b"")
     old.write_bytes(b"")
     os.utime(old, (0, 0))
-    assert StoredLoop("training_kernels", "gelu_new").address
+    assert StoredLoop("gelu_kernels", "portable_gelu_new").address
     assert young.exists() and not old.exists()
 
 
@@ -250,10 +250,14 @@ sys.modules["numba"] = sys.modules["llvmlite"] = None  # importing either fails
 import torch
 from ai_learning import gelu, loss
 from ai_learning.loops import ready
+from ai_learning.model.attention import fast_attention
 from ai_learning.adapters import dequantize_nf4, quantize_nf4
 from ai_learning.optim import adamw
 assert not ready()
 gelu._WORTH_IT = loss._WORTH_COMPILED = 1
+x = torch.randn(1, 4, 256, 64, requires_grad=True)
+causal = torch.ones(256, 256, dtype=torch.bool).tril()
+fast_attention(x, x, x, causal, is_causal=True)[0].sum().backward()
 x = torch.randn(300, 300, requires_grad=True)
 loss.linear_cross_entropy(gelu.gelu_new(x), x.detach(), torch.arange(300)).backward()
 assert type(adamw(torch.nn.Linear(300, 300), 0.1)) is torch.optim.AdamW

@@ -25,7 +25,7 @@ class Loops:
 
     Example:
         >>> x, y = torch.ones(5), torch.zeros(5)
-        >>> gelu = Loops("training_kernels").gelu_new
+        >>> gelu = Loops("gelu_kernels").portable_gelu_new
         >>> if ready(gelu):
         ...     run(gelu, 0, 5, 5, (5,), (x, y))
     """

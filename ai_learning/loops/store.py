@@ -121,7 +121,7 @@ def _features() -> str:
         return os.environ.get("NUMBA_CPU_FEATURES", "")
     try:
         return str(_llvm().get_host_cpu_features().flatten())
-    except RuntimeError:  # LLVM does not know this processor
+    except (ImportError, RuntimeError):  # no LLVM, or none that knows this processor
         return ""
 
 

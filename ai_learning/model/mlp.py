@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..gelu import gelu_new
+from ..gelu import gelu, gelu_new
 from ..shapes import Hidden
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def relu2(x: Tensor) -> Tensor:
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": gelu_new,
-    "gelu": F.gelu,
+    "gelu": gelu,
     "relu": F.relu,
     "relu2": relu2,
     "silu": F.silu,
