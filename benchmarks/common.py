@@ -1,9 +1,13 @@
-"""Measuring side by side: A B A B in one process, medians, ratios to the peer."""
+"""Measuring side by side: A B A B, in one process or in one each, medians, ratios to the peer."""
 
+import contextlib
+import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 
 import torch
@@ -20,6 +24,50 @@ def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: in
             if number >= warmup:
                 times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def interleaved_processes(commands: Mapping[str, Sequence[str]], rounds: int, steps: int) -> dict[str, float]:
+    """As `interleaved`, but each function in a process of its own, as in real use, and ``steps`` in a turn.
+
+    In one process the neighbours of a step change it: what they free decides whether the C library gives
+    memory back to the system, and their weights take its place in the caches.
+
+    Args:
+        commands: each starts a program that calls `serve`.
+        rounds: how often each has its turn.
+        steps: that are measured in a turn, after one that is not.
+
+    Raises:
+        ChildProcessError: a program that ended before its time.
+    """
+    with contextlib.ExitStack() as stack:
+        start = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        programs = {
+            name: stack.enter_context(subprocess.Popen(command, **start))
+            for name, command in commands.items()
+        }
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, program in programs.items():
+                print(steps, file=program.stdin)
+                answer = program.stdout.readline()
+                if not answer:
+                    raise ChildProcessError(f"{name} ended before it was done")
+                times[name] += json.loads(answer)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def serve(step: Callable[[], None]) -> None:
+    """Take steps for `interleaved_processes` until it has enough."""
+    clock = process_clock()
+    for line in sys.stdin:
+        times = []
+        for number in range(int(line) + 1):
+            started = clock()
+            step()
+            if number:
+                times.append(clock() - started)
+        print(json.dumps(times), flush=True)
 
 
 def process_clock() -> Callable[[], float]:

@@ -1,15 +1,16 @@
-"""Training step beside transformers' GPT-2, LitGPT and nanoGPT: same sizes, batch and optimizer, interleaved.
+"""Training step beside transformers' GPT-2, LitGPT and nanoGPT: same sizes and batch, in turn.
 
     python benchmarks/training.py --nanogpt PATH
 
-Ours runs twice, with the tanh GELU of transformers' GPT-2 and with the exact one of LitGPT and nanoGPT; each
-peer's ratio is to the one that does the same work. With transformers and nanoGPT also the same weights: the
-first loss of both must agree to 1e-4, or the benchmark ends with an error. LitGPT has rotary positions
-always: same sizes, not the same weights. nanoGPT is not on PyPI: ``--nanogpt PATH`` measures a checkout's
-``model.py`` as it is, with PyTorch's fused AdamW that all peers get here, and with the one that its own
-``configure_optimizers`` makes on a CPU; ours clips and steps as ``ai-learning pretrain`` does. Peak memory is
-that of a process of its own for each, above what it holds after its imports and a step of a tiny model, and
-LLVM's loader of compiled loops (50 MB) for ours.
+Each runs in a process of its own, and they take turns. Ours is there twice, with the tanh GELU of
+transformers' GPT-2 and with the exact one of LitGPT and nanoGPT; each peer's ratio is to the one that does
+the same work. With transformers and nanoGPT also the same weights: the first loss of both must agree to
+1e-4, or the benchmark ends with an error. LitGPT has rotary positions always: same sizes, not the same
+weights. nanoGPT is not on PyPI: ``--nanogpt PATH`` measures a checkout's ``model.py`` as it is, with
+PyTorch's fused AdamW that all peers get here, and with the one that its own ``configure_optimizers`` makes
+on a CPU. Ours clips, steps and keeps freed memory as ``ai-learning pretrain`` does. Peak memory is above
+what a process holds after its imports and a step of a tiny model, and LLVM's loader of compiled loops (50
+MB) for ours.
 """
 
 import argparse
@@ -21,19 +22,20 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import hardware, interleaved
+from common import hardware, interleaved_processes, serve
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ai_learning.device import compile_as_one
 from ai_learning.loops import ready
 from ai_learning.loss import next_token_loss
+from ai_learning.memory import keep_freed_memory
 from ai_learning.model import GPT
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
 from ai_learning.pretrained import config_from_hf, from_hf
@@ -44,6 +46,7 @@ SETTINGS = {
     "4/4/128, block 64, batch 12, vocabulary 50257": (4, 4, 128, 64, 12, 50257),
     "6/6/384, block 256, batch 12, vocabulary 50257": (6, 6, 384, 256, 12, 50257),
 }
+TINY = (1, 1, 8, 4, 1, 16)
 TANH, EXACT = "ai_learning", "ai_learning, exact GELU"
 PEERS = {"transformers": TANH, "LitGPT": EXACT, "nanoGPT": EXACT, "nanoGPT, own AdamW": EXACT}
 COMPILED = "ai_learning, exact GELU, compiled"
@@ -139,45 +142,67 @@ def step_of(optimizer: Any, loss: Callable[[], torch.Tensor], update: Callable[[
     return step
 
 
-def trainers(setting: Setting, nanogpt: Path | None, compiled: bool = False) -> dict[str, Step]:
-    """One step of each that is at hand, on the same batch."""
-    names = [TANH, EXACT, *PEERS, *([COMPILED] if compiled else [])]
-    found = {who: pair for who in names if (pair := loss_of(who, setting, nanogpt)) is not None}
-    same = {TANH: from_hf(found["transformers"][0]).state_dict()}
-    if "nanoGPT" in found:  # its names are GPT-2's, behind a prefix
-        theirs = found["nanoGPT"][0].state_dict()
-        same[EXACT] = {name.removeprefix("transformer."): value for name, value in theirs.items()}
+def check_losses(setting: Setting, nanogpt: Path | None) -> None:
+    """With the same weights ours and its peers must have the same loss, else the program ends."""
     for who, peer in ((TANH, "transformers"), (EXACT, "nanoGPT")):
-        if peer not in found:
+        found = loss_of(peer, setting, nanogpt)
+        if found is None:
             continue
-        found[who][0].load_state_dict(same[who])
-        first = {name: found[name][1]().item() for name in (who, peer)}
-        if abs(first[who] - first[peer]) > 1e-4:
-            sys.exit(f"not the same work: losses {first}")
-    return {who: trainer(who, *pair) for who, pair in found.items()}
+        theirs, their_loss = found
+        ours, our_loss = loss_of(who, setting, nanogpt) or found
+        if peer == "transformers":
+            weights = from_hf(theirs).state_dict()
+        else:  # its names are GPT-2's, behind a prefix
+            weights = {
+                name.removeprefix("transformer."): value for name, value in theirs.state_dict().items()
+            }
+        ours.load_state_dict(weights)
+        losses = {who: our_loss().item(), peer: their_loss().item()}
+        if abs(losses[who] - losses[peer]) > 1e-4:
+            sys.exit(f"not the same work: losses {losses}")
 
 
-def peak_memory(who: str, setting: Setting, nanogpt: Path | None) -> float | None:
+def trainer_of(who: str, setting: Setting, nanogpt: Path | None) -> Step | None:
+    """One step; ``None`` where the peer is not at hand."""
+    pair = loss_of(who, setting, nanogpt)
+    return trainer(who, *pair) if pair else None
+
+
+def is_at_hand(who: str, nanogpt: Path | None) -> bool:
+    return loss_of(who, TINY, nanogpt) is not None
+
+
+def program(who: str, setting: Setting, nanogpt: Path | None, work: str) -> list[str]:
+    """Starts this file for one of them alone; ``work`` is time or peak."""
+    command = [sys.executable, __file__, "--one", who, "--work", work]
+    command += ["--setting", ",".join(map(str, setting))]
+    return command + (["--nanogpt", str(nanogpt)] if nanogpt else [])
+
+
+def speeds(setting: Setting, names: Sequence[str], nanogpt: Path | None, rounds: int) -> dict[str, float]:
+    """Tokens/s of each."""
+    *_, T, B, V = setting
+    steps = 20 if V < 1000 else 2  # short steps vary more
+    commands = {who: program(who, setting, nanogpt, "time") for who in names}
+    return {who: T * B / s for who, s in interleaved_processes(commands, rounds, steps).items()}
+
+
+def peak_memory(who: str, setting: Setting, nanogpt: Path | None) -> float:
     """MB that three steps add to a process that has imported everything; in a process of its own."""
-    command = [sys.executable, __file__, "--one", who, "--setting", ",".join(map(str, setting))]
-    command += ["--nanogpt", str(nanogpt)] if nanogpt else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout) if done.stdout.strip() else None
+    command = program(who, setting, nanogpt, "peak")
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def print_one_peak(who: str, setting: Setting, nanogpt: Path | None) -> None:
+def print_peak(who: str, setting: Setting, nanogpt: Path | None) -> None:
     """What ``peak_memory`` runs."""
-    warm = trainers((1, 1, 8, 4, 1, 16), nanogpt)  # imports and pools of every peer alike
-    for step in warm.values():
-        step()
+    for peer in (TANH, EXACT, *PEERS):  # imports and pools of every one alike
+        if warm := trainer_of(peer, TINY, nanogpt):
+            warm()
     del warm
     ready()
     gc.collect()
     before = peak_bytes()
-    pair = loss_of(who, setting, nanogpt)
-    if pair is None:
-        return
-    step = trainer(who, *pair)
+    step = trainer_of(who, setting, nanogpt)
     for _ in range(3):
         step()
     print((peak_bytes() - before) / 1e6)
@@ -192,13 +217,28 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes
 
 
-def print_row(name: str, values: dict[str, float | None]) -> None:
+def print_row(name: str, values: dict[str, float]) -> None:
     """One line of a table: ours, then each peer's with ours over it."""
-    cells = [f"{values[who] or 0:,.0f}" for who in (TANH, EXACT)]
+    cells = [f"{values[who]:,.0f}" for who in (TANH, EXACT)]
     for peer, own in PEERS.items():
         value = values.get(peer)
-        cells.append(f"{value:,.0f} ({(values[own] or 0) / value:.2f} ×)" if value else "–")
+        cells.append(f"{value:,.0f} ({values[own] / value:.2f} ×)" if value else "–")
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def run_one(who: str, setting: Setting, nanogpt: Path | None, work: str) -> None:
+    """What ``program`` starts."""
+    if who.startswith("ai_learning"):
+        keep_freed_memory()
+    if work == "peak":
+        print_peak(who, setting, nanogpt)
+        return
+    step = trainer_of(who, setting, nanogpt)
+    began = time.perf_counter()
+    step()
+    if who == COMPILED:
+        print(f"(its first step took {time.perf_counter() - began:.0f} s)", file=sys.stderr)
+    serve(step)
 
 
 def main() -> None:
@@ -208,37 +248,31 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--compiled", action="store_true", help="also the first setting compiled")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=8,
-        help="steps of each, in turn; five times as many of the smallest setting",
-    )
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each, of 20 or 2 steps")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    nanogpt = options.nanogpt
     if options.one:
         n_layer, n_head, n_embd, T, B, V = map(int, options.setting.split(","))
-        print_one_peak(options.one, (n_layer, n_head, n_embd, T, B, V), options.nanogpt)
+        run_one(options.one, (n_layer, n_head, n_embd, T, B, V), nanogpt, options.work)
         return
+    names = [who for who in (TANH, EXACT, *PEERS) if is_at_hand(who, nanogpt)]
     head = f"| setting | {TANH} | {' | '.join([EXACT, *PEERS])} |\n|{'---|' * (3 + len(PEERS))}"
     print(f"Training, tokens/s, and ours over each ({hardware()})\n\n{head}")
     for name, setting in SETTINGS.items():
-        rounds = options.rounds * (5 if setting[-1] < 1000 else 1)  # short steps vary more
-        seconds = interleaved(trainers(setting, options.nanogpt), rounds=rounds)
-        print_row(name, {who: setting[3] * setting[4] / s for who, s in seconds.items()})
+        check_losses(setting, nanogpt)
+        print_row(name, speeds(setting, names, nanogpt, options.rounds))
     print(f"\nPeak memory of three steps, MB, and ours over each\n\n{head}")
     for name, setting in SETTINGS.items():
-        print_row(name, {who: peak_memory(who, setting, options.nanogpt) for who in [TANH, EXACT, *PEERS]})
+        print_row(name, {who: peak_memory(who, setting, nanogpt) for who in names})
     if options.compiled:
         name, setting = next(iter(SETTINGS.items()))
-        steps = trainers(setting, options.nanogpt, compiled=True)
-        began = time.perf_counter()
-        steps[COMPILED]()
-        print(f"\nCompiled (the first step took {time.perf_counter() - began:.0f} s), {name}, tokens/s\n")
-        seconds = interleaved(steps, rounds=5 * options.rounds)
-        for who, s in seconds.items():
-            print(f"| {who} | {setting[3] * setting[4] / s:,.0f} | {s / seconds[COMPILED]:.2f} × |")
+        print(f"\nCompiled, {name}, tokens/s\n")
+        found = speeds(setting, [COMPILED, *names], nanogpt, options.rounds)
+        for who, value in found.items():
+            print(f"| {who} | {value:,.0f} | {found[COMPILED] / value:.2f} × |")
     print("\n–: not at hand (nanoGPT is not on PyPI; LitGPT needs the extra `bench-litgpt`).")
 
 
