@@ -38,7 +38,7 @@ _LOOPS = Loops("attention_kernels")
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
     """Whether `causal_attention` takes these and gains: float32, for a gradient, T and D in whole tiles."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return False
     if not (q.requires_grad or k.requires_grad or v.requires_grad):
         return False
@@ -47,10 +47,12 @@ def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
     B, H, T, D = q.shape
     if T % TILE_ROWS or D % TILE_COLUMNS or T > _LONGEST or B * H * T * T * D < _WORTH_IT:
         return False
-    if B * H < torch.get_num_threads():  # each takes whole heads
+    if B * H < _threads():  # each takes whole heads
         return False
-    wishes = torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled()
-    return not wishes and _lie_well(q, k, v) and has_loops()
+    if torch.compiler.is_compiling():
+        plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (q, k, v))
+        return plain and not torch.compiler.is_exporting() and _are_wanted()
+    return _lie_well(q, k, v) and _are_wanted()
 
 
 def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -64,8 +66,22 @@ def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     Returns:
         (B, H, T, D), laid out as (B, T, H, D).
     """
+    if torch.compiler.is_compiling():
+        return _in_a_graph(q, k, v)[0].transpose(1, 2)
     out: Tensor = _CausalAttention.apply(q, k, v)
     return out
+
+
+# What these two say when a graph is made, holds for it.
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+@torch.compiler.assume_constant_result
+def _are_wanted() -> bool:
+    wishes = torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled()
+    return not wishes and has_loops()
 
 
 def has_loops() -> bool:
@@ -82,26 +98,43 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Heads, k: Heads, v: Heads) -> Heads:
-        B, H, T, D = q.shape
-        out = q.new_empty(B, T, H, D).transpose(1, 2)
-        row_max, inv_sum = q.new_empty(2, B, H, T).unbind(0)
-        _run(_LOOPS.causal_attention, D + BLOCK, q, k, v, out, row_max, inv_sum)
-        ctx.save_for_backward(q, k, v, out, row_max, inv_sum)
-        return out
+        out, stats = _forward(q, k, v)
+        ctx.save_for_backward(q, k, v, out, stats)
+        return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Heads) -> tuple[Heads, ...]:
-        known = ctx.saved_tensors
-        q, k, v, out, *_ = known
+        q, k, v, out, stats = ctx.saved_tensors
         # A gradient of the gradient, or a batch of them; and hooks may have kept other tensors than these.
-        if torch.is_grad_enabled() or not usable(grad, contiguous=False) or not _lie_well(*known):
+        if (
+            torch.is_grad_enabled()
+            or not usable(grad, contiguous=False)
+            or not _lie_well(q, k, v, out, stats)
+        ):
             return _gradients(q, k, v, grad)
-        if grad.stride(-1) != 1:
-            grad = torch.empty_like(out).copy_(grad)
-        B, H, T, D = q.shape
-        grads = q.new_empty(3, B, T, H, D).transpose(2, 3).unbind(0)
-        _run(_LOOPS.causal_attention_backward, 2 * (D + BLOCK) + 1, *known, grad, *grads)
-        return grads
+        return tuple(
+            d.transpose(1, 2) for d in _backward(q, k, v, out, stats, grad.transpose(1, 2)).unbind(0)
+        )
+
+
+def _forward(q: Heads, k: Heads, v: Heads) -> tuple[Tensor, Tensor]:
+    """(B, T, H, D) output; (2, B, H, T) each query's largest score, and one over its sum."""
+    B, H, T, D = q.shape
+    out, stats = q.new_empty(B, T, H, D), q.new_empty(2, B, H, T)
+    _run(_LOOPS.causal_attention, D + BLOCK, q, k, v, out.transpose(1, 2), *stats.unbind(0))
+    return out, stats
+
+
+def _backward(q: Heads, k: Heads, v: Heads, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
+    """(B, T, H, D) gradient of the output → (3, B, T, H, D) those of q, k and v."""
+    if grad.stride(-1) != 1:
+        grad = grad.contiguous()
+    B, H, T, D = q.shape
+    grads = q.new_empty(3, B, T, H, D)
+    given = (q, k, v, out.transpose(1, 2), *stats.unbind(0), grad.transpose(1, 2))
+    rows = 2 * (D + BLOCK) + 1
+    _run(_LOOPS.causal_attention_backward, rows, *given, *grads.transpose(2, 3).unbind(0))
+    return grads
 
 
 def _gradients(q: Heads, k: Heads, v: Heads, grad: Heads) -> tuple[Heads, Heads, Heads]:
@@ -129,3 +162,42 @@ def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
     numbers = (ctypes.c_int64 * (len(told) + threads))(*told)  # what is left out is 0: not taken
     numbers[TAKEN] = ctypes.addressof(numbers) + 8 * len(told)
     run(loop, 0, B * H, B * H * T * T * D // 16, (ctypes.addressof(numbers),), ())
+
+
+# --- in a graph that torch.compile makes, which calls both passes without looking inside --------------------
+
+
+@torch.library.custom_op("ai_learning::causal_attention", mutates_args=())
+def _in_a_graph(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return _forward(*map(_in_rows, (q, k, v)))
+
+
+@_in_a_graph.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    B, H, T, D = q.shape
+    return q.new_empty(B, T, H, D), q.new_empty(2, B, H, T)
+
+
+@torch.library.custom_op("ai_learning::causal_attention_backward", mutates_args=())
+def _backward_in_a_graph(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
+    return _backward(*map(_in_rows, (q, k, v, out, stats, grad)))
+
+
+@_backward_in_a_graph.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
+    return q.new_empty(3, *out.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    return tuple(d.transpose(1, 2) for d in _backward_in_a_graph(*ctx.saved_tensors, grad).unbind(0))
+
+
+_in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)
+
+
+def _in_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

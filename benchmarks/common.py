@@ -26,34 +26,39 @@ def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: in
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def interleaved_processes(commands: Mapping[str, Sequence[str]], rounds: int, steps: int) -> dict[str, float]:
+def interleaved_processes(
+    commands: Mapping[str, Sequence[str]], starts: int, rounds: int, steps: int
+) -> dict[str, float]:
     """As `interleaved`, but each function in a process of its own, as in real use, and ``steps`` in a turn.
 
     In one process the neighbours of a step change it: what they free decides whether the C library gives
-    memory back to the system, and their weights take its place in the caches.
+    memory back to the system, and their weights take its place in the caches. And the same step may take 5 %
+    more in one process than in the next, as its memory happens to lie, so each is started several times.
 
     Args:
         commands: each starts a program that calls `serve`.
-        rounds: how often each has its turn.
+        starts: how often all are started anew.
+        rounds: how often each has its turn, each time.
         steps: that are measured in a turn, after one that is not.
 
     Raises:
         ChildProcessError: a program that ended before its time.
     """
-    with contextlib.ExitStack() as stack:
-        start = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        programs = {
-            name: stack.enter_context(subprocess.Popen(command, **start))
-            for name, command in commands.items()
-        }
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(rounds):
-            for name, program in programs.items():
-                print(steps, file=program.stdin)
-                answer = program.stdout.readline()
-                if not answer:
-                    raise ChildProcessError(f"{name} ended before it was done")
-                times[name] += json.loads(answer)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(starts):
+        with contextlib.ExitStack() as stack:
+            programs = {
+                name: stack.enter_context(subprocess.Popen(command, **pipes))
+                for name, command in commands.items()
+            }
+            for _ in range(rounds):
+                for name, program in programs.items():
+                    print(steps, file=program.stdin)
+                    answer = program.stdout.readline()
+                    if not answer:
+                        raise ChildProcessError(f"{name} ended before it was done")
+                    times[name] += json.loads(answer)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

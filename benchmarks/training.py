@@ -8,7 +8,7 @@ the same work. With transformers and nanoGPT also the same weights: the first lo
 1e-4, or the benchmark ends with an error. LitGPT has rotary positions always: same sizes, not the same
 weights. nanoGPT is not on PyPI: ``--nanogpt PATH`` measures a checkout's ``model.py`` as it is, with
 PyTorch's fused AdamW that all peers get here, and with the one that its own ``configure_optimizers`` makes
-on a CPU. Ours clips, steps and keeps freed memory as ``ai-learning pretrain`` does. Peak memory is above
+on a CPU. Ours clips and steps as ``ai-learning pretrain`` does. Peak memory is above
 what a process holds after its imports and a step of a tiny model, and LLVM's loader of compiled loops (50
 MB) for ours.
 """
@@ -35,7 +35,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ai_learning.device import compile_as_one
 from ai_learning.loops import ready
 from ai_learning.loss import next_token_loss
-from ai_learning.memory import keep_freed_memory
 from ai_learning.model import GPT
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
 from ai_learning.pretrained import config_from_hf, from_hf
@@ -179,12 +178,12 @@ def program(who: str, setting: Setting, nanogpt: Path | None, work: str) -> list
     return command + (["--nanogpt", str(nanogpt)] if nanogpt else [])
 
 
-def speeds(setting: Setting, names: Sequence[str], nanogpt: Path | None, rounds: int) -> dict[str, float]:
+def speeds(setting: Setting, names: Sequence[str], nanogpt: Path | None, starts: int) -> dict[str, float]:
     """Tokens/s of each."""
     *_, T, B, V = setting
     steps = 20 if V < 1000 else 2  # short steps vary more
     commands = {who: program(who, setting, nanogpt, "time") for who in names}
-    return {who: T * B / s for who, s in interleaved_processes(commands, rounds, steps).items()}
+    return {who: T * B / s for who, s in interleaved_processes(commands, starts, 3, steps).items()}
 
 
 def peak_memory(who: str, setting: Setting, nanogpt: Path | None) -> float:
@@ -228,8 +227,6 @@ def print_row(name: str, values: dict[str, float]) -> None:
 
 def run_one(who: str, setting: Setting, nanogpt: Path | None, work: str) -> None:
     """What ``program`` starts."""
-    if who.startswith("ai_learning"):
-        keep_freed_memory()
     if work == "peak":
         print_peak(who, setting, nanogpt)
         return
@@ -248,7 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--compiled", action="store_true", help="also the first setting compiled")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each, of 20 or 2 steps")
+    parser.add_argument("--starts", type=int, default=3, help="how often each process is started anew")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -263,14 +260,14 @@ def main() -> None:
     print(f"Training, tokens/s, and ours over each ({hardware()})\n\n{head}")
     for name, setting in SETTINGS.items():
         check_losses(setting, nanogpt)
-        print_row(name, speeds(setting, names, nanogpt, options.rounds))
+        print_row(name, speeds(setting, names, nanogpt, options.starts))
     print(f"\nPeak memory of three steps, MB, and ours over each\n\n{head}")
     for name, setting in SETTINGS.items():
         print_row(name, {who: peak_memory(who, setting, nanogpt) for who in names})
     if options.compiled:
         name, setting = next(iter(SETTINGS.items()))
         print(f"\nCompiled, {name}, tokens/s\n")
-        found = speeds(setting, [COMPILED, *names], nanogpt, options.rounds)
+        found = speeds(setting, [COMPILED, *names], nanogpt, options.starts)
         for who, value in found.items():
             print(f"| {who} | {value:,.0f} | {found[COMPILED] / value:.2f} × |")
     print("\n–: not at hand (nanoGPT is not on PyPI; LitGPT needs the extra `bench-litgpt`).")

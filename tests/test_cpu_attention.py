@@ -211,8 +211,6 @@ def test_transforms_tracing_and_other_wishes_take_pytorchs() -> None:
     wanted = by_definition(q, k, v)
     each = torch.func.vmap(lambda *one: attend(*(t[None] for t in one))[0])(q, k, v)
     torch.testing.assert_close(each, wanted, rtol=1e-4, atol=1e-5)
-    compiled = torch.compile(attend, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(q, k, v), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(make_fx(attend)(q, k, v)(q, k, v), wanted, rtol=1e-4, atol=1e-5)
     assert can_loop(q, k, v)
     with forward_ad.dual_level():
@@ -224,6 +222,69 @@ def test_transforms_tracing_and_other_wishes_take_pytorchs() -> None:
     with torch.no_grad():  # nothing is compiled for a prompt
         assert not can_loop(q, k, v)
     assert not can_loop(*(t.detach() for t in (q, k, v)))
+
+
+def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows with each pass that a compiled graph makes."""
+    calls: list[str] = []
+    for name in ("_forward", "_backward"):
+        real = getattr(module, name)
+        noted = lambda *given, name=name, real=real: calls.append(name) or real(*given)  # noqa: E731
+        monkeypatch.setattr(module, name, noted)
+    return calls
+
+
+@needed
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_compiled_graph_calls_both_passes(backend: str, dynamic: bool, monkeypatch) -> None:
+    torch.compiler.reset()
+    calls = compiled_calls(monkeypatch)
+
+    @partial(torch.compile, backend=backend, dynamic=dynamic, fullgraph=True)
+    def attend(packed: Tensor) -> Tensor:
+        B, T, _ = packed.shape
+        q, k, v = (part.view(B, T, 2, 32).transpose(1, 2) for part in packed.split(64, dim=-1))
+        return fast_attention(q, k, v, causal_mask(T), is_causal=True)[0]
+
+    for B, T in ((3, 16), (2, 24), (2, 20)):  # the last one is no whole number of tiles
+        calls.clear()
+        packed, grad = torch.randn(B, T, 192, requires_grad=True), torch.randn(B, 2, T, 32)
+        q, k, v = (part.view(B, T, 2, 32).transpose(1, 2) for part in packed.split(64, dim=-1))
+        (wanted,) = torch.autograd.grad(by_definition(q, k, v), packed, grad)
+        out = attend(packed)
+        torch.testing.assert_close(out, by_definition(q, k, v), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*torch.autograd.grad(out, packed, grad), wanted, rtol=1e-4, atol=1e-5)
+        assert calls == ([] if T % 8 else ["_forward", "_backward"])
+    with torch.no_grad():
+        attend(torch.randn(2, 24, 192))
+        assert not calls
+
+
+@needed
+def test_what_a_compiled_graph_calls_keeps_pytorchs_rules() -> None:
+    q, k, v = heads(2, 2, 16, 32)
+    columns = k.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    for keys in (k, columns):
+        torch.library.opcheck(module._in_a_graph, (q, keys, v))
+        torch.testing.assert_close(
+            module._in_a_graph(q, keys, v)[0].transpose(1, 2), by_definition(q, k, v), rtol=1e-4, atol=1e-5
+        )
+    out, stats = (t.detach() for t in module._in_a_graph(q, k, v))
+    given = [t.detach() for t in (q, k, v)]
+    for grad in (
+        torch.randn(2, 16, 2, 32),
+        torch.randn(2, 16, 32, 2).transpose(2, 3),
+        torch.ones(1).expand_as(out),
+    ):
+        torch.library.opcheck(module._backward_in_a_graph, (*given, out, stats, grad))
+
+
+@needed
+def test_an_exported_graph_has_pytorchs_attention_only() -> None:
+    model = GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=1, n_head=2, n_embd=64))
+    graph = torch.export.export(model, (torch.zeros(2, 16, dtype=torch.long),)).graph
+    assert not [node for node in graph.nodes if "ai_learning" in str(node.target)]
 
 
 @needed

@@ -150,6 +150,84 @@ def test_replaced_tensors_are_followed() -> None:
     assert_alike(ours, theirs)
 
 
+def moved(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    p.data = p.data.clone() + 1
+
+
+def other_mean(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    state["exp_avg"] = state["exp_avg"] * 2
+
+
+def mean_moved(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    state["exp_avg_sq"].data = state["exp_avg_sq"].data * 2
+
+
+def more_steps(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    state["step"] += 3
+
+
+def other_steps(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    state["step"] = torch.tensor(7.0)
+
+
+def other_way_round(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    """At the same place, in the same shape."""
+    if p.dim() == 2 and p.size(0) == p.size(1):
+        p.data = p.data.t()
+
+
+@pytest.mark.parametrize("change", [moved, other_mean, mean_moved, more_steps, other_steps, other_way_round])
+def test_each_replaced_tensor_is_noticed(change: Callable) -> None:
+    ours, theirs = pair()
+    for seed in (1, 2, 3):
+        give_gradients(ours, theirs, seed=seed)
+        ours.step(), theirs.step()
+        for optimizer in (ours, theirs):
+            for p in of(optimizer):
+                change(p, optimizer.state[p])
+    give_gradients(ours, theirs, seed=4)
+    ours.step(), theirs.step()
+    assert_alike(ours, theirs)
+
+
+def test_groups_that_come_go_and_change_places() -> None:
+    ours, theirs = pair()
+    for seed in range(4):
+        give_gradients(ours, theirs, seed=seed)
+        ours.step(), theirs.step()
+        for optimizer in (ours, theirs):
+            if seed == 0:
+                optimizer.add_param_group(
+                    {"params": parameters([(9,)], seed=5), "weight_decay": 0.5, "lr": 1.0}
+                )
+            elif seed == 1:
+                optimizer.param_groups.reverse()
+            else:  # the same parameters, divided otherwise
+                first, last = optimizer.param_groups[0], optimizer.param_groups[-1]
+                first["params"], last["params"] = [*first["params"], *last["params"][:1]], last["params"][1:]
+        if seed >= 2:
+            break
+    give_gradients(ours, theirs, seed=9)
+    ours.step(), theirs.step()
+    assert_alike(ours, theirs)
+
+
+def test_a_parameter_made_smaller_where_it_lies_is_refused() -> None:
+    (p,) = parameters([(40, 3)])
+    optimizer = FastAdamW([p], lr=0.1)
+    give_gradients(optimizer)
+    optimizer.step()
+    before = p.detach().clone()
+    p.data = p.data[:10]
+    with pytest.raises(ValueError, match=r"differ in shape: \(10, 3\), \(40, 3\), \(40, 3\), \(40, 3\)"):
+        optimizer.step()
+    give_gradients(optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"differ in shape: \(10, 3\), \(10, 3\), \(40, 3\), \(40, 3\)"):
+            optimizer.step()
+    assert torch.equal(p, before[:10])
+
+
 def test_a_schedule_moves_the_rate() -> None:
     ours, theirs = pair()
     for number in range(3):
@@ -271,6 +349,19 @@ def test_a_step_is_seen_by_who_keeps_what_was_made_of_the_weights() -> None:
     before = [p._version for p in of(ours)]
     ours.step()
     assert all(p._version > v for p, v in zip(of(ours), before, strict=True))
+
+
+def test_another_parameter_at_the_same_place_is_the_one_that_is_told() -> None:
+    (p,) = parameters([(9,)])
+    optimizer = FastAdamW([p], lr=0.1)
+    give_gradients(optimizer)
+    optimizer.step()
+    twin = nn.Parameter(p.data)
+    optimizer.param_groups[0]["params"], optimizer.state[twin] = [twin], optimizer.state.pop(p)
+    give_gradients(optimizer)
+    before = twin._version
+    optimizer.step()
+    assert twin._version > before
 
 
 def test_a_slow_mean() -> None:

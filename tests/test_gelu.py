@@ -119,9 +119,9 @@ def test_a_second_derivative(form: str) -> None:
     x = torch.randn(32, requires_grad=True)
     y = FORMS[form](x)
     assert is_a_loop(y)
-    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
-    (theirs,) = torch.autograd.grad(F.gelu(x, approximate=form).sum(), x, create_graph=True)
+    (theirs,) = torch.autograd.grad(F.gelu(x, approximate=form).square().sum(), x, create_graph=True)
     torch.testing.assert_close(second, torch.autograd.grad(theirs.sum(), x)[0])
 
 

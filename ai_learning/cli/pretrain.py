@@ -14,7 +14,7 @@ from ..device import pick_device
 from ..distributed import sum_over_processes, world
 from ..generate import generate_text
 from ..loss import next_token_loss
-from ..memory import give_back_freed_memory, keep_freed_memory
+from ..memory import give_back_freed_memory
 from ..model import GPT, GPTConfig
 from ..presets import preset
 from ..run_folder import read_metrics, read_options
@@ -93,8 +93,6 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     """Run it; see ``Pretrain`` for what can be asked."""
     if options.train.checkpoint_activations:
         give_back_freed_memory()
-    else:
-        keep_freed_memory()
     tokenizer = tokenizer_by_name(options.tokenizer)
     config = fit_vocabulary(options.model, tokenizer)
     tokens = read_tokens(options.data, tokenizer)

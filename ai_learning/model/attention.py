@@ -83,8 +83,10 @@ def fast_attention(
     """
     check_heads(q, k, v, mask, is_causal)
     if mask is not None:
-        is_causal = is_causal and q.size(-2) == k.size(-2)
-        mask = None if is_causal else mask.bool()
+        if is_causal and q.size(-2) == k.size(-2):
+            mask = None
+        else:
+            is_causal, mask = False, mask.bool()
     if is_causal and not dropout_p and can_loop(q, k, v):
         return causal_attention(q, k, v), None
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal), None
