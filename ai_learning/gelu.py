@@ -35,6 +35,12 @@ def gelu_new(x: Tensor) -> Tensor:
     return _gelu(x, "tanh")
 
 
+def load_loops() -> None:
+    """Load what both use on this machine, or have it compiled (some seconds), before they are called."""
+    for approximate in ("none", "tanh"):
+        _pair(approximate, whole_registers=True)
+
+
 def _gelu(x: Tensor, approximate: str) -> Tensor:
     if (
         x.numel() < _WORTH_IT

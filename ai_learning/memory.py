@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cpu_attention
+from . import cpu_attention, gelu
 from .checkpoint import model_config
 from .loops import Loops, ready
 from .loss import held_bytes
@@ -28,9 +28,7 @@ _STATE = {"adamw": 8.0, "paged_adamw": 8.0, "muon": 8.0}  # muon: an upper bound
 _STATE_8BIT = 2 + 2 * 4 / 256
 # What glibc holds beside the blocks in use: a fit to 24 runs of `finetune` from 1 M to 11 M parameters.
 _UNUSED, _UNUSED_SHARE = 8 * 2**20, 0.13
-_LOOPS_OF_A_STEP = (
-    "gelu_new", "gelu_new_backward", "unnormalised_softmax", "running_softmax", "sum_squares", "adamw",
-)  # fmt: skip
+_LOOPS_OF_A_STEP = ("unnormalised_softmax", "running_softmax", "sum_squares", "adamw")
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
 
@@ -126,6 +124,7 @@ def _warm_up(device: torch.device) -> None:
         loops = Loops("training_kernels")
         ready(*(getattr(loops, name) for name in _LOOPS_OF_A_STEP))
         cpu_attention.has_loops()
+        gelu.load_loops()
 
 
 def _bytes_of(tensors: Any) -> int:
