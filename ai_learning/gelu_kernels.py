@@ -2,6 +2,7 @@
 
 import math
 
+import numba
 import numpy as np
 
 from .loops.compiler import array, fields, loop
@@ -40,36 +41,44 @@ _share_new, _derivative_new = piecewise(_tanh_share, _WIDTH), piecewise(_tanh_de
 _BYTES = 4 * LANES
 
 
-@loop()
-def gelu(job, first, last):  # type: ignore[no-untyped-def]
+@numba.njit(inline="always")
+def _values(job, first, last, share):  # type: ignore[no-untyped-def]
     """Registers first … last−1 of x (n,) → y (n,). The job: n, then the addresses of both."""
     x, y = fields(job)[1:3]
     for i in range(_BYTES * first, _BYTES * last, _BYTES):
-        store(y + i, multiply(load(x + i), _share(load(x + i))))
+        store(y + i, multiply(load(x + i), share(load(x + i))))
+
+
+@numba.njit(inline="always")
+def _gradients(job, first, last, derivative):  # type: ignore[no-untyped-def]
+    """Registers first … last−1 of x and grad (n,) → grad_x (n,). The job: n, then their addresses."""
+    x, grad, grad_x = fields(job)[1:4]
+    for i in range(_BYTES * first, _BYTES * last, _BYTES):
+        store(grad_x + i, multiply(load(grad + i), derivative(load(x + i))))
+
+
+@loop()
+def gelu(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_values`."""
+    _values(job, first, last, _share)
 
 
 @loop()
 def gelu_backward(job, first, last):  # type: ignore[no-untyped-def]
-    """Registers first … last−1 of x and grad (n,) → grad_x (n,). The job: n, then their addresses."""
-    x, grad, grad_x = fields(job)[1:4]
-    for i in range(_BYTES * first, _BYTES * last, _BYTES):
-        store(grad_x + i, multiply(load(grad + i), _derivative(load(x + i))))
+    """See `_gradients`."""
+    _gradients(job, first, last, _derivative)
 
 
 @loop()
 def gelu_new(job, first, last):  # type: ignore[no-untyped-def]
-    """As `gelu`."""
-    x, y = fields(job)[1:3]
-    for i in range(_BYTES * first, _BYTES * last, _BYTES):
-        store(y + i, multiply(load(x + i), _share_new(load(x + i))))
+    """See `_values`."""
+    _values(job, first, last, _share_new)
 
 
 @loop()
 def gelu_new_backward(job, first, last):  # type: ignore[no-untyped-def]
-    """As `gelu_backward`."""
-    x, grad, grad_x = fields(job)[1:4]
-    for i in range(_BYTES * first, _BYTES * last, _BYTES):
-        store(grad_x + i, multiply(load(grad + i), _derivative_new(load(x + i))))
+    """See `_gradients`."""
+    _gradients(job, first, last, _derivative_new)
 
 
 # --- on any processor: the tanh form, which PyTorch has a slow kernel for ----------------------------------
