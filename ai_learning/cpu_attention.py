@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
+from .pages import is_plain
 from .shapes import Heads
 
 # What a loop is told: these numbers, then `FIELDS` for each of its tensors, then the marks of taken scratch.
@@ -38,21 +39,22 @@ _LOOPS = Loops("attention_kernels")
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
     """Whether `causal_attention` takes these and gains: float32, for a gradient, T and D in whole tiles."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or _is_exporting():
         return False
     if not (q.requires_grad or k.requires_grad or v.requires_grad):
         return False
     if not (q.shape == k.shape == v.shape and q.dim() == 4):
         return False
     B, H, T, D = q.shape
-    if T % TILE_ROWS or D % TILE_COLUMNS or T > _LONGEST or B * H * T * T * D < _WORTH_IT:
+    compiling = torch.compiler.is_compiling()
+    if compiling:  # sizes last: a graph holds for those alone that would have had the same answers
+        if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (q, k, v)) or not _are_wanted():
+            return False
+    elif B * H * T * T * D < _WORTH_IT:
         return False
-    if B * H < _threads():  # each takes whole heads
+    if T % TILE_ROWS or D % TILE_COLUMNS or T > _LONGEST or B * H < _threads():  # each takes whole heads
         return False
-    if torch.compiler.is_compiling():
-        plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (q, k, v))
-        return plain and not torch.compiler.is_exporting() and _are_wanted()
-    return _lie_well(q, k, v) and _are_wanted()
+    return compiling or (_lie_well(q, k, v) and _are_wanted())
 
 
 def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -72,7 +74,12 @@ def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     return out
 
 
-# What these two say when a graph is made, holds for it.
+# What these say when a graph is made, holds for it.
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 @torch.compiler.assume_constant_result
 def _threads() -> int:
     return torch.get_num_threads()
@@ -167,20 +174,49 @@ def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
 # --- in a graph that torch.compile makes, which calls both passes without looking inside --------------------
 
 
-@torch.library.custom_op("ai_learning::causal_attention", mutates_args=())
+@torch.library.custom_op("ai_learning::causal_attention", mutates_args=(), device_types="cpu")
 def _in_a_graph(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return _forward(*map(_in_rows, (q, k, v)))
+    """What `_forward` does.
+
+    Raises:
+        TypeError: other tensors than its loop takes.
+    """
+    return _forward(*_checked(q, k, v))
+
+
+@torch.library.custom_op("ai_learning::causal_attention_backward", mutates_args=(), device_types="cpu")
+def _backward_in_a_graph(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
+    """What `_backward` does.
+
+    Raises:
+        TypeError: other tensors than its loop takes, as hooks of saved tensors may have made them.
+    """
+    B, H, T, D = q.shape
+    if not out.shape == grad.shape == (B, T, H, D) or stats.shape != (2, B, H, T):
+        shapes = ", ".join(str(tuple(t.shape)) for t in (q, out, stats, grad))
+        raise TypeError(f"attention's gradient needs (B, H, T, D), output, sums and gradient; got {shapes}")
+    q, k, v = _checked(q, k, v)
+    return _backward(q, k, v, *_in_rows(out, stats, grad))
+
+
+def _checked(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    fits = q.dim() == 4 and q.size(-2) % TILE_ROWS == 0 and q.size(-1) % TILE_COLUMNS == 0
+    if not fits or not q.shape == k.shape == v.shape:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+        raise TypeError(f"attention's loops need equal (B, H, T, D), T and D in whole tiles; got {shapes}")
+    return _in_rows(q, k, v)
+
+
+def _in_rows(*tensors: Tensor) -> list[Tensor]:
+    if not is_plain(*tensors, contiguous=False) or any(t.dtype != torch.float32 for t in tensors):
+        raise TypeError(f"attention's loops need float32 in main memory, not {[t.dtype for t in tensors]}")
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
 
 
 @_in_a_graph.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     B, H, T, D = q.shape
     return q.new_empty(B, T, H, D), q.new_empty(2, B, H, T)
-
-
-@torch.library.custom_op("ai_learning::causal_attention_backward", mutates_args=())
-def _backward_in_a_graph(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
-    return _backward(*map(_in_rows, (q, k, v, out, stats, grad)))
 
 
 @_backward_in_a_graph.register_fake
@@ -197,7 +233,3 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ..
 
 
 _in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)
-
-
-def _in_rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -95,8 +95,14 @@ class FastAdamW(torch.optim.AdamW):
         torch.autograd.graph.increment_version(table.parameters)
         return None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also called by ``load_state_dict``: what was, is not to be kept alive."""
+        super().__setstate__(state)
+        self._last = None
+
     def _table(self) -> "_Table | None":
         """Of this step's tensors; ``None`` where the loops would not do."""
+        table, self._last = self._last, None  # whatever happens, nothing that is not used is kept
         scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))
         if scaled or any(map(_is_special, self.param_groups)):
             return None
@@ -106,9 +112,8 @@ class FastAdamW(torch.optim.AdamW):
             return None
         sizes = [len(group["params"]) for group in self.param_groups]
         states = [self.state[p] or self._first_state(p) for p in parameters]
-        table = self._last
         if table is None or not table.stands(sizes, parameters, states):
-            self._last = None  # not to be kept alive
+            table = None
             tensors = (parameters, *([state[name] for state in states] for name in _STATE))
             if not usable(*(tensor for own in tensors for tensor in own)):
                 return None
@@ -196,9 +201,9 @@ class _Table:
         return addresses
 
 
-def _place(p: Tensor, *state: Tensor) -> tuple[Any, ...]:
-    """What of a parameter and its state can be changed behind an optimizer's back (``p.data = …``)."""
-    return p.dtype, p.shape, p.stride(), p.data_ptr(), *[t.data_ptr() for t in state]
+def _place(*tensors: Tensor) -> list[tuple[Any, ...]]:
+    """What of tensors can be changed behind an optimizer's back (``p.data = …``) and a loop relies on."""
+    return [(t.data_ptr(), t.shape, t.dtype, t.is_contiguous()) for t in tensors]
 
 
 def _rates(group: dict[str, Any], step: float, scale: float) -> tuple[float, ...]:

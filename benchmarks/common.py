@@ -52,27 +52,40 @@ def interleaved_processes(
                 name: stack.enter_context(subprocess.Popen(command, **pipes))
                 for name, command in commands.items()
             }
+            for name, program in programs.items():  # none begins while others are still being made
+                _answer(name, program, 0)
             for _ in range(rounds):
                 for name, program in programs.items():
-                    print(steps, file=program.stdin)
-                    answer = program.stdout.readline()
-                    if not answer:
-                        raise ChildProcessError(f"{name} ended before it was done")
-                    times[name] += json.loads(answer)
+                    times[name] += _answer(name, program, steps)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def serve(step: Callable[[], None]) -> None:
-    """Take steps for `interleaved_processes` until it has enough."""
-    clock = process_clock()
-    for line in sys.stdin:
-        times = []
-        for number in range(int(line) + 1):
-            started = clock()
-            step()
-            if number:
-                times.append(clock() - started)
-        print(json.dumps(times), flush=True)
+def _answer(name: str, program: subprocess.Popen, steps: int) -> list[float]:
+    """Have it take ``steps``, and one before; the seconds of each."""
+    try:
+        print(steps, file=program.stdin)
+    except BrokenPipeError:  # what could not be written must not be tried again
+        with contextlib.suppress(BrokenPipeError):
+            program.stdin.close()
+    if not (answer := program.stdout.readline()):
+        raise ChildProcessError(f"{name} ended before it was done")
+    seconds: list[float] = json.loads(answer)
+    return seconds
+
+
+def serve(make: Callable[[], Callable[[], None]]) -> None:
+    """Make a function and call it for `interleaved_processes` until that has enough."""
+    clock, answers = process_clock(), sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # whatever else is printed
+        step = make()
+        for line in sys.stdin:
+            times = []
+            for number in range(int(line) + 1):
+                started = clock()
+                step()
+                if number:
+                    times.append(clock() - started)
+            print(json.dumps(times), file=answers, flush=True)
 
 
 def process_clock() -> Callable[[], float]:

@@ -230,12 +230,16 @@ def run_one(who: str, setting: Setting, nanogpt: Path | None, work: str) -> None
     if work == "peak":
         print_peak(who, setting, nanogpt)
         return
-    step = trainer_of(who, setting, nanogpt)
-    began = time.perf_counter()
-    step()
-    if who == COMPILED:
-        print(f"(its first step took {time.perf_counter() - began:.0f} s)", file=sys.stderr)
-    serve(step)
+
+    def first_step_taken() -> Step:
+        step = trainer_of(who, setting, nanogpt)
+        began = time.perf_counter()
+        step()
+        if who == COMPILED:
+            print(f"(its first step took {time.perf_counter() - began:.0f} s)")
+        return step
+
+    serve(first_step_taken)
 
 
 def main() -> None:

@@ -287,6 +287,48 @@ def test_an_exported_graph_has_pytorchs_attention_only() -> None:
     assert not [node for node in graph.nodes if "ai_learning" in str(node.target)]
 
 
+def test_an_exported_graph_fixes_no_size() -> None:
+    model = GPT(GPTConfig(vocab_size=50, block_size=64, n_layer=1, n_head=2, n_embd=64))
+    sizes = ({0: torch.export.Dim("b", min=1, max=64)},)
+    given = (torch.zeros(2, 64, dtype=torch.long),)
+    exported = torch.export.export(model, given, dynamic_shapes=sizes).module()
+    idx = torch.randint(0, 50, (9, 64))
+    torch.testing.assert_close(exported(idx), model(idx), rtol=1e-4, atol=1e-5)
+
+
+@needed
+def test_what_a_compiled_graph_calls_refuses_what_its_loops_do_not_take() -> None:
+    operation = torch.ops.ai_learning.causal_attention
+    good = heads(2, 2, 16, 32)
+    bad = [heads(2, 2, 13, 32), heads(2, 2, 16, 20), [t.double() for t in good], [t.bfloat16() for t in good]]
+    for q, k, v in (*bad, (good[0], *heads(2, 2, 8, 32)[1:]), (good[0][0], good[1], good[2])):
+        with pytest.raises(TypeError, match="attention's loops need"):
+            operation(q.detach(), k.detach(), v.detach())
+    for q, k, v in bad:
+        B, H, T, D = q.shape
+        given = [t.detach() for t in (q, k, v)]
+        with pytest.raises(TypeError, match="attention's loops need"):
+            out = torch.zeros(B, T, H, D)
+            torch.ops.ai_learning.causal_attention_backward(*given, out, torch.zeros(2, B, H, T), out)
+    given = [t.detach() for t in good]
+    out, stats = operation(*given)
+    for wrong in ((out[:, :8], stats, out), (out, stats[:1], out), (out, stats, out[:1])):
+        with pytest.raises(TypeError, match="attention's gradient needs"):
+            torch.ops.ai_learning.causal_attention_backward(*given, *wrong)
+    with pytest.raises(TypeError, match="attention's loops need float32"):
+        torch.ops.ai_learning.causal_attention_backward(*given, out, stats, out.double())
+
+
+@needed
+def test_tensors_that_hooks_have_kept_otherwise_in_a_graph() -> None:
+    mask = causal_mask(16)
+    attend = torch.compile(lambda *qkv: fast_attention(*qkv, mask, is_causal=True)[0], backend="eager")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t):
+        out = attend(*heads(2, 2, 16, 32))
+    with pytest.raises(TypeError, match="attention's loops need float32"):
+        out.sum().backward()
+
+
 @needed
 def test_fewer_heads_than_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -168,6 +169,53 @@ def more_steps(p: nn.Parameter, state: dict[str, Tensor]) -> None:
 
 def other_steps(p: nn.Parameter, state: dict[str, Tensor]) -> None:
     state["step"] = torch.tensor(7.0)
+
+
+def smaller_mean(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    """At the same place; as if it had been given back and made anew."""
+    state["exp_avg"].data = state["exp_avg"].data.flatten()[: p.numel() // 2]
+
+
+def shorter_numbers(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    state["exp_avg_sq"].data = (
+        state["exp_avg_sq"].data.flatten().view(torch.bfloat16)[: p.numel()].view(p.shape)
+    )
+
+
+def whole_step(p: nn.Parameter, state: dict[str, Tensor]) -> None:
+    state["step"].data = state["step"].data.view(torch.int32)
+
+
+@pytest.mark.parametrize("change", [smaller_mean, shorter_numbers, whole_step])
+def test_state_that_became_another_where_it_lies_is_left_to_pytorch(
+    change: Callable, own_steps: list[int]
+) -> None:
+    (p,) = parameters([(100, 100)])
+    optimizer = FastAdamW([p], lr=0.1)
+    give_gradients(optimizer)
+    optimizer.step()
+    change(p, optimizer.state[p])
+    try:
+        optimizer.step()
+    except (ValueError, RuntimeError):  # the loops would not notice
+        return
+    assert own_steps
+
+
+def test_replaced_state_is_not_kept_alive() -> None:
+    (p, q) = parameters([(100,), (100,)])
+    optimizer = FastAdamW([p, q], lr=0.1)
+    give_gradients(optimizer)
+    optimizer.step()
+    old = weakref.ref(optimizer.state[p]["exp_avg"])
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert old() is None
+    optimizer.step()
+    old = weakref.ref(optimizer.state[p]["exp_avg"])
+    q.grad = None  # the next steps are PyTorch's
+    optimizer.step()
+    del optimizer.state[p]
+    assert old() is None
 
 
 def other_way_round(p: nn.Parameter, state: dict[str, Tensor]) -> None:
