@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -449,10 +450,22 @@ class _IndexUnpickler(pickle.Unpickler):
     )  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (
+            "builtins",
+            "getattr",
+        ):  # so Python 3.11.0 to 3.11.3 write an enumeration's member
+            return _member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and f"{module}.{name}" not in self._names:
             raise pickle.UnpicklingError(f"it asks to run code ({module}.{name})")
         return super().find_class(module, name)
+
+
+def _member(kind: Any, name: str) -> Any:
+    """Of an enumeration: all that an index needs `getattr` for."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise pickle.UnpicklingError(f"it asks to run code ({kind!r}.{name})")
+    return kind[name]
 
 
 def spread(full: Tensor, like: Tensor) -> Tensor:

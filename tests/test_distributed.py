@@ -1,5 +1,6 @@
 """Two real processes (gloo) train as one does: curves, gradients, checkpoints for other ranks, kills."""
 
+import io
 import math
 import os
 import pickle
@@ -16,11 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_worker import HOW, MODEL, STOP_AFTER, TOKENS, run
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from ai_learning.batches import TokenBatches
 from ai_learning.checkpoint import load_checkpoint
 from ai_learning.device import checkpointed
-from ai_learning.distributed import Team, latest, load_shards, read_state, world
+from ai_learning.distributed import Team, _IndexUnpickler, latest, load_shards, read_state, world
 from ai_learning.errors import CheckpointError, InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
@@ -142,6 +144,26 @@ def test_an_index_that_asks_to_run_code_is_refused(
     with pytest.raises(CheckpointError, match="it asks to run code"):
         load_shards(shards, {"model.wte.weight": torch.zeros(32, 32)})
     assert not (tmp_path / "executed").exists()
+
+
+class _Attribute:
+    """Pickled as what `getattr` gives."""
+
+    def __init__(self, *of: object) -> None:
+        self.of = of
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.of
+
+
+def test_an_index_may_name_a_memory_format_and_nothing_else_by_getattr() -> None:
+    """As Python 3.11.2, Debian 12's, writes members of an enumeration."""
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    written = pickle.dumps(_Attribute(_MEM_FORMAT_ENCODING, member.name))
+    assert _IndexUnpickler(io.BytesIO(written)).load() is member
+    for of in ((Path, "unlink"), (torch.Size, "__class__"), (_MEM_FORMAT_ENCODING, "__class__")):
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            _IndexUnpickler(io.BytesIO(pickle.dumps(_Attribute(*of)))).load()
 
 
 def test_a_run_in_shards_is_not_overwritten(home: Path, tmp_path: Path) -> None:
