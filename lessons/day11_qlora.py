@@ -246,6 +246,8 @@ with torch.no_grad():
     exact = (merged(idx) - models["QLoRA"](idx)).abs().max().item()
 again = copy.deepcopy(merged)
 quantize_linears(again)
+with torch.no_grad():
+    rounded = (again(idx) - models["QLoRA"](idx)).abs().max().item()
 loss = {
     "QLoRA": figures["QLoRA"]["val_loss"],
     "merged, in fp32": sft_metrics(merged, test)["val_loss"],
@@ -253,9 +255,9 @@ loss = {
 }
 for name, value in loss.items():
     print(f"{name:28} {value:.4f}")
-print(f"merged in fp32, logits differ by {exact:.1e}")
+print(f"logits differ by {exact:.1e} merged in fp32, by {rounded:.1e} quantized again")
 assert exact < 1e-3 and abs(loss["QLoRA"] - loss["merged, in fp32"]) < 1e-4
-assert loss["merged, and quantized again"] > loss["QLoRA"]
+assert rounded > 100 * exact  # part of the update is lost, though the loss may fall by luck
 
 # %% [markdown]
 # ## 6 · Exercises
