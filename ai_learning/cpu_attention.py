@@ -6,6 +6,7 @@ PyTorch's own kernel for CPUs hands matrices of a few rows to a library made for
 
 import ctypes
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,18 +75,27 @@ def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     return out
 
 
-# What these say when a graph is made, holds for it.
-@torch.compiler.assume_constant_result
+def _constant(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Decorator: what a function says when a graph is made, holds for the graph.
+
+    As ``torch.compiler.assume_constant_result``, which imports the whole compiler: a second for whoever never
+    compiles.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _threads() -> int:
     return torch.get_num_threads()
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _are_wanted() -> bool:
     wishes = torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled()
     return not wishes and has_loops()

@@ -450,10 +450,7 @@ class _IndexUnpickler(pickle.Unpickler):
     )  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == (
-            "builtins",
-            "getattr",
-        ):  # so Python 3.11.0 to 3.11.3 write an enumeration's member
+        if f"{module}.{name}" == "builtins.getattr":  # Python 3.11.0 to 3.11.3 name members of an Enum so
             return _member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and f"{module}.{name}" not in self._names:

@@ -144,11 +144,10 @@ def step_of(optimizer: Any, loss: Callable[[], torch.Tensor], update: Callable[[
 def check_losses(setting: Setting, nanogpt: Path | None) -> None:
     """With the same weights ours and its peers must have the same loss, else the program ends."""
     for who, peer in ((TANH, "transformers"), (EXACT, "nanoGPT")):
-        found = loss_of(peer, setting, nanogpt)
-        if found is None:
+        pairs = loss_of(peer, setting, nanogpt), loss_of(who, setting, nanogpt)
+        if pairs[0] is None or pairs[1] is None:
             continue
-        theirs, their_loss = found
-        ours, our_loss = loss_of(who, setting, nanogpt) or found
+        (theirs, their_loss), (ours, our_loss) = pairs
         if peer == "transformers":
             weights = from_hf(theirs).state_dict()
         else:  # its names are GPT-2's, behind a prefix

@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -416,3 +418,10 @@ def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for one, other in zip(ours, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
     assert len(calls) == 4
+
+
+def test_the_compiler_is_not_imported_for_who_never_compiles() -> None:
+    code = "import sys, ai_learning.generate, ai_learning.optim, ai_learning.cli\n"
+    code += "assert 'torch._dynamo' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -13,11 +13,10 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .registers import LANES, VECTOR, Register, call_llvm
+from .registers import INTS, LANES, VECTOR, Register, call_llvm
 
 PIECES = 2 * LANES
 _DEGREE = 5
-_INTS = ir.VectorType(ir.IntType(32), LANES)
 
 
 def piecewise(function: Callable[[float], float], width: float) -> Any:
@@ -68,10 +67,10 @@ def _polynomial(builder: Any, x: Any, width: float, table: np.ndarray) -> Any:
         place = builder.select(is_beyond, constant(end), place)
     piece = call_llvm(builder, "floor", place)
     variable = builder.fsub(builder.fsub(place, piece), constant(0.5))
-    number = builder.fptosi(piece, _INTS)
+    number = builder.fptosi(piece, INTS)
     pick = cgutils.get_or_insert_function(
         builder.module,
-        ir.FunctionType(VECTOR, [VECTOR, _INTS, VECTOR]),
+        ir.FunctionType(VECTOR, [VECTOR, INTS, VECTOR]),
         f"llvm.x86.avx512.vpermi2var.ps.{32 * LANES}",
     )
 

@@ -22,7 +22,7 @@ from .math import EXP_COEFFICIENTS, EXP_LEAST, LN2_HIGH, LN2_LOW, LOG2_E
 LANES = 16
 _FLOAT, _INT32 = ir.FloatType(), ir.IntType(32)
 VECTOR = ir.VectorType(_FLOAT, LANES)
-_INTS = ir.VectorType(_INT32, LANES)
+INTS = ir.VectorType(_INT32, LANES)
 
 
 class RegisterType(types.Type):
@@ -54,7 +54,7 @@ def store_vector(builder: Any, vector: Any, address: Any) -> None:
 def splat_vector(builder: Any, value: Any) -> Any:
     """One number in all lanes."""
     one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, _INT32(0))
-    return builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES))
+    return builder.shuffle_vector(one, one, ir.Constant(INTS, [0] * LANES))
 
 
 def call_llvm(builder: Any, name: str, *vectors: Any) -> Any:
@@ -125,7 +125,7 @@ def _across(generate: Callable[[Any, Any, Any], Any]) -> Any:
             (all_lanes,) = args
             half = LANES // 2
             while half:
-                lanes = ir.Constant(_INTS, [(lane + half) % LANES for lane in range(LANES)])
+                lanes = ir.Constant(INTS, [(lane + half) % LANES for lane in range(LANES)])
                 all_lanes = generate(builder, all_lanes, builder.shuffle_vector(all_lanes, all_lanes, lanes))
                 half //= 2
             return builder.extract_element(all_lanes, _INT32(0))
@@ -145,10 +145,10 @@ def keep_first(typingctx, register, count, other):  # type: ignore[no-untyped-de
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         register, count, other = args
-        one = ir.Constant(_INTS, ir.Undefined)
+        one = ir.Constant(INTS, ir.Undefined)
         one = builder.insert_element(one, builder.trunc(count, _INT32), _INT32(0))
-        counts = builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES))
-        first = builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), counts)
+        counts = builder.shuffle_vector(one, one, ir.Constant(INTS, [0] * LANES))
+        first = builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), counts)
         return builder.select(first, register, splat_vector(builder, other))
 
     return Register(Register, types.int64, types.float32), generate
@@ -173,8 +173,8 @@ def exp(typingctx, register):  # type: ignore[no-untyped-def]
             p = call_llvm(builder, "fma", p, r, constant(coefficient))
         p = call_llvm(builder, "fma", builder.fmul(p, r), r, r)
         p = builder.fadd(p, constant(1.0))
-        biased = builder.add(builder.fptosi(n, _INTS), ir.Constant(_INTS, [127] * LANES))
-        power = builder.bitcast(builder.shl(biased, ir.Constant(_INTS, [23] * LANES)), VECTOR)
+        biased = builder.add(builder.fptosi(n, INTS), ir.Constant(INTS, [127] * LANES))
+        power = builder.bitcast(builder.shl(biased, ir.Constant(INTS, [23] * LANES)), VECTOR)
         return builder.select(is_small, constant(0.0), builder.fmul(p, power))
 
     return Register(Register), generate
