@@ -29,7 +29,7 @@ bench: $(READY)           ## side by side with the peers; fill the cores with no
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python -m benchmarks.adapters
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.compiled_loops
 	@echo "with tinyshakespeare at hand: $(BIN)/python -m benchmarks.sample_efficiency --data FILE"
 
 lessons: $(READY)         ## run every lesson and check what it asserts

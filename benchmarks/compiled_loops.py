@@ -1,6 +1,6 @@
 """Training's compiled loops on the CPU, ours beside PyTorch's own kernels, in turn: attention, GELU, AdamW.
 
-python -m benchmarks.kernels
+python -m benchmarks.compiled_loops
 """
 
 import statistics
