@@ -344,6 +344,24 @@ def test_a_killed_process_ends_the_job_and_loses_nothing(tmp_path: Path, options
     assert model["model.wte.weight"].isfinite().all()
 
 
+def test_the_line_is_said_though_torchrun_ends_all_meanwhile() -> None:
+    """Its agent may see the killed process first; SIGTERM then comes while this one asks who speaks."""
+    code = """if True:
+        import os, signal
+        from ai_learning import cli, distributed
+        def ask(message):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return True
+        distributed.first_to_say = ask
+        raise SystemExit(cli._fail("pretrain", "a process of this job is gone", 1))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**ENVIRONMENT, "TORCHELASTIC_RUN_ID": "job"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "ai-learning pretrain: a process of this job is gone\n")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import io
 import os
+import signal
 import sys
 import warnings
 
@@ -77,6 +78,7 @@ def _run(name: str, args: list[str]) -> int:
 
 def _fail(name: str, message: str, code: int) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # one of many processes, most of which fail alike
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all once one is gone: not before this
         from ..distributed import first_to_say
 
         if not first_to_say(message):
