@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .linear import PLAIN
 
 
 class Int8Linear(nn.Module):
@@ -70,7 +71,7 @@ def quantize_int8(model: nn.Module) -> nn.Module:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear
+        if isinstance(child, nn.Linear) and type(child) in PLAIN
     ]
     if not found:
         raise InputError(f"{type(model).__name__} holds no nn.Linear to quantize")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .loops import Loops, ready, run, usable
+from .products import PANEL, mm
 from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
@@ -135,7 +136,7 @@ def _logit_gradients(
         Each row's loss ``-log p(target)`` (n, 1), and ``sums`` (n, 1), or 1.
     """
     if hidden.dtype == out.dtype:
-        torch.mm(hidden, weight.T, out=out)
+        mm(hidden, weight.T, out)
     else:
         out.copy_(hidden @ weight.T)
     if out.numel() >= _WORTH_COMPILED and usable(out) and ready(_LOOPS.unnormalised_softmax):
@@ -156,6 +157,15 @@ def _logit_gradients(
         out.sub_(log_norm).exp_()
     out.scatter_add_(1, target, torch.full_like(loss, -1.0))
     return loss, 1.0
+
+
+def _equal_chunks(N: int, fitting: int) -> int:
+    """Positions of a chunk: a small rest is slow for its size. Large ones are whole panels (`products`)."""
+    if fitting >= 4 * PANEL:
+        fitting = -(-fitting // PANEL) * PANEL
+        panels = -(-N // PANEL)
+        return -(-panels // -(-panels * PANEL // fitting)) * PANEL
+    return -(-N // -(-N // fitting))
 
 
 def _by_columns(n_logits: int, *tensors: Tensor) -> bool:
@@ -186,12 +196,12 @@ def _columns_at_a_time(
     for first in range(0, V, columns):
         part = weight[first : first + columns]
         p = buffer[: n * len(part)].view(n, len(part))
-        torch.mm(hidden, part.T, out=p)
+        mm(hidden, part.T, p)
         gradient = nothing if d_hidden is None else d_hidden
         numbers = (n, len(part), gradient.size(1), first)
         run(_LOOPS.running_softmax, 0, n, p.numel(), numbers, (p, targets, known, gradient))
         if d_hidden is not None:
-            d_hidden.addmm_(p, part, beta=float(first > 0))
+            mm(p, part, d_hidden, add=d_hidden if first else None)
     largest, sums, wanted = known.split(1, dim=1)
     return (sums.log() + (largest - wanted)).float(), sums.float()
 
@@ -230,8 +240,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed over many chunks: in bfloat16 each sum would lose a little more.
         d_weight = torch.empty_like(weight, dtype=dtype) if needs_weight else None
-        fitting = max(1, CHUNK_BYTES // (V * total.element_size()))
-        chunk = -(-N // -(-N // fitting))  # equal ones: a small rest is slow for its size
+        chunk = _equal_chunks(N, max(1, CHUNK_BYTES // (V * total.element_size())))
         # One buffer for all chunks: what is freed and allocated again is not always given back in between.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):
@@ -243,12 +252,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not (needs_hidden or needs_weight):
                 continue
             share = share / sums  # d loss / d logits = share · (softmax − one_hot)
-            keep = float(start > 0)  # the first chunk writes d_weight, the others add
             if hidden.dtype == dtype:  # scaling what is C wide is cheaper than what is V wide
                 if d_hidden is not None:
-                    torch.mm(p, weight, out=d_hidden[rows]).mul_(share)
+                    mm(p, weight, d_hidden[rows]).mul_(share)
                 if d_weight is not None:
-                    d_weight.addmm_(p.T, hidden[rows] * share, beta=keep)
+                    mm(p.T, hidden[rows] * share, d_weight, add=d_weight if start else None)
             else:
                 d_logits = p.mul_(share).to(hidden.dtype)
                 if d_hidden is not None:

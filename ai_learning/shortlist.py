@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
+from .linear import PLAIN
 from .loops import Loops, ready, run
 from .pages import empty, is_plain
 
@@ -38,7 +39,7 @@ def suits(head: nn.Module) -> bool:
         or "forward" in vars(head)
     )
     return (
-        type(head) is nn.Linear
+        type(head) in PLAIN
         and head.bias is None
         and head.weight.numel() >= _WORTH_IT
         and is_plain(head.weight)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..linear import PLAIN
 from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm
 from .nf4_linear import NF4Linear
 
@@ -295,7 +296,7 @@ class LoRALayer(nn.Module):
             return False
         if isinstance(base, NF4Linear):
             return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
-        own_forward = type(base).forward is not nn.Linear.forward and not is_conv1d(base)
+        own_forward = type(base).forward not in (plain.forward for plain in PLAIN) and not is_conv1d(base)
         return x.dtype == A.dtype == weight.dtype and not own_forward
 
     def _forward_fused(self, x: Tensor, name: str) -> Tensor:

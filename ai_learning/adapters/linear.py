@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..products import mm
+
 DenseWeight = Callable[[], Tensor]  # gives the frozen weight (O, I); called again in the backward pass
 
 
@@ -23,16 +25,19 @@ class FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: DenseWeight, bias: Tensor | None) -> Tensor:
         """Args: x (..., I), weight () → (O, I), bias (O,). Returns (..., O)."""
-        ctx.weight = weight
-        return torch.nn.functional.linear(x, weight(), bias)
+        ctx.weight, ctx.shape = weight, x.shape
+        rows = x.reshape(-1, x.shape[-1])  # (..., I) → (N, I)
+        y = mm(rows, weight().t(), add=bias)  # (N, O)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and bias."""
         needs_x, _, needs_bias = ctx.needs_input_grad
-        grad_x = grad @ ctx.weight() if needs_x else None
-        return grad_x, None, grad.reshape(-1, grad.shape[-1]).sum(0) if needs_bias else None
+        rows = grad.reshape(-1, grad.shape[-1])  # (..., O) → (N, O)
+        grad_x = mm(rows, ctx.weight()).view(ctx.shape) if needs_x else None
+        return grad_x, None, rows.sum(0) if needs_bias else None
 
 
 class LoRALinearFunction(torch.autograd.Function):
@@ -45,7 +50,7 @@ class LoRALinearFunction(torch.autograd.Function):
         """Args: x (..., I), weight () → (O, I), bias (O,), A (R, I), B (O, R). Returns (..., O)."""
         rows = x.reshape(-1, x.shape[-1])  # (..., I) → (N, I)
         down = rows @ A.t()  # (N, R)
-        y = torch.nn.functional.linear(rows, weight(), bias)  # (N, O)
+        y = mm(rows, weight().t(), add=bias)  # (N, O)
         y.addmm_(down, B.t(), alpha=s)
         ctx.save_for_backward(rows, down, A, B)
         ctx.weight, ctx.s, ctx.shape = weight, s, x.shape
@@ -84,7 +89,7 @@ class DoRALinearFunction(torch.autograd.Function):
         W = weight()
         rows = x.reshape(-1, x.shape[-1])  # (..., I) → (N, I)
         down = rows @ A.t()  # (N, R)
-        direction = torch.nn.functional.linear(rows, W)  # (N, O)
+        direction = mm(rows, W.t())  # (N, O)
         direction.addmm_(down, B.t(), alpha=s)
         norm = dora_norm(W, weight_norm2, A, B, s)
         scale = (magnitude / norm).to(direction.dtype)  # the norm is fp32 also in a 16-bit model
@@ -117,7 +122,7 @@ def _low_rank_backward(
     grad_down = (grad @ B).mul_(s)  # (N, R)
     grad_A = grad_down.t() @ rows  # (R, I)
     grad_B = (grad.t() @ down).mul_(s)  # (O, R)
-    grad_x = None if weight is None else (grad @ weight()).addmm_(grad_down, A)  # (N, I)
+    grad_x = None if weight is None else mm(grad, weight()).addmm_(grad_down, A)  # (N, I)
     return grad_x, grad_A, grad_B
 
 

@@ -24,7 +24,7 @@ from .store import StoredLoop
 SHARES, FIRST, LAST, LOOP, THREADS, WHICH, FIELDS = range(7)
 """places in what the threads share: how many shares, the range, the loop, how many threads, the function that
 tells which one asks; then the loop's own job, and for each share whether it is taken"""
-JOB_LENGTH = 10
+JOB_LENGTH = 24
 _WORTH_A_THREAD, _WORTH_A_PYTHON_THREAD = 2**15, 2**20  # elements
 _SHARES_A_THREAD = 4  # a thread that is held up leaves its later shares to the others
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cpu_attention import can_loop, causal_attention
+from ..linear import Linear
 from ..shapes import Heads, Hidden, Mask, Weights
 from .norms import RMSNorm
 from .rotary import Angles, rotate
@@ -131,8 +132,8 @@ class CausalSelfAttention(nn.Module):
         self.n_embd = config.n_embd
         self.dropout = config.dropout
         heads = config.n_head + 2 * config.kv_heads
-        self.c_attn = nn.Linear(config.n_embd, heads * config.head_size, bias=config.bias)  # q, k, v at once
-        self.c_proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, heads * config.head_size, bias=config.bias)  # q, k, v at once
+        self.c_proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropout)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..gelu import gelu, gelu_new
+from ..linear import Linear
 from ..shapes import Hidden
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: "GPTConfig") -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.activation = ACTIVATION[config.activation]
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.mlp_width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Hidden) -> Hidden:
@@ -47,10 +48,10 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: "GPTConfig") -> None:
         super().__init__()
-        self.c_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.c_gate = Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.activation = ACTIVATION[config.activation]
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.mlp_width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Hidden) -> Hidden:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..linear import Linear
 from ..shapes import Hidden, Logits, Tokens
 from .attention import ATTENTION, causal_mask
 from .gpt import GPTConfig
@@ -45,8 +46,8 @@ class ValueMixingAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.head_size = config.n_head, config.head_size
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_head * config.head_size, bias=False)
-        self.c_proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=False)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_head * config.head_size, bias=False)
+        self.c_proj = Linear(config.n_head * config.head_size, config.n_embd, bias=False)
         self.q_norm = NORM[config.norm](config.head_size, config.layer_norm_eps, False)
         self.k_norm = NORM[config.norm](config.head_size, config.layer_norm_eps, False)
         self.value_mix = nn.Parameter(torch.tensor([1.0, 0.0]))
