@@ -6,13 +6,13 @@ PyTorch's own kernel for CPUs hands matrices of a few rows to a library made for
 
 import ctypes
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .graphs import constant_in_graphs, is_exporting
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
 from .pages import is_plain
 from .shapes import Heads
@@ -40,7 +40,7 @@ _LOOPS = Loops("attention_kernels")
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:
     """Whether `causal_attention` takes these and gains: float32, for a gradient, T and D in whole tiles."""
-    if not torch.is_grad_enabled() or _is_exporting():
+    if not torch.is_grad_enabled() or is_exporting():
         return False
     if not (q.requires_grad or k.requires_grad or v.requires_grad):
         return False
@@ -75,27 +75,12 @@ def causal_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     return out
 
 
-def _constant(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Decorator: what a function says when a graph is made, holds for the graph.
-
-    As ``torch.compiler.assume_constant_result``, which imports the whole compiler: a second for whoever never
-    compiles.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant
-def _is_exporting() -> bool:
-    return torch.compiler.is_exporting()
-
-
-@_constant
+@constant_in_graphs
 def _threads() -> int:
     return torch.get_num_threads()
 
 
-@_constant
+@constant_in_graphs
 def _are_wanted() -> bool:
     wishes = torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled()
     return not wishes and has_loops()

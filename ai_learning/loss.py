@@ -161,11 +161,9 @@ def _logit_gradients(
 
 def _equal_chunks(N: int, fitting: int) -> int:
     """Positions of a chunk: a small rest is slow for its size. Large ones are whole panels (`products`)."""
-    if fitting >= 4 * PANEL:
-        fitting = -(-fitting // PANEL) * PANEL
-        panels = -(-N // PANEL)
-        return -(-panels // -(-panels * PANEL // fitting)) * PANEL
-    return -(-N // -(-N // fitting))
+    unit = PANEL if fitting >= 4 * PANEL else 1
+    units, fitting = -(-N // unit), fitting // unit
+    return -(-units // -(-units // fitting)) * unit
 
 
 def _by_columns(n_logits: int, *tensors: Tensor) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cpu_attention, gelu
+from . import cpu_attention, gelu, products
 from .checkpoint import model_config
 from .loops import Loops, ready
 from .loss import held_bytes
@@ -125,6 +125,7 @@ def _warm_up(device: torch.device) -> None:
         ready(*(getattr(loops, name) for name in _LOOPS_OF_A_STEP))
         cpu_attention.has_loops()
         gelu.load_loops()
+        products.has_tiles()
 
 
 def _bytes_of(tensors: Any) -> int:

@@ -36,6 +36,7 @@ from .products import (
 _HALF = PANEL // 2
 _LINE = 64
 """bytes of a line of the cache"""
+_BLOCK_SPACE = PANEL * PANEL + _LINE
 
 
 @numba.njit(inline="always")
@@ -68,14 +69,39 @@ def _distances(row, in_pairs):  # type: ignore[no-untyped-def]
     return (4 * PANEL, PANEL * row) if in_pairs else (PANEL * row, 4 * PANEL)
 
 
+@numba.njit(inline="always")
+def _expect_rows(source, row, first, last, width):  # type: ignore[no-untyped-def]
+    """Have rows of lines brought nearer: across rows the processor does not look ahead by itself."""
+    for n in range(first, last):
+        for line in range(width):
+            expect(source + n * row + line * _LINE)
+
+
+@numba.njit(inline="always")
+def _multiply_and_add(to, to_row, start, start_row, left, right, steps, block):  # type: ignore[no-untyped-def]
+    """``start + A·B`` of two panels; where there is no start, A·B.
+
+    Each block's sums begin at 0: of many k, their errors are smaller than those of one long sum.
+    """
+    if not start:
+        multiply_panels(to, to_row, left, right, steps)
+        return
+    multiply_panels(block, 4 * PANEL, left, right, steps)
+    for row in range(PANEL):
+        for column in range(0, 4 * PANEL, _LINE):
+            sums = load(block + row * 4 * PANEL + column)
+            store(to + row * to_row + column, add(load(start + row * start_row + column), sums))
+
+
 @loop()
 def multiply(job, first, last):  # type: ignore[no-untyped-def]
     """Parts first … last−1 of a product: see `products`, which names the job's numbers."""
     job = fields(job)
-    settings = on_stack(_LINE, np.uint8)
+    block_space = on_stack(_BLOCK_SPACE, np.float32)
+    block = -(-block_space.ctypes.data // _LINE) * _LINE
     own_panel, own_step = _distances(job[OWN_ROW], job[OWN_IN_PAIRS])
     other_panel, other_step = _distances(job[OTHER_ROW], job[OTHER_IN_PAIRS])
-    configure(settings.ctypes.data)
+    configure(block)
     for part in range(first, last):
         own = job[SCRATCH] + part * job[SCRATCH_BYTES]
         others = own + job[OWN_AT_ONCE] * job[STEPS_AT_ONCE] * STEP
@@ -93,30 +119,25 @@ def multiply(job, first, last):  # type: ignore[no-untyped-def]
                 source = job[OTHER] + m_first * other_panel + k * other_step
                 row, in_pairs, turned = job[OTHER_ROW], job[OTHER_IN_PAIRS], job[OTHER_TURNED]
                 _make_panels(others, source, row, n_others, steps, in_pairs, turned)
-                for n_begin in range(n_first, n_last, job[OWN_AT_ONCE]):
-                    n_own = min(job[OWN_AT_ONCE], n_last - n_begin)
-                    source = job[OWN] + n_begin * own_panel + k * own_step
-                    row, in_pairs, turned = job[OWN_ROW], job[OWN_IN_PAIRS], job[OWN_TURNED]
+                row, in_pairs, turned = job[OWN_ROW], job[OWN_IN_PAIRS], job[OWN_TURNED]
+                for n in range(n_first, n_last, job[OWN_AT_ONCE]):
+                    n_own = min(job[OWN_AT_ONCE], n_last - n)
+                    source = job[OWN] + n * own_panel + k * own_step
                     _make_panels(own, source, row, n_own, steps, in_pairs, turned)
-                    # The next panels' lines, some before each block
-                    source += job[OWN_AT_ONCE] * own_panel
-                    n_next = min(job[OWN_AT_ONCE], n_last - n_begin - n_own)
-                    rows, width = (steps * PANEL, n_next * 2) if in_pairs else (n_next * PANEL, steps * 2)
-                    row_next, blocks = 0, n_own * n_others
-                    for n in range(n_own):
-                        for m in range(n_others):
-                            row_end = rows * (n * n_others + m + 1) // blocks
-                            while row_next < row_end:
-                                for line in range(width):
-                                    expect(source + row_next * row + line * _LINE)
-                                row_next += 1
-                            left, right = own + n * steps * STEP, others + m * steps * STEP
-                            i, j = n_begin + n, m_first + m
-                            if not job[OWN_IS_LEFT]:
-                                left, right, i, j = right, left, j, i
-                            to = out + i * PANEL * job[OUT_ROW] + j * 4 * PANEL
-                            given = start + i * PANEL * start_row + j * 4 * PANEL if start else 0
-                            multiply_panels(to, job[OUT_ROW], given, start_row, left, right, steps)
+                    blocks = n_own * n_others
+                    # Before each block some rows of the panels that come next
+                    ahead = source + n_own * own_panel
+                    n_ahead = min(job[OWN_AT_ONCE], n_last - n - n_own)
+                    rows, width = (steps * PANEL, n_ahead * 2) if in_pairs else (n_ahead * PANEL, steps * 2)
+                    for b in range(blocks):
+                        _expect_rows(ahead, row, rows * b // blocks, rows * (b + 1) // blocks, width)
+                        left, right = own + b // n_others * steps * STEP, others + b % n_others * steps * STEP
+                        i, j = n + b // n_others, m_first + b % n_others
+                        if not job[OWN_IS_LEFT]:
+                            left, right, i, j = right, left, j, i
+                        to = out + i * PANEL * job[OUT_ROW] + j * 4 * PANEL
+                        given = start + i * PANEL * start_row + j * 4 * PANEL if start else 0
+                        _multiply_and_add(to, job[OUT_ROW], given, start_row, left, right, steps, block)
                 start, start_row = out, job[OUT_ROW]
     release()
 

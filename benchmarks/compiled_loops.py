@@ -1,4 +1,6 @@
-"""Training's compiled loops on the CPU, ours beside PyTorch's own kernels, in turn: attention, GELU, AdamW.
+"""Training's compiled loops on the CPU, ours beside PyTorch's own kernels, in turn.
+
+Attention, GELU, AdamW; products of matrices where the CPU has tile registers (Intel AMX).
 
 python -m benchmarks.compiled_loops
 """
@@ -15,12 +17,14 @@ from ai_learning.cpu_attention import causal_attention, has_loops
 from ai_learning.gelu import gelu, gelu_new
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
+from ai_learning.products import has_tiles, mm
 
 from .common import hardware
 
 # B, T, H, D: of the training benchmark, of the adapters' benchmark, and GPT-2's own context
 SIZES = ((12, 64, 4, 32), (12, 256, 6, 64), (4, 256, 6, 64), (2, 512, 12, 64), (1, 1024, 12, 64))
 SHAPES = ((768, 512), (3072, 1536))  # of the training benchmark's GELU
+LAYERS = ((3072, 384, 1536), (3072, 1536, 384), (1024, 768, 3072), (160, 384, 50257))  # rows, inputs, outputs
 
 
 def row(name: str, theirs: Callable[[], object], ours: Callable[[], object]) -> None:
@@ -74,6 +78,24 @@ def activations() -> None:
             row(f"GELU, {name}; {shape[0]} × {shape[1]}", *both_passes(theirs, ours, [x], grad))
 
 
+def products() -> None:
+    """The three products of a linear layer's step, and their errors relative to float64."""
+    for B, K, N in LAYERS:
+        x, weight, grad = torch.randn(B, K), torch.randn(N, K), torch.randn(B, N)
+        for name, a, b in (
+            ("output", x, weight.T),
+            ("gradient of x", grad, weight),
+            ("gradient of W", grad.T, x),
+        ):
+            exact, out = a.double() @ b.double(), torch.empty(len(a), b.size(1))
+            theirs, ours = ((p.double() - exact).norm() / exact.norm() for p in (a @ b, mm(a, b)))
+            row(
+                f"{name}; {B} × {K} → {N} (errors {theirs:.1e} and {ours:.1e})",
+                lambda a=a, b=b, out=out: torch.mm(a, b, out=out),
+                lambda a=a, b=b, out=out: mm(a, b, out),
+            )
+
+
 def optimizer() -> None:
     """Clipping and a step of AdamW, PyTorch's fused one, for the training benchmark's smallest model."""
     model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
@@ -99,6 +121,8 @@ def main() -> None:
     attention()
     activations()
     optimizer()
+    if has_tiles():
+        products()
 
 
 if __name__ == "__main__":

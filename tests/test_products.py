@@ -94,8 +94,14 @@ def test_sizes_of_no_whole_panels(
     with pytest.MonkeyPatch.context() as patch:  # the share that is left over may be the larger one
         patch.setattr(module, "can_tile", lambda M, K, N: min(M, K, N) >= 32)
         out = mm(a, b, add=add)
-    wanted = a @ b if add is None else torch.addmm(add, a, b)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    exact = a.double() @ b.double() + (0 if add is None else add.double())
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=3e-5)
+
+
+@needed
+def test_errors_do_not_grow_with_the_sum() -> None:
+    a, b = matrix(32, 50016), matrix(50016, 64, seed=1)
+    assert error(mm(a, b), a, b) < error(torch.mm(a, b), a, b)
 
 
 @needed
@@ -258,10 +264,41 @@ def test_other_wishes_take_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needed
-def test_a_compiled_layer_is_pytorchs() -> None:
-    layer, x = Linear(64, 64), torch.randn(64, 64)
-    compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_compiled_graph_decides_when_the_batch_is_there(
+    backend: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(linear_module, "_WORTH_A_GRAPH", 0)
+    tiles, by_tiles = [], module._by_tiles
+    monkeypatch.setattr(module, "_by_tiles", lambda *args: tiles.append(1) or by_tiles(*args))
+    layer = Linear(64, 96)
+    compiled = torch.compile(layer, backend=backend, dynamic=dynamic, fullgraph=True)
+    for places in (32, 64, 3):
+        tiles.clear()
+        x, grad = torch.randn(2, places, 64, requires_grad=True), torch.randn(2, places, 96)
+        learning = (x, layer.weight, layer.bias)
+        wanted = torch.autograd.grad(F.linear(*learning), learning, grad)
+        for one, other in zip(torch.autograd.grad(compiled(x), learning, grad), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+        assert len(tiles) == (3 if places % 32 == 0 else 0)
+        assert torch.autograd.grad(compiled(x), layer.weight, grad)[0].is_contiguous()
+
+
+@needed
+def test_what_a_compiled_graph_calls_keeps_pytorchs_rules() -> None:
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((64, 32), (96, 32), (96,)))
+    for inputs in ((x, weight, bias), (x, weight, None), (x.detach(), weight, bias)):
+        torch.library.opcheck(linear_module._in_a_graph, inputs)
+    torch.library.opcheck(linear_module._product_in_a_graph, (x.detach().t(), x.detach()))
+
+
+@needed
+def test_an_exported_graph_has_pytorchs_layers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "_WORTH_A_GRAPH", 0)
+    graph = torch.export.export(Linear(64, 64), (torch.randn(64, 64),)).graph
+    assert not [node for node in graph.nodes if "ai_learning" in str(node.target)]
 
 
 @needed
@@ -293,7 +330,7 @@ def test_the_loss_by_tiles_is_the_loss(trains_head: bool, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("N", "fitting", "chunk"),
-    [(3072, 166, 192), (768, 166, 192), (3072, 5000, 3072), (100, 30, 25), (10, 166, 32)],
+    [(3072, 166, 160), (768, 166, 160), (320, 166, 160), (3072, 5000, 3072), (100, 30, 25), (10, 166, 32)],
 )
 def test_chunks_of_positions(N: int, fitting: int, chunk: int) -> None:
     assert _equal_chunks(N, fitting) == chunk

@@ -91,32 +91,22 @@ def release(typingctx):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def multiply_panels(typingctx, c, c_row, start, start_row, left, right, steps):  # type: ignore[no-untyped-def]
-    """``C = start + A·B`` (32, 32) float32, of a panel of A and one of B of as many steps.
+def multiply_panels(typingctx, c, c_row, left, right, steps):  # type: ignore[no-untyped-def]
+    """``C = A·B`` (32, 32) float32, of a panel of A and one of B of as many steps.
 
-    C and ``start`` are given by their address and the bytes from row to row; without ``start`` (0) the sums
-    start at 0.
+    C is given by its address and the bytes from row to row.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c, c_row, start, start_row, left, right, steps = args
-
-        def blocks(base: Any, row: Any) -> list[Any]:
-            bases = (base, builder.add(base, builder.mul(row, _INT64(16))))
-            return [_address(builder, part, 64 * n) for part in bases for n in range(2)]
+        c, c_row, left, right, steps = args
 
         def load(first: int, panel: Any, plane: int) -> None:
             for n in range(2):
                 place = _address(builder, panel, (2 * plane + n) * TILE)
                 _call(builder, "tileloadd64", _INT8(first + n), place, _INT64(64))
 
-        with builder.if_else(builder.icmp_signed("!=", start, _INT64(0))) as (given, not_given):
-            with given:
-                for tile, place in enumerate(blocks(start, start_row)):
-                    _call(builder, "tileloadd64", _INT8(tile), place, start_row)
-            with not_given:
-                for tile in range(4):
-                    _call(builder, "tilezero", _INT8(tile))
+        for tile in range(4):  # of sums; then two of A, two of B
+            _call(builder, "tilezero", _INT8(tile))
         with cgutils.for_range(builder, steps) as step:
             offset = builder.mul(step.index, _INT64(STEP))
             a, b = builder.add(left, offset), builder.add(right, offset)
@@ -133,11 +123,12 @@ def multiply_panels(typingctx, c, c_row, start, start_row, left, right, steps): 
                 planes = pair
                 for tile in range(4):
                     _call(builder, "tdpbf16ps", _INT8(tile), _INT8(4 + tile // 2), _INT8(6 + tile % 2))
-        for tile, place in enumerate(blocks(c, c_row)):
-            _call(builder, "tilestored64", _INT8(tile), place, c_row)
+        for tile in range(4):
+            row = builder.add(c, builder.mul(c_row, _INT64(16 * (tile // 2))))
+            _call(builder, "tilestored64", _INT8(tile), _address(builder, row, 64 * (tile % 2)), c_row)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7), generate
+    return types.void(*[types.int64] * 5), generate
 
 
 def _split(builder: Any, x: Any) -> list[Any]:
