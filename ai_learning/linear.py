@@ -1,5 +1,6 @@
 """Linear layers whose products run on a CPU's tile registers where it has some (`products`)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from .graphs import constant_in_graphs, is_exporting
 from .loops import usable
-from .products import can_tile, has_tiles, mm
+from .products import can_tile, has_tiles, mm, takes
 
 _WORTH_A_GRAPH = 2**17
 """elements of a weight from which on a graph has operations of its own: many rows make the product large"""
@@ -17,6 +18,9 @@ _WORTH_A_GRAPH = 2**17
 class Linear(nn.Linear):
     """``nn.Linear``; on a CPU with tile registers large products in float32 take two thirds of the time.
 
+    Tools that look for ``nn.Linear`` by its exact type (PyTorch's ``quantize_dynamic``) do not see it; what
+    asks by ``isinstance`` does.
+
     Example:
         >>> Linear(8, 2)(torch.ones(3, 8)).shape
         torch.Size([3, 2])
@@ -24,7 +28,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        return linear(input, self.weight, self.bias)
+        if torch.jit.is_scripting():
+            return F.linear(input, self.weight, self.bias)
+        else:  # TorchScript compiles what stands in no branch
+            return linear(input, self.weight, self.bias)
 
 
 PLAIN = (nn.Linear, Linear)
@@ -42,6 +49,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
+    if not isinstance(x, Tensor):  # torch.fx's stand-ins
+        return F.linear(x, weight, bias)
     if torch.compiler.is_compiling():
         if not _is_for_a_graph(x, weight):
             return F.linear(x, weight, bias)
@@ -53,14 +62,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `linear`, without gradients."""
+    rows, columns = x.reshape(-1, x.size(-1)), weight.t()
+    if not takes(rows, columns, add=bias):
+        return F.linear(x, weight, bias)
+    y = x.new_empty(*x.shape[:-1], weight.size(0))  # not a view, which nobody could change in place
+    mm(rows, columns, y.view(len(rows), -1), bias)
+    return y
+
+
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether tiles gain; what does not fit together is left for PyTorch to complain of."""
+    if x.dim() == 0 or weight.dim() != 2 or not usable(x, weight) or torch.is_autocast_enabled("cpu"):
+        return False
     N, K = weight.shape
-    if x.dim() == 0 or x.size(-1) != K or not x.is_cpu or not can_tile(x.numel() // K, K, N):
+    if x.size(-1) != K or K == 0 or not can_tile(x.numel() // K, K, N):
         return False
-    if torch.is_autocast_enabled("cpu"):
-        return False
-    return usable(x, weight) if bias is None else bias.shape == (N,) and usable(x, weight, bias)
+    return bias is None or (bias.shape == (N,) and usable(bias))
 
 
 class _Linear(torch.autograd.Function):
@@ -68,21 +87,30 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        N, K = weight.shape
-        return mm(x.view(-1, K), weight.t(), add=bias).view(*x.shape[:-1], N)
+        _keep(ctx, (x, weight, bias))
+        return frozen_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.size(-1))  # (..., N) → (B, N)
-        product = torch.mm if torch.is_grad_enabled() else mm  # for a gradient of the gradient
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            product(rows, weight).view(x.shape) if needs_x else None,
-            product(rows.t(), x.reshape(-1, x.size(-1))) if needs_weight else None,
-            rows.sum(0) if needs_bias else None,
-        )
+        grad_x, grad_weight, grad_bias = _gradients(ctx, rows, torch.mm if torch.is_grad_enabled() else mm)
+        return None if grad_x is None else grad_x.view(*grad.shape[:-1], -1), grad_weight, grad_bias
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor | None = None) -> None:
+    """What the backward pass needs: with a frozen weight not x, for a first layer not the weight."""
+    x, weight, _ = inputs
+    ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
+
+
+def _gradients(ctx: Any, grad: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor | None]:
+    """Of x (B, K), weight and bias, from the output's (B, N)."""
+    x, weight = ctx.saved_tensors
+    return [
+        None if weight is None else product(grad, weight),
+        None if x is None else product(grad.t(), x.reshape(len(grad), -1)),
+        grad.sum(0) if ctx.needs_input_grad[2] else None,
+    ]
 
 
 # --- in a graph that torch.compile makes: the size of a batch decides only when it is there -----------------
@@ -91,12 +119,15 @@ class _Linear(torch.autograd.Function):
 def _is_for_a_graph(x: Tensor, weight: Tensor) -> bool:
     if not torch.is_grad_enabled() or is_exporting() or weight.numel() < _WORTH_A_GRAPH:
         return False
+    if type(x) is not Tensor or type(weight) not in (Tensor, nn.Parameter):  # DTensors and the like
+        return False
     return x.is_cpu and x.dtype == weight.dtype == torch.float32 and _are_wanted()
 
 
 @constant_in_graphs
 def _are_wanted() -> bool:
-    return has_tiles() and not torch.is_autocast_enabled("cpu")
+    wishes = torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
+    return has_tiles() and not wishes
 
 
 @torch.library.custom_op("ai_learning::linear", mutates_args=(), device_types="cpu")
@@ -113,26 +144,16 @@ def _product_in_a_graph(a: Tensor, b: Tensor) -> Tensor:
 
 @_in_a_graph.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.size(0), weight.size(0))
+    return F.linear(x, weight, bias)  # checks shapes as PyTorch does
 
 
 @_product_in_a_graph.register_fake
 def _(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(a.size(0), b.size(1))
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    return torch.mm(a, b)
 
 
 def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-    return (
-        _product_in_a_graph(grad, weight) if needs_x else None,
-        _product_in_a_graph(grad.t(), x) if needs_weight else None,
-        grad.sum(0) if needs_bias else None,
-    )
+    return tuple(_gradients(ctx, grad, torch.mm if torch.is_grad_enabled() else _product_in_a_graph))
 
 
 _in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)

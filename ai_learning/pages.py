@@ -48,6 +48,8 @@ def is_plain(*tensors: Tensor, contiguous: bool = True) -> bool:
             return False
         if not t.is_cpu or (contiguous and not t.is_contiguous()):
             return False
+        if t.untyped_storage().nbytes() == 0 and t.numel():  # freed, as FSDP and offloading do
+            return False
     return True
 
 

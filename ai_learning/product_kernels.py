@@ -32,6 +32,10 @@ from .products import (
     STEPS,
     STEPS_AT_ONCE,
 )
+from .products import PANEL as THEIR_PANEL
+from .products import STEP_BYTES as THEIR_STEP
+
+assert (PANEL, STEP) == (THEIR_PANEL, THEIR_STEP)
 
 _HALF = PANEL // 2
 _LINE = 64

@@ -2,6 +2,11 @@
 
 PyTorch's libraries use these registers for bfloat16 alone. `loops.amx` says how three bfloat16 stand for a
 float32; `product_kernels` has the loops, which this module tells what to do.
+
+As exact means: errors relative to the result are no larger than those of PyTorch's library, mostly half. That
+holds away from the ends of float32's range. A part of a number below 1.2e-38 counts as 0, and a product of
+parts, too: inputs below 1e-32 and results below 1e-30 lose digits, and below 1e-37 all. Above 3.39e38 numbers
+and products of their high parts are infinite a little early, and infinity makes NaN.
 """
 
 import ctypes
@@ -45,11 +50,13 @@ from .loops import Loops, processor_has, ready, run, usable
 
 PANEL = 32
 """rows or columns of a panel, and numbers k of a step: only whole ones are the loop's"""
-_STEP_BYTES = 6 * 1024
+STEP_BYTES = 6 * 1024
+"""of a panel, in three parts"""
 # What is made before it is used stays in a core's second cache: at most 1.3 MB
 _OWN_AT_ONCE, _OTHER_AT_ONCE, _STEPS_AT_ONCE = 2, 16, 12
 _WORTH_IT = 2**26  # products of two numbers; fewer take as long as by PyTorch's library
 _FEW_PARTS = 4  # sums of more parts of k would take too long to add up
+_SUMS_BYTES = 32 * 2**20  # of all parts together, at most
 _LOOPS = Loops("product_kernels")
 
 
@@ -82,7 +89,7 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
     Args:
         a: (M, K).
         b: (K, N).
-        out: (M, N), written to; may be ``add``, but must not overlap ``a`` or ``b``.
+        out: (M, N), written to; may be ``add`` itself, but must not overlap any of the others otherwise.
         add: (M, N) or (N,).
 
     Returns:
@@ -93,11 +100,11 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
         tensor([[3., 4.],
                 [3., 4.]])
     """
-    (M, K), N = a.shape, b.size(1)
-    if torch.compiler.is_compiling() or not (a.is_cpu and can_tile(M, K, N) and _lie_well(a, b, out, add)):
+    if not takes(a, b, out, add):
         return _by_pytorch(a, b, out, add)
+    (M, K), N = a.shape, b.size(1)
     if out is None:
-        out = a.new_empty(M, N)
+        out = torch.empty(M, N, device="cpu")
     m, k, n = M // PANEL * PANEL, K // PANEL * PANEL, N // PANEL * PANEL
     if (m, k, n) == (M, K, N):
         _by_tiles(a, b, out, add)
@@ -114,6 +121,14 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
     return out
 
 
+def takes(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = None) -> bool:
+    """Whether `mm` of these is by tiles."""
+    if torch.compiler.is_compiling() or not a.is_cpu or not a.dim() == b.dim() == 2:
+        return False
+    return can_tile(a.size(0), a.size(1), b.size(1)) and _lie_well(a, b, out, add)
+
+
+@torch.no_grad()
 def _by_pytorch(a: Tensor, b: Tensor, out: Tensor | None, add: Tensor | None) -> Tensor:
     return torch.mm(a, b, out=out) if add is None else torch.addmm(add, a, b, out=out)
 
@@ -160,13 +175,14 @@ def _plan(M: int, K: int, N: int, a_steps: tuple[int, ...], b_steps: tuple[int, 
     # A gradient of weights sums over the batch: a thread that takes some of k reads what it has written
     # before, which to fetch from another's cache takes as long as half the product.
     sums_over_batch = a_in_pairs and K >= max(M, N) and threads <= _FEW_PARTS
-    divides_k = threads > 1 and (sums_over_batch or K > 8 * max(M, N))
+    divides_k = sums_over_batch or K > 8 * max(M, N)
+    divides_k = divides_k and threads > 1 and 4 * M * N * min(threads, steps) <= _SUMS_BYTES
     parts = min(threads, steps if divides_k else own.panels)
     own_at_once = min(own.panels, _OWN_AT_ONCE if own.in_pairs else 1)
     other_at_once = min(other.panels, _OTHER_AT_ONCE)
     own_steps = -(-steps // parts) if divides_k else steps
     steps_at_once = -(-own_steps // -(-own_steps // _STEPS_AT_ONCE))  # equal ones
-    scratch_bytes = (own_at_once + other_at_once) * steps_at_once * _STEP_BYTES
+    scratch_bytes = (own_at_once + other_at_once) * steps_at_once * STEP_BYTES
     rest = (own is left, own_at_once, other_at_once, steps, steps_at_once)
     return _Plan(divides_k, own is left, parts, scratch_bytes, own, other, rest)
 

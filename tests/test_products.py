@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 
 from ai_learning import linear as linear_module
 from ai_learning import products as module
+from ai_learning.adapters import NF4Linear
 from ai_learning.linear import Linear, linear
 from ai_learning.loss import _equal_chunks, linear_cross_entropy
 from ai_learning.products import can_tile, has_tiles, mm
@@ -76,7 +77,8 @@ def test_every_layout_is_as_exact_as_pytorchs(
     bias, many = torch.randn(N), torch.randn(M, N)
     assert error(mm(a, b, add=bias), a, b, bias) < allowed
     assert error(mm(a, b, add=many), a, b, many) < allowed
-    assert torch.equal(mm(a, b, many, add=many), mm(a, b, add=many - 0)) is False  # many has changed
+    before = many.clone()
+    assert mm(a, b, many, add=many) is many and error(many, a, b, before) < allowed
     assert torch.equal(mm(a, b), mm(a, b))
 
 
@@ -108,9 +110,12 @@ def test_errors_do_not_grow_with_the_sum() -> None:
 def test_numbers_of_all_sizes() -> None:
     """Each product within float32's own error of its factors, from tiny to huge."""
     a, b = matrix(64, 64), matrix(64, 64, seed=1)
-    for power in (-40, -20, 0, 20, 60):
+    for power in (-100, -40, -20, 0, 20, 60, 110):
         scaled = a * 2.0**power
         assert error(mm(scaled, b), scaled, b) < 5e-7
+    small, large = a * 1e-15, a * 1e15
+    for left, right in ((small, b * 1e-15), (large, b * 1e15), (small * 1e-15, b * 1e15)):
+        assert error(mm(left, right), left, right) < 5e-7
     one = torch.eye(64)
     torch.testing.assert_close(mm(a, one), a, rtol=2**-22, atol=0)  # the three parts of each sum to it
     halves = (
@@ -245,6 +250,64 @@ def test_a_batch_of_gradients() -> None:
 
 
 @needed
+def test_outputs_can_be_changed_in_place() -> None:
+    x = torch.randn(2, 32, 64, requires_grad=True)
+    for layer in (Linear(64, 96), Linear(64, 96, bias=False), NF4Linear.from_linear(nn.Linear(64, 96))):
+        for rows in (x, x[0]):
+            (wanted,) = torch.autograd.grad(layer(rows).relu().sum(), x)
+            assert torch.equal(torch.autograd.grad(layer(rows).relu_().sum(), x)[0], wanted)
+
+
+@needed
+def test_only_what_a_gradient_needs_is_kept() -> None:
+    """So that what is not needed goes, and may be changed."""
+    layer, x = Linear(64, 96), torch.randn(64, 64, requires_grad=True)
+    hidden = x * 1.0
+    y = layer.requires_grad_(False)(hidden)
+    assert y.grad_fn.saved_tensors[0] is None
+    hidden.add_(1)
+    y.sum().backward()
+    assert x.grad is not None
+    y = layer.requires_grad_(True)(torch.randn(64, 64))
+    with torch.no_grad():
+        layer.weight.add_(1)
+    y.sum().backward()
+
+
+@needed
+def test_freed_memory_is_an_error_and_no_crash() -> None:
+    layer = Linear(64, 96)
+    y = layer(torch.randn(64, 64, requires_grad=True))
+    layer.weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        y.sum().backward()
+
+
+def test_no_features_and_strange_weights() -> None:
+    for count in (0, 3):
+        assert Linear(0, 4)(torch.randn(count, 0)).shape == (count, 4)
+    x, vector = torch.randn(3, 5), torch.randn(5)
+    assert torch.equal(linear(x, vector), F.linear(x, vector))
+
+
+@needed
+def test_scripts_and_traces_are_pytorchs() -> None:
+    layer, x = Linear(64, 96), torch.randn(64, 64)
+    wanted = F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(torch.jit.script(layer)(x), wanted)
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(layer))(x), wanted)
+
+
+@needed
+def test_scratch_is_bounded() -> None:
+    for M, K, N in ((4096, 16384, 16384), (2048, 20000, 2048), (1024, 16384, 1024), (512, 768, 128)):
+        for threads in (1, 2, 4, 64, 128):
+            plan = module._plan(M, K, N, (1, M), (N, 1), threads)
+            sums = 4 * M * N * plan.parts if plan.divides_k else 0
+            assert sums <= 32 * 2**20 and plan.scratch_bytes <= 1.4 * 2**20
+
+
+@needed
 def test_other_wishes_take_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Linear(64, 64), torch.randn(64, 64)
     wanted = F.linear(x, layer.weight, layer.bias)
@@ -292,6 +355,25 @@ def test_what_a_compiled_graph_calls_keeps_pytorchs_rules() -> None:
     for inputs in ((x, weight, bias), (x, weight, None), (x.detach(), weight, bias)):
         torch.library.opcheck(linear_module._in_a_graph, inputs)
     torch.library.opcheck(linear_module._product_in_a_graph, (x.detach().t(), x.detach()))
+
+
+@needed
+def test_what_a_compiled_graph_leaves_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transforms of functions, gradients of gradients, and errors."""
+    torch.compiler.reset()
+    monkeypatch.setattr(linear_module, "_WORTH_A_GRAPH", 0)
+    layer, x = Linear(64, 64), torch.randn(64, 64)
+    for function in (torch.func.grad(lambda x: layer(x).square().sum()), vmap(layer)):
+        compiled = torch.compile(function, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), function(x), rtol=1e-4, atol=1e-4)
+    x.requires_grad_()
+    compiled = torch.compile(layer, backend="eager")
+    (first,) = torch.autograd.grad(compiled(x).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    (first,) = torch.autograd.grad(F.linear(x, layer.weight, layer.bias).square().sum(), x, create_graph=True)
+    torch.testing.assert_close(second, torch.autograd.grad(first.square().sum(), x)[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|same reduction dim"):
+        torch.compile(layer, backend="aot_eager")(torch.randn(4, 10))
 
 
 @needed

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..linear import frozen_linear
 from ..products import mm
 
 DenseWeight = Callable[[], Tensor]  # gives the frozen weight (O, I); called again in the backward pass
@@ -26,9 +27,7 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: DenseWeight, bias: Tensor | None) -> Tensor:
         """Args: x (..., I), weight () → (O, I), bias (O,). Returns (..., O)."""
         ctx.weight, ctx.shape = weight, x.shape
-        rows = x.reshape(-1, x.shape[-1])  # (..., I) → (N, I)
-        y = mm(rows, weight().t(), add=bias)  # (N, O)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return frozen_linear(x, weight(), bias)
 
     @staticmethod
     @once_differentiable

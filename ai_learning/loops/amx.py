@@ -8,8 +8,8 @@ are below the last bit::
 
     A·B = low·high + high·high + high·low + high·middle + middle·middle + middle·high
 
-Infinity becomes NaN (∞ − ∞ is the middle), and so does what a bfloat16 cannot hold, from 3.39e38 on. What
-lies below 1.2e-38, or is the middle or low of a number near it, counts as 0.
+Infinity becomes NaN (∞ − ∞ is the middle), and so does what a bfloat16 cannot hold, from 3.39e38 on. Parts,
+and products of parts, below 1.2e-38 count as 0.
 
 A *panel* is what 32 rows of A, or 32 columns of B, become: step by step of 32 k, its three planes, of each
 plane two tiles of a kilobyte. A tile of A holds a row's 32 numbers side by side; one of B holds pairs of k
