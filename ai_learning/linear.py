@@ -74,12 +74,13 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether tiles gain; what does not fit together is left for PyTorch to complain of."""
-    if x.dim() == 0 or weight.dim() != 2 or not usable(x, weight) or torch.is_autocast_enabled("cpu"):
+    if weight.dim() != 2 or x.dim() == 0 or x.size(-1) == 0:
         return False
     N, K = weight.shape
-    if x.size(-1) != K or K == 0 or not can_tile(x.numel() // K, K, N):
+    if x.size(-1) != K or not can_tile(x.numel() // K, K, N):  # before all that takes a microsecond
         return False
-    return bias is None or (bias.shape == (N,) and usable(bias))
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return usable(*given) and not torch.is_autocast_enabled("cpu") and (bias is None or bias.shape == (N,))
 
 
 class _Linear(torch.autograd.Function):
