@@ -163,7 +163,7 @@ def _equal_chunks(N: int, fitting: int) -> int:
     """Positions of a chunk: a small rest is slow for its size. Large ones are whole panels (`products`)."""
     unit = PANEL if fitting >= 4 * PANEL else 1
     units, fitting = -(-N // unit), fitting // unit
-    return -(-units // -(-units // fitting)) * unit
+    return min(N, -(-units // -(-units // fitting)) * unit)
 
 
 def _by_columns(n_logits: int, *tensors: Tensor) -> bool:

@@ -104,7 +104,7 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
         return _by_pytorch(a, b, out, add)
     (M, K), N = a.shape, b.size(1)
     if out is None:
-        out = torch.empty(M, N, device="cpu")
+        out = torch.empty(M, N, dtype=torch.float32, device="cpu")  # whatever the defaults are
     m, k, n = M // PANEL * PANEL, K // PANEL * PANEL, N // PANEL * PANEL
     if (m, k, n) == (M, K, N):
         _by_tiles(a, b, out, add)
@@ -113,7 +113,8 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
     _by_tiles(a[:m, :k], b[:k, :n], out[:m, :n], above if above is None else above[..., :n])
     # What is left over at the ends
     if k < K:
-        out[:m, :n].addmm_(a[:m, k:], b[k:, :n])
+        whole = out[:m, :n]
+        _by_pytorch(a[:m, k:], b[k:, :n], whole, whole)
     if n < N:
         _by_pytorch(a[:m], b[:, n:], out[:m, n:], above if above is None else above[..., n:])
     if m < M:

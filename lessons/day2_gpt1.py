@@ -180,8 +180,8 @@ print(generate_text(model, tokenizer, "The ", 200, temperature=0.7, seed=1))
 #
 # ## 4 · Pre-norm against post-norm
 #
-# **Predict first:** the same model and steps, but *no* warm-up and no clipping. Which of the two suffers
-# more?
+# **Predict first:** the same model for 200 steps, half the learning rate, *no* warm-up and no clipping. Which
+# of the two suffers more?
 
 # %%
 final = {}
@@ -203,7 +203,7 @@ assert final["pre-norm"] < final["post-norm"]
 # %% [markdown]
 # Pre-norm takes it better (by 0.07 to 0.16 nats in each of nine runs): the gradient has a path past every
 # norm. It is why GPT-2 moved them, and why the house default is `norm_first=True`. With twice the learning
-# rate post-norm becomes a matter of luck: four seeds ended between 2.35 and 3.27, where 3.2 is what the
+# rate post-norm becomes a matter of luck: four seeds ended between 2.35 and 3.27, where 3.26 is what the
 # frequencies of the bytes alone give; pre-norm's ended between 2.51 and 2.62. Try it.
 #
 # ## 5 · Exercises
