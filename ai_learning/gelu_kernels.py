@@ -36,8 +36,8 @@ def _tanh_derivative(x: float) -> float:
     return share + x * share * (1 - share) * _SLOPE * (1 + 3 * _CUBE * x * x)
 
 
-_share, _derivative = piecewise(_normal_share, _WIDTH), piecewise(_normal_derivative, _WIDTH)
-_share_new, _derivative_new = piecewise(_tanh_share, _WIDTH), piecewise(_tanh_derivative, _WIDTH)
+share, derivative = piecewise(_normal_share, _WIDTH), piecewise(_normal_derivative, _WIDTH)
+share_new, derivative_new = piecewise(_tanh_share, _WIDTH), piecewise(_tanh_derivative, _WIDTH)
 _BYTES = 4 * LANES
 
 
@@ -60,25 +60,25 @@ def _gradients(job, first, last, derivative):  # type: ignore[no-untyped-def]
 @loop()
 def gelu(job, first, last):  # type: ignore[no-untyped-def]
     """See `_values`."""
-    _values(job, first, last, _share)
+    _values(job, first, last, share)
 
 
 @loop()
 def gelu_backward(job, first, last):  # type: ignore[no-untyped-def]
     """See `_gradients`."""
-    _gradients(job, first, last, _derivative)
+    _gradients(job, first, last, derivative)
 
 
 @loop()
 def gelu_new(job, first, last):  # type: ignore[no-untyped-def]
     """See `_values`."""
-    _values(job, first, last, _share_new)
+    _values(job, first, last, share_new)
 
 
 @loop()
 def gelu_new_backward(job, first, last):  # type: ignore[no-untyped-def]
     """See `_gradients`."""
-    _gradients(job, first, last, _derivative_new)
+    _gradients(job, first, last, derivative_new)
 
 
 # --- on any processor: the tanh form, which PyTorch has a slow kernel for ----------------------------------

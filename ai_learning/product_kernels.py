@@ -44,7 +44,7 @@ _BLOCK_SPACE = PANEL * PANEL + _LINE
 
 
 @numba.njit(inline="always")
-def _make_panels(to, source, row, panels, steps, in_pairs, turned):  # type: ignore[no-untyped-def]
+def make_panels(to, source, row, panels, steps, in_pairs, turned):  # type: ignore[no-untyped-def]
     """32 rows of a matrix for each panel, or where it is ``in_pairs`` 32 columns, one panel after another.
 
     Rows become tiles of A and pairs tiles of B, or where ``turned`` the other's.
@@ -82,7 +82,7 @@ def _expect_rows(source, row, first, last, width):  # type: ignore[no-untyped-de
 
 
 @numba.njit(inline="always")
-def _multiply_and_add(to, to_row, start, start_row, left, right, steps, block):  # type: ignore[no-untyped-def]
+def multiply_and_add(to, to_row, start, start_row, left, right, steps, block):  # type: ignore[no-untyped-def]
     """``start + A·B`` of two panels; where there is no start, A·B.
 
     Each block's sums begin at 0: of many k, their errors are smaller than those of one long sum.
@@ -122,12 +122,12 @@ def multiply(job, first, last):  # type: ignore[no-untyped-def]
                 steps = min(job[STEPS_AT_ONCE], k_last - k)
                 source = job[OTHER] + m_first * other_panel + k * other_step
                 row, in_pairs, turned = job[OTHER_ROW], job[OTHER_IN_PAIRS], job[OTHER_TURNED]
-                _make_panels(others, source, row, n_others, steps, in_pairs, turned)
+                make_panels(others, source, row, n_others, steps, in_pairs, turned)
                 row, in_pairs, turned = job[OWN_ROW], job[OWN_IN_PAIRS], job[OWN_TURNED]
                 for n in range(n_first, n_last, job[OWN_AT_ONCE]):
                     n_own = min(job[OWN_AT_ONCE], n_last - n)
                     source = job[OWN] + n * own_panel + k * own_step
-                    _make_panels(own, source, row, n_own, steps, in_pairs, turned)
+                    make_panels(own, source, row, n_own, steps, in_pairs, turned)
                     blocks = n_own * n_others
                     # Before each block some rows of the panels that come next
                     ahead = source + n_own * own_panel
@@ -141,7 +141,7 @@ def multiply(job, first, last):  # type: ignore[no-untyped-def]
                             left, right, i, j = right, left, j, i
                         to = out + i * PANEL * job[OUT_ROW] + j * 4 * PANEL
                         given = start + i * PANEL * start_row + j * 4 * PANEL if start else 0
-                        _multiply_and_add(to, job[OUT_ROW], given, start_row, left, right, steps, block)
+                        multiply_and_add(to, job[OUT_ROW], given, start_row, left, right, steps, block)
                 start, start_row = out, job[OUT_ROW]
     release()
 

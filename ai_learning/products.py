@@ -199,11 +199,11 @@ def _by_tiles(a: Tensor, b: Tensor, out: Tensor, start: Tensor | None) -> None:
     to = (out.data_ptr(), 4 * out.stride(0))
     begin = (0, 0) if start is None else (start.data_ptr(), 4 * start.stride(0) if start.dim() == 2 else 0)
     sums_bytes = 4 * M * N if plan.divides_k else 0
-    scratch = _scratch(parts * (plan.scratch_bytes + sums_bytes))
-    sums = scratch + parts * plan.scratch_bytes
+    space = scratch(parts * (plan.scratch_bytes + sums_bytes))
+    sums = space + parts * plan.scratch_bytes
     target = (sums, 4 * N, 0, 0, sums_bytes) if plan.divides_k else (*to, *begin, 0)
     numbers = (
-        parts, scratch, plan.scratch_bytes, own, *plan.own, other, *plan.other, *plan.rest, *target
+        parts, space, plan.scratch_bytes, own, *plan.own, other, *plan.other, *plan.rest, *target
     )  # fmt: skip
     run(_LOOPS.multiply, 0, parts, M * K * N // 16, numbers, ())
     if plan.divides_k:
@@ -213,7 +213,7 @@ def _by_tiles(a: Tensor, b: Tensor, out: Tensor, start: Tensor | None) -> None:
 _own = threading.local()
 
 
-def _scratch(n_bytes: int) -> int:
+def scratch(n_bytes: int) -> int:
     """An address where this thread, and those that it calls, may write; kept, as new memory is slow."""
     held: Tensor | None = getattr(_own, "scratch", None)
     if held is None or held.numel() < n_bytes + 64:

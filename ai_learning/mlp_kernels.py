@@ -1,0 +1,215 @@
+"""Both passes of an MLP with GELU on tile registers, as compiled loops; importing this imports numba.
+
+`cpu_mlp` names the numbers of a job. Of 32 rows everything stays in a core's nearest caches; the weights,
+cut for the tiles, and the sums of their gradients in the second one.
+"""
+
+import numba
+import numpy as np
+
+from .cpu_mlp import (
+    FC,
+    FC_BIAS,
+    GRAD_FC,
+    GRAD_FC_BIAS,
+    GRAD_PROJ,
+    GRAD_PROJ_BIAS,
+    GRAD_X,
+    HIDDEN,
+    IN,
+    OUT,
+    PARTS,
+    PROJ,
+    PROJ_BIAS,
+    ROWS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SUMS,
+    SUMS_BYTES,
+    WIDE,
+    X,
+    Y,
+)
+from .gelu_kernels import derivative, derivative_new, share, share_new
+from .loops.amx import PANEL, STEP, configure, multiply_panels, release
+from .loops.compiler import fields, loop, on_stack
+from .loops.registers import LANES, add, load, multiply, splat, store
+from .product_kernels import make_panels, multiply_and_add
+
+_LINE = 64
+_ROW = 4 * PANEL
+"""bytes of a row of a block, which is 32 × 32"""
+_BLOCK = PANEL * _ROW
+_SPACE = 3 * PANEL * PANEL + LANES
+_ZERO = np.float32(0)
+
+
+@numba.njit(inline="always")
+def _add_bias(row, bias, width):  # type: ignore[no-untyped-def]
+    """(32, width) rows of ``row[1]`` bytes at ``row[0]``; where the bias's address is 0 there is none."""
+    if bias:
+        for n in range(PANEL):
+            for place in range(0, 4 * width, _LINE):
+                at = row[0] + n * row[1] + place
+                store(at, add(load(at), load(bias + place)))
+
+
+@numba.njit(inline="always")
+def _sum_rows(to, block, block_row, width, is_first):  # type: ignore[no-untyped-def]
+    """(32, width) → (width,), added to what is there."""
+    for place in range(0, 4 * width, _LINE):
+        total = splat(_ZERO)
+        for n in range(PANEL):
+            total = add(total, load(block + n * block_row + place))
+        store(to + place, total if is_first else add(load(to + place), total))
+
+
+@numba.njit(inline="always")
+def _forward(job, first, last, activation):  # type: ignore[no-untyped-def]
+    """Parts first … last−1: x → h and y."""
+    job = fields(job)
+    space = on_stack(_SPACE, np.float32)
+    block = -(-space.ctypes.data // _LINE) * _LINE
+    width, hidden, out = job[IN], job[HIDDEN], job[OUT]
+    x_row, h_row, y_row = width * _ROW, hidden * _ROW, out * _ROW
+    configure(block)
+    for part in range(first, last):
+        fc = job[SCRATCH] + part * job[SCRATCH_BYTES]
+        proj = fc + hidden * width * STEP
+        x_panel = proj + out * hidden * STEP
+        g_panel = x_panel + width * STEP
+        make_panels(fc, job[FC], x_row, hidden, width, 0, 1)
+        make_panels(proj, job[PROJ], h_row, out, hidden, 0, 1)
+        for panel in range(job[ROWS] * part // job[PARTS], job[ROWS] * (part + 1) // job[PARTS]):
+            make_panels(x_panel, job[X] + panel * PANEL * x_row, x_row, 1, width, 0, 0)
+            for j in range(hidden):
+                h = job[WIDE] + panel * PANEL * h_row + j * _ROW
+                multiply_panels(block, _ROW, x_panel, fc + j * width * STEP, width)
+                bias = job[FC_BIAS] + j * _ROW
+                for n in range(PANEL):
+                    for place in range(0, _ROW, _LINE):
+                        at = block + n * _ROW + place
+                        value = add(load(at), load(bias + place)) if job[FC_BIAS] else load(at)
+                        store(h + n * h_row + place, value)
+                        store(at, multiply(value, activation(value)))
+                make_panels(g_panel + j * STEP, block, _ROW, 1, 1, 0, 0)
+            for j in range(out):
+                y = job[Y] + panel * PANEL * y_row + j * _ROW
+                multiply_panels(y, y_row, g_panel, proj + j * hidden * STEP, hidden)
+                _add_bias((y, y_row), job[PROJ_BIAS] + j * _ROW if job[PROJ_BIAS] else 0, PANEL)
+    release()
+
+
+@numba.njit(inline="always")
+def _backward(job, first, last, activation, slope):  # type: ignore[no-untyped-def]
+    """Parts first … last−1: x, h and the gradient of y → that of x, and the part's sums of the others."""
+    job = fields(job)
+    space = on_stack(_SPACE, np.float32)
+    d_block = -(-space.ctypes.data // _LINE) * _LINE
+    g_block = d_block + _BLOCK
+    sums_block = g_block + _BLOCK
+    width, hidden, out = job[IN], job[HIDDEN], job[OUT]
+    x_row, h_row, y_row = width * _ROW, hidden * _ROW, out * _ROW
+    configure(d_block)
+    for part in range(first, last):
+        fc = job[SCRATCH] + part * job[SCRATCH_BYTES]
+        proj = fc + hidden * width * STEP
+        grad_rows = proj + out * hidden * STEP  # y's gradient, as A
+        grad_columns = grad_rows + out * STEP  # its transpose, as A
+        x_pairs = grad_columns + out * STEP  # x, as B
+        d_rows = x_pairs + width * STEP  # h's gradient, as A
+        d_columns = d_rows + hidden * STEP  # its transpose, a panel of it
+        g_pairs = d_columns + STEP
+        grad_fc = job[SUMS] + part * job[SUMS_BYTES]
+        grad_proj = grad_fc + hidden * PANEL * x_row
+        grad_fc_bias = grad_proj + out * PANEL * h_row
+        grad_proj_bias = grad_fc_bias + h_row
+        make_panels(fc, job[FC], x_row, width, hidden, 1, 0)
+        make_panels(proj, job[PROJ], h_row, hidden, out, 1, 0)
+        begin = job[ROWS] * part // job[PARTS]
+        for panel in range(begin, job[ROWS] * (part + 1) // job[PARTS]):
+            is_first = panel == begin
+            grad = job[Y] + panel * PANEL * y_row
+            make_panels(grad_rows, grad, y_row, 1, out, 0, 0)
+            make_panels(grad_columns, grad, y_row, out, 1, 1, 1)
+            make_panels(x_pairs, job[X] + panel * PANEL * x_row, x_row, width, 1, 1, 0)
+            _sum_rows(grad_proj_bias, grad, y_row, out * PANEL, is_first)
+            for j in range(hidden):
+                h = job[WIDE] + panel * PANEL * h_row + j * _ROW
+                multiply_panels(d_block, _ROW, grad_rows, proj + j * out * STEP, out)
+                for n in range(PANEL):
+                    for place in range(0, _ROW, _LINE):
+                        value, at = load(h + n * h_row + place), n * _ROW + place
+                        store(g_block + at, multiply(value, activation(value)))
+                        store(d_block + at, multiply(load(d_block + at), slope(value)))
+                _sum_rows(grad_fc_bias + j * _ROW, d_block, _ROW, PANEL, is_first)
+                make_panels(d_rows + j * STEP, d_block, _ROW, 1, 1, 0, 0)
+                make_panels(d_columns, d_block, _ROW, 1, 1, 1, 1)
+                make_panels(g_pairs, g_block, _ROW, 1, 1, 1, 0)
+                for i in range(out):
+                    to = grad_proj + i * PANEL * h_row + j * _ROW
+                    start = 0 if is_first else to
+                    multiply_and_add(to, h_row, start, h_row, grad_columns + i * STEP, g_pairs, 1, sums_block)
+                for i in range(width):
+                    to = grad_fc + j * PANEL * x_row + i * _ROW
+                    start = 0 if is_first else to
+                    multiply_and_add(to, x_row, start, x_row, d_columns, x_pairs + i * STEP, 1, sums_block)
+            for i in range(width):
+                to = job[GRAD_X] + panel * PANEL * x_row + i * _ROW
+                multiply_panels(to, x_row, d_rows, fc + i * hidden * STEP, hidden)
+    release()
+
+
+@loop()
+def mlp(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_forward`."""
+    _forward(job, first, last, share)
+
+
+@loop()
+def mlp_backward(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_backward`."""
+    _backward(job, first, last, share, derivative)
+
+
+@loop()
+def mlp_new(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_forward`."""
+    _forward(job, first, last, share_new)
+
+
+@loop()
+def mlp_new_backward(job, first, last):  # type: ignore[no-untyped-def]
+    """See `_backward`."""
+    _backward(job, first, last, share_new, derivative_new)
+
+
+@numba.njit(inline="always")
+def _add_up(to, sums, distance, parts, first, last):  # type: ignore[no-untyped-def]
+    """Registers first … last−1 of a gradient: the sums of all parts."""
+    for place in range(first * _LINE, last * _LINE, _LINE):
+        total = load(sums + place)
+        for part in range(1, parts):
+            total = add(total, load(sums + part * distance + place))
+        store(to + place, total)
+
+
+@loop()
+def add_gradients(job, first, last):  # type: ignore[no-untyped-def]
+    """The parts' sums → gradients of both layers; each share takes its part of every one."""
+    job = fields(job)
+    width, hidden, out = job[IN], job[HIDDEN], job[OUT]
+    shares = job[ROWS]
+    sums = job[SUMS]
+    for number in range(4):
+        if number == 0:
+            to, lines = job[GRAD_FC], hidden * width * PANEL * 2
+        elif number == 1:
+            to, lines = job[GRAD_PROJ], out * hidden * PANEL * 2
+        elif number == 2:
+            to, lines = job[GRAD_FC_BIAS], hidden * 2
+        else:
+            to, lines = job[GRAD_PROJ_BIAS], out * 2
+        if to:
+            _add_up(to, sums, job[SUMS_BYTES], job[PARTS], lines * first // shares, lines * last // shares)
+        sums += lines * _LINE
