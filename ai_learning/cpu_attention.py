@@ -115,7 +115,7 @@ class _CausalAttention(torch.autograd.Function):
         ):
             return _gradients(q, k, v, grad)
         return tuple(
-            d.transpose(1, 2) for d in _backward(q, k, v, out, stats, grad.transpose(1, 2)).unbind(0)
+            d.transpose(1, 2) for d in _backward(q, k, v, out, stats, grad.transpose(1, 2)).unbind(2)
         )
 
 
@@ -128,14 +128,14 @@ def _forward(q: Heads, k: Heads, v: Heads) -> tuple[Tensor, Tensor]:
 
 
 def _backward(q: Heads, k: Heads, v: Heads, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
-    """(B, T, H, D) gradient of the output → (3, B, T, H, D) those of q, k and v."""
+    """(B, T, H, D) gradient of the output → (B, T, 3, H, D) those of q, k and v, side by side as `split` likes."""
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
     B, H, T, D = q.shape
-    grads = q.new_empty(3, B, T, H, D)
+    grads = q.new_empty(B, T, 3, H, D)
     given = (q, k, v, out.transpose(1, 2), *stats.unbind(0), grad.transpose(1, 2))
     rows = 2 * (D + BLOCK) + 1
-    _run(_LOOPS.causal_attention_backward, rows, *given, *grads.transpose(2, 3).unbind(0))
+    _run(_LOOPS.causal_attention_backward, rows, *given, *grads.transpose(1, 3).unbind(2))
     return grads
 
 
@@ -216,7 +216,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @_backward_in_a_graph.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
-    return q.new_empty(3, *out.shape)
+    return q.new_empty(*out.shape[:2], 3, *out.shape[2:])
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -224,7 +224,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    return tuple(d.transpose(1, 2) for d in _backward_in_a_graph(*ctx.saved_tensors, grad).unbind(0))
+    return tuple(d.transpose(1, 2) for d in _backward_in_a_graph(*ctx.saved_tensors, grad).unbind(2))
 
 
 _in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)

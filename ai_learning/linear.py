@@ -1,4 +1,7 @@
-"""Linear layers whose products run on a CPU's tile registers where it has some (`products`)."""
+"""Linear layers whose products run on a CPU's tile registers where it has some.
+
+Large ones are `products`', small ones `row_layers`'.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import row_layers
 from .graphs import constant_in_graphs, is_exporting
 from .loops import usable
+from .pages import is_plain
 from .products import can_tile, has_tiles, mm, takes
 
 _WORTH_A_GRAPH = 2**17
 """elements of a weight from which on a graph has operations of its own: many rows make the product large"""
+_WORTH_ROWS = 2**13
+"""elements of a weight from which on `row_layers` gains"""
 
 
 class Linear(nn.Linear):
@@ -64,6 +71,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `linear`, without gradients."""
+    if _goes_by_rows(x, weight, bias):
+        return row_layers.linear(x, weight, bias)
     rows, columns = x.reshape(-1, x.size(-1)), weight.t()
     if not takes(rows, columns, add=bias):
         return F.linear(x, weight, bias)
@@ -77,10 +86,26 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if weight.dim() != 2 or x.dim() == 0 or x.size(-1) == 0:
         return False
     N, K = weight.shape
-    if x.size(-1) != K or not can_tile(x.numel() // K, K, N):  # before all that takes a microsecond
+    if x.size(-1) != K:
         return False
+    if not can_tile(x.numel() // K, K, N):  # before all that takes a microsecond
+        return _goes_by_rows(x, weight, bias)
     given = (x, weight) if bias is None else (x, weight, bias)
     return usable(*given) and not torch.is_autocast_enabled("cpu") and (bias is None or bias.shape == (N,))
+
+
+def _may_go_by_rows(weight: Tensor) -> bool:
+    return weight.numel() >= _WORTH_ROWS and row_layers.may_fit(weight)
+
+
+def _goes_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `row_layers` takes these, and gains."""
+    if not _may_go_by_rows(weight) or x.size(-1) != weight.size(1):
+        return False
+    if not row_layers.are_enough(x.numel() // x.size(-1)) or not row_layers.has_loops():
+        return False
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return usable(*given) and (bias is None or bias.shape == (len(weight),))
 
 
 class _Linear(torch.autograd.Function):
@@ -93,6 +118,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled() and (found := _by_rows(ctx, grad)):
+            return (*found,)
         rows = grad.reshape(-1, grad.size(-1))  # (..., N) → (B, N)
         grad_x, grad_weight, grad_bias = _gradients(ctx, rows, torch.mm if torch.is_grad_enabled() else mm)
         return None if grad_x is None else grad_x.view(*grad.shape[:-1], -1), grad_weight, grad_bias
@@ -102,6 +129,16 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
     """What the backward pass needs: with a frozen weight not x, for a first layer not the weight."""
     x, weight, _ = inputs
     ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
+
+
+def _by_rows(ctx: Any, grad: Tensor) -> list[Tensor | None] | None:
+    """Gradients of x, weight and bias by `row_layers`; ``None`` where that would not gain."""
+    x, weight = ctx.saved_tensors
+    if x is None or weight is None or not usable(grad, contiguous=False):
+        return None
+    if not _goes_by_rows(x, weight, None):
+        return None
+    return row_layers.linear_backward(x, weight, grad.contiguous(), True, True, ctx.needs_input_grad[2])
 
 
 def _gradients(ctx: Any, grad: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor | None]:
@@ -118,7 +155,9 @@ def _gradients(ctx: Any, grad: Tensor, product: Callable[[Tensor, Tensor], Tenso
 
 
 def _is_for_a_graph(x: Tensor, weight: Tensor) -> bool:
-    if not torch.is_grad_enabled() or is_exporting() or weight.numel() < _WORTH_A_GRAPH:
+    if not torch.is_grad_enabled() or is_exporting():
+        return False
+    if weight.numel() < _WORTH_A_GRAPH and not _may_go_by_rows(weight):
         return False
     if type(x) is not Tensor or type(weight) not in (Tensor, nn.Parameter):  # DTensors and the like
         return False
@@ -134,7 +173,7 @@ def _are_wanted() -> bool:
 @torch.library.custom_op("ai_learning::linear", mutates_args=(), device_types="cpu")
 def _in_a_graph(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, K), (N, K), (N,) → (B, N)."""
-    return mm(x, weight.t(), add=bias)
+    return frozen_linear(x, weight, bias)
 
 
 @torch.library.custom_op("ai_learning::mm", mutates_args=(), device_types="cpu")
@@ -153,7 +192,25 @@ def _(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b)
 
 
+@torch.library.custom_op("ai_learning::linear_backward", mutates_args=(), device_types="cpu")
+def _all_gradients_in_a_graph(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, K), (N, K), (B, N) → those of x, weight and bias."""
+    if _goes_by_rows(x, weight, None) and is_plain(grad, contiguous=False):
+        found = row_layers.linear_backward(x, weight, grad.contiguous(), True, True, True)
+        return found[0], found[1], found[2]
+    return mm(grad, weight), mm(grad.t(), x), grad.sum(0)
+
+
+@_all_gradients_in_a_graph.register_fake
+def _(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.mm(grad, weight), torch.mm(grad.t(), x), grad.sum(0)
+
+
 def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    if not torch.is_grad_enabled() and x is not None and weight is not None and _may_go_by_rows(weight):
+        d_x, d_weight, d_bias = _all_gradients_in_a_graph(x, weight, grad)
+        return d_x, d_weight, d_bias if ctx.needs_input_grad[2] else None
     return tuple(_gradients(ctx, grad, torch.mm if torch.is_grad_enabled() else _product_in_a_graph))
 
 

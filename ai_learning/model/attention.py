@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..cpu_attention import can_loop, causal_attention
 from ..linear import Linear
 from ..shapes import Heads, Hidden, Mask, Weights
+from ..split import split
 from .norms import RMSNorm
 from .rotary import Angles, rotate
 
@@ -166,7 +167,7 @@ class CausalSelfAttention(nn.Module):
             raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
         B, T, _ = x.shape
         widths = [heads * self.head_size for heads in (self.n_head, self.kv_heads, self.kv_heads)]
-        parts = self.c_attn(x).split(widths, dim=-1)  # 3 × (B, T, C)
+        parts = split(self.c_attn(x), widths)  # 3 × (B, T, C)
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in parts)  # (B, H, T, D)
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:

@@ -1,0 +1,166 @@
+"""Small linear layers, and MLPs of them, on a CPU's tile registers, some rows at a time.
+
+Matrix by matrix, what lies between two products comes back from a cache that is far away, and small matrices
+take as long to fetch as to multiply. Here each thread keeps the weights, cut for the tiles, in its core's
+second cache, with the sums of their gradients, and takes 32 rows through all that is to be done with them
+(`row_kernels`). What fits there is a layer of a model that is a few hundred wide; larger products are
+`products.mm`'s.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .loops import Loops, StoredLoop, ready, run
+from .products import PANEL, STEP_BYTES, has_tiles, scratch
+
+# What the loops are told, in this order; sizes in panels of 32, addresses, 0 for what is not there. A linear
+# layer alone is the first one of an MLP.
+(
+    PARTS,  # of the rows, one a thread
+    ROWS,  # R
+    IN,  # C
+    HIDDEN,  # H
+    OUT,  # O
+    SCRATCH,
+    SCRATCH_BYTES,  # of each part
+    SUMS,  # the parts' sums of gradients: of both weights, then of both biases
+    SUMS_BYTES,  # of each part
+    X,  # (R, C)
+    FC,  # (H, C)
+    FC_BIAS,  # (H,)
+    PROJ,  # (O, H)
+    PROJ_BIAS,  # (O,)
+    WIDE,  # (R, H), what GELU is given; a linear layer's output, and in the backward pass its gradient
+    Y,  # (R, O); in the backward pass its gradient
+    GRAD_X,
+    GRAD_FC,
+    GRAD_FC_BIAS,
+    GRAD_PROJ,
+    GRAD_PROJ_BIAS,
+) = range(21)
+
+_MOST_WEIGHTS = 2**17
+"""cut, and with the sums of their gradients, they fill two thirds of a second cache of 2 MB"""
+_ROWS_OF_A_THREAD = 4 * PANEL
+"""fewer would not pay for cutting the weights"""
+_SHARES = 8  # in which the parts' sums are added up
+_LOOPS = Loops("row_kernels")
+
+
+class Form(NamedTuple):
+    """Of GELU: PyTorch's name of it, and the loops of an MLP that has it."""
+
+    approximate: str
+    forward: StoredLoop
+    backward: StoredLoop
+
+
+FORMS = {
+    "none": Form("none", _LOOPS.mlp, _LOOPS.mlp_backward),
+    "tanh": Form("tanh", _LOOPS.mlp_new, _LOOPS.mlp_new_backward),
+}
+
+
+def may_fit(*weights: Tensor) -> bool:
+    """Whether weights (N, K) are whole panels, and leave room in the cache."""
+    if any(w.dim() != 2 or w.numel() == 0 or w.size(0) % PANEL or w.size(1) % PANEL for w in weights):
+        return False
+    return sum(w.numel() for w in weights) <= _MOST_WEIGHTS
+
+
+def are_enough(rows: int) -> bool:
+    """Whether so many gain."""
+    return rows % PANEL == 0 and rows >= _ROWS_OF_A_THREAD * torch.get_num_threads()
+
+
+@cache
+def has_loops() -> bool:
+    """Whether this machine can run them; the first call loads them, or has them compiled (some seconds)."""
+    loops = [loop for form in FORMS.values() for loop in (form.forward, form.backward)]
+    return has_tiles() and ready(_LOOPS.linear, _LOOPS.linear_backward, *loops, _LOOPS.add_gradients)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., C) → (..., H)."""
+    y = x.new_empty(*x.shape[:-1], weight.size(0))
+    sizes = parts, _, C, H, _ = _sizes(x, weight)
+    n_bytes = (H * C + C) * STEP_BYTES
+    _run(_LOOPS.linear, sizes, n_bytes, 0, (x, weight, bias, None, None, y))
+    return y
+
+
+def linear_backward(
+    x: Tensor, weight: Tensor, grad: Tensor, wants_x: bool, wants_weight: bool, wants_bias: bool
+) -> list[Tensor | None]:
+    """Gradients of x, weight and bias, those that are wanted, from the output's (..., H)."""
+    sizes = parts, _, C, H, _ = _sizes(x, weight)
+    grads = [
+        torch.empty_like(x) if wants_x else None,
+        torch.empty_like(weight) if wants_weight else None,
+        weight.new_empty(len(weight)) if wants_bias else None,
+    ]
+    n_bytes = (H * C + 2 * H + C) * STEP_BYTES
+    sums_bytes = 4 * (weight.numel() + len(weight)) if wants_weight or wants_bias else 0
+    tensors = (x, weight, None, None, None, grad, None, *grads)
+    _run(_LOOPS.linear_backward, sizes, n_bytes, sums_bytes, tensors)
+    return grads
+
+
+def mlp(
+    form: Form, x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(..., C) → the output (..., O), and what GELU was given (..., H)."""
+    sizes = parts, _, C, H, O = _sizes(x, fc, proj)
+    wide, y = (x.new_empty(*x.shape[:-1], layer.size(0)) for layer in (fc, proj))
+    n_bytes = (H * C + O * H + C + H) * STEP_BYTES
+    _run(form.forward, sizes, n_bytes, 0, (x, fc, fc_bias, proj, proj_bias, wide, y))
+    return y, wide
+
+
+def mlp_backward(
+    form: Form,
+    x: Tensor,
+    fc: Tensor,
+    fc_bias: Tensor | None,
+    proj: Tensor,
+    proj_bias: Tensor | None,
+    wide: Tensor,
+    grad: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of x and of both layers' weights and biases, from the output's (..., O)."""
+    sizes = parts, _, C, H, O = _sizes(x, fc, proj)
+    layers = (fc, fc_bias, proj, proj_bias)
+    grads = [None if t is None else torch.empty_like(t) for t in (x, *layers)]
+    n_bytes = (H * C + O * H + 2 * O + C + H + 2) * STEP_BYTES
+    sums_bytes = 4 * (fc.numel() + proj.numel() + fc.size(0) + proj.size(0))
+    _run(form.backward, sizes, n_bytes, sums_bytes, (x, *layers, wide, grad, *grads))
+    return grads
+
+
+def _sizes(x: Tensor, fc: Tensor, proj: Tensor | None = None) -> tuple[int, ...]:
+    """From PARTS to OUT."""
+    rows = x.numel() // x.size(-1) // PANEL
+    widths = (fc.size(1), fc.size(0), 0 if proj is None else proj.size(0))
+    return min(torch.get_num_threads(), rows), rows, *(width // PANEL for width in widths)
+
+
+def _run(
+    loop: StoredLoop,
+    sizes: tuple[int, ...],
+    n_bytes: int,
+    sums_bytes: int,
+    tensors: Sequence[Tensor | None],
+) -> None:
+    """The loop for all rows, then the sums of all parts, if there are any."""
+    parts, rows, width, hidden, out = sizes
+    space = scratch(parts * (n_bytes + sums_bytes))
+    sums = space + parts * n_bytes if sums_bytes else 0
+    numbers = (*sizes, space, n_bytes, sums, sums_bytes, *(0 if t is None else t.data_ptr() for t in tensors))
+    run(loop, 0, parts, rows * (width + out) * hidden * PANEL**2, numbers, ())
+    if sums_bytes:
+        numbers = (parts, _SHARES, *numbers[2:])
+        run(_LOOPS.add_gradients, 0, _SHARES, sums_bytes * parts, numbers, ())
