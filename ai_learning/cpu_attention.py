@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graphs import constant_in_graphs, is_exporting
+from .graphs import constant_in_graphs, is_exporting, operation
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
 from .pages import is_plain
 from .shapes import Heads
@@ -169,7 +169,12 @@ def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
 # --- in a graph that torch.compile makes, which calls both passes without looking inside --------------------
 
 
-@torch.library.custom_op("ai_learning::causal_attention", mutates_args=(), device_types="cpu")
+def _like_output(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    B, H, T, D = q.shape
+    return q.new_empty(B, T, H, D), q.new_empty(2, B, H, T)
+
+
+@operation("causal_attention", _like_output)
 def _in_a_graph(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """What `_forward` does.
 
@@ -179,7 +184,11 @@ def _in_a_graph(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return _forward(*_checked(q, k, v))
 
 
-@torch.library.custom_op("ai_learning::causal_attention_backward", mutates_args=(), device_types="cpu")
+def _like_gradients(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
+    return q.new_empty(*out.shape[:2], 3, *out.shape[2:])
+
+
+@operation("causal_attention_backward", _like_gradients)
 def _backward_in_a_graph(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
     """What `_backward` does.
 
@@ -208,17 +217,6 @@ def _in_rows(*tensors: Tensor) -> list[Tensor]:
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
 
 
-@_in_a_graph.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    B, H, T, D = q.shape
-    return q.new_empty(B, T, H, D), q.new_empty(2, B, H, T)
-
-
-@_backward_in_a_graph.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
-    return q.new_empty(*out.shape[:2], 3, *out.shape[2:])
-
-
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, *output)
 
@@ -227,4 +225,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ..
     return tuple(d.transpose(1, 2) for d in _backward_in_a_graph(*ctx.saved_tensors, grad).unbind(2))
 
 
-_in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)
+torch.library.register_autograd("ai_learning::causal_attention", _gradients_in_a_graph, setup_context=_keep)

@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from . import row_layers
 from .gelu import gelu, gelu_new
-from .graphs import constant_in_graphs, is_exporting
+from .graphs import constant_in_graphs, is_exporting, operation
 from .linear import PLAIN
 from .loops import usable
 from .pages import is_plain
@@ -128,7 +128,14 @@ def _gradients(
 # --- in a graph that torch.compile makes, which calls both passes without looking inside --------------------
 
 
-@torch.library.custom_op("ai_learning::mlp", mutates_args=(), device_types="cpu")
+def _like_output(
+    x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, approximate: str
+) -> tuple[Tensor, Tensor]:
+    wide = F.linear(x, fc, fc_bias)  # checks shapes as PyTorch does
+    return F.linear(wide, proj, proj_bias), wide
+
+
+@operation("mlp", _like_output)
 def _in_a_graph(
     x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor]:
@@ -140,7 +147,20 @@ def _in_a_graph(
     return F.linear(F.gelu(wide, approximate=approximate), proj, proj_bias), wide
 
 
-@torch.library.custom_op("ai_learning::mlp_backward", mutates_args=(), device_types="cpu")
+def _like_gradients(
+    x: Tensor,
+    fc: Tensor,
+    fc_bias: Tensor | None,
+    proj: Tensor,
+    proj_bias: Tensor | None,
+    wide: Tensor,
+    grad: Tensor,
+    approximate: str,
+) -> list[Tensor]:
+    return [torch.empty_like(t) for t in (x, fc, fc_bias, proj, proj_bias) if t is not None]
+
+
+@operation("mlp_backward", _like_gradients)
 def _backward_in_a_graph(
     x: Tensor,
     fc: Tensor,
@@ -161,28 +181,6 @@ def _backward_in_a_graph(
     return [t for t in found if t is not None]
 
 
-@_in_a_graph.register_fake
-def _(
-    x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, approximate: str
-) -> tuple[Tensor, Tensor]:
-    wide = F.linear(x, fc, fc_bias)  # checks shapes as PyTorch does
-    return F.linear(wide, proj, proj_bias), wide
-
-
-@_backward_in_a_graph.register_fake
-def _(
-    x: Tensor,
-    fc: Tensor,
-    fc_bias: Tensor | None,
-    proj: Tensor,
-    proj_bias: Tensor | None,
-    wide: Tensor,
-    grad: Tensor,
-    approximate: str,
-) -> list[Tensor]:
-    return [torch.empty_like(t) for t in (x, fc, fc_bias, proj, proj_bias) if t is not None]
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.approximate = inputs
     ctx.save_for_backward(*tensors, output[1])
@@ -196,4 +194,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | N
     return *(None if t is None else next(found) for t in (x, *layers)), None
 
 
-_in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)
+torch.library.register_autograd("ai_learning::mlp", _gradients_in_a_graph, setup_context=_keep)

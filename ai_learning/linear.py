@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import row_layers
-from .graphs import constant_in_graphs, is_exporting
+from .graphs import constant_in_graphs, is_exporting, operation
 from .loops import usable
 from .pages import is_plain
 from .products import can_tile, has_tiles, mm, takes
@@ -170,40 +170,29 @@ def _are_wanted() -> bool:
     return has_tiles() and not wishes
 
 
-@torch.library.custom_op("ai_learning::linear", mutates_args=(), device_types="cpu")
+@operation("linear", F.linear)
 def _in_a_graph(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, K), (N, K), (N,) → (B, N)."""
     return frozen_linear(x, weight, bias)
 
 
-@torch.library.custom_op("ai_learning::mm", mutates_args=(), device_types="cpu")
+@operation("mm", torch.mm)
 def _product_in_a_graph(a: Tensor, b: Tensor) -> Tensor:
     """(M, K), (K, N) → (M, N)."""
     return mm(a, b)
 
 
-@_in_a_graph.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)  # checks shapes as PyTorch does
+def _like_all(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight), grad.new_empty(len(weight))
 
 
-@_product_in_a_graph.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b)
-
-
-@torch.library.custom_op("ai_learning::linear_backward", mutates_args=(), device_types="cpu")
+@operation("linear_backward", _like_all)
 def _all_gradients_in_a_graph(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, K), (N, K), (B, N) → those of x, weight and bias."""
     if _goes_by_rows(x, weight, None) and is_plain(grad, contiguous=False):
         found = row_layers.linear_backward(x, weight, grad.contiguous(), True, True, True)
         return found[0], found[1], found[2]
     return mm(grad, weight), mm(grad.t(), x), grad.sum(0)
-
-
-@_all_gradients_in_a_graph.register_fake
-def _(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.mm(grad, weight), torch.mm(grad.t(), x), grad.sum(0)
 
 
 def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -214,4 +203,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(_gradients(ctx, grad, torch.mm if torch.is_grad_enabled() else _product_in_a_graph))
 
 
-_in_a_graph.register_autograd(_gradients_in_a_graph, setup_context=_keep)
+torch.library.register_autograd("ai_learning::linear", _gradients_in_a_graph, setup_context=_keep)
