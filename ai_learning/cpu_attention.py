@@ -128,7 +128,7 @@ def _forward(q: Heads, k: Heads, v: Heads) -> tuple[Tensor, Tensor]:
 
 
 def _backward(q: Heads, k: Heads, v: Heads, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
-    """(B, T, H, D) gradient of the output → (B, T, 3, H, D) those of q, k and v, side by side as `split` likes."""
+    """(B, T, H, D) gradient of the output → (B, T, 3, H, D) those of q, k and v, as `split` likes them."""
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
     B, H, T, D = q.shape

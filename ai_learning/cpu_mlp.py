@@ -1,6 +1,7 @@
-"""The MLP of a small GPT in training on a CPU: both layers and GELU at once (`row_layers`).
+"""The MLP of a GPT in training on a CPU: both layers and GELU as one operation.
 
-GELU's output is never stored, but computed anew for the gradients.
+GELU's output, a quarter of all that a GPT keeps for its backward pass, is not kept but computed anew. Small
+layers go through tile registers, some rows at a time (`row_layers`).
 """
 
 from collections.abc import Callable
@@ -12,35 +13,38 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from . import row_layers
-from .gelu import gelu, gelu_new
+from .gelu import gelu, gelu_gradient, gelu_new, gelu_of
 from .graphs import constant_in_graphs, is_exporting, operation
-from .linear import PLAIN
+from .linear import PLAIN, frozen_linear
 from .loops import usable
-from .pages import is_plain
-from .row_layers import FORMS, Form, are_enough, may_fit
+from .products import mm
+from .row_layers import FORMS, are_enough, may_fit
 
-_FORM_OF: dict[Callable[[Tensor], Tensor], Form] = {gelu: FORMS["none"], gelu_new: FORMS["tanh"]}
+_FORM_OF: dict[Callable[[Tensor], Tensor], str] = {gelu: "none", gelu_new: "tanh"}
+_IS_CHEAP = 2**18
+"""elements of the first weight from which on the products take so long that GELU costs little"""
 
 
-def can_loop(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], proj: nn.Module) -> bool:
-    """Whether `mlp` takes these and gains: float32, for all gradients, small layers, whole panels."""
+def can_mlp(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], proj: nn.Module) -> bool:
+    """Whether `mlp` takes these, and gains time or memory: float32, for the gradients of all.
+
+    It does not ask how many rows there are: what is kept of each is the same in any batch.
+    """
     if activation not in _FORM_OF or not torch.is_grad_enabled() or is_exporting():
         return False
     if not (_is_bare(fc) and _is_bare(proj)) or not isinstance(x, Tensor):
         return False
     weights = [p for layer in (fc, proj) for p in (layer.weight, layer.bias) if p is not None]
-    if (
-        fc.weight.size(0) != proj.weight.size(1)
-        or not may_fit(fc.weight, proj.weight)
-        or not all(t.requires_grad for t in (x, *weights))
-    ):
+    if fc.weight.size(0) != proj.weight.size(1) or not all(t.requires_grad for t in (x, *weights)):
         return False
-    if torch.compiler.is_compiling():  # how many rows there are, the operation asks when it is called
+    is_small = may_fit(fc.weight, proj.weight)
+    if torch.compiler.is_compiling():
         plain = all(type(t) in (Tensor, nn.Parameter) and t.is_cpu for t in (x, *weights))
-        return plain and all(t.dtype == torch.float32 for t in (x, *weights)) and _are_wanted()
-    if x.dim() == 0 or x.size(-1) != fc.weight.size(1) or not are_enough(x.numel() // x.size(-1)):
+        plain = plain and all(t.dtype == torch.float32 for t in (x, *weights))
+        return is_small and plain and _no_autocast() and _has_loops()
+    if not (is_small or fc.weight.numel() >= _IS_CHEAP) or x.dim() == 0 or x.size(-1) != fc.weight.size(1):
         return False
-    return usable(x, *weights) and _are_wanted()
+    return usable(x, *weights) and _no_autocast() and (not is_small or _has_loops())
 
 
 def mlp(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], proj: nn.Module) -> Tensor:
@@ -50,17 +54,16 @@ def mlp(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], proj: 
         x: (..., C).
         fc: a linear layer C → H.
         activation: ``gelu`` or ``gelu_new``.
-        proj: a linear layer H → O; `can_loop` says whether all these will do.
+        proj: a linear layer H → O; `can_mlp` says whether all these will do.
 
     Returns:
         (..., O).
     """
-    form = _FORM_OF[activation]
-    given: tuple[Any, ...] = (fc.weight, fc.bias, proj.weight, proj.bias)
+    given: tuple[Any, ...] = (fc.weight, fc.bias, proj.weight, proj.bias, _FORM_OF[activation])
     if torch.compiler.is_compiling():
-        rows = _in_a_graph(x.reshape(-1, x.size(-1)), *given, form.approximate)[0]
+        rows = _in_a_graph(x.reshape(-1, x.size(-1)), *given)[0]
         return rows.view(*x.shape[:-1], rows.size(-1))
-    y: Tensor = _MLP.apply(x, *given, form)
+    y: Tensor = _MLP.apply(x, *given)
     return y
 
 
@@ -73,9 +76,13 @@ def _is_bare(layer: nn.Module) -> bool:
 
 
 @constant_in_graphs
-def _are_wanted() -> bool:
-    wishes = torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
-    return not wishes and row_layers.has_loops()
+def _no_autocast() -> bool:
+    return not (torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active())
+
+
+@constant_in_graphs
+def _has_loops() -> bool:
+    return row_layers.has_loops()
 
 
 class _MLP(torch.autograd.Function):
@@ -89,11 +96,11 @@ class _MLP(torch.autograd.Function):
         fc_bias: Tensor | None,
         proj: Tensor,
         proj_bias: Tensor | None,
-        form: Form,
+        approximate: str,
     ) -> Tensor:
-        y, wide = row_layers.mlp(form, x, fc, fc_bias, proj, proj_bias)
+        y, wide = _forward(x, fc, fc_bias, proj, proj_bias, approximate)
         ctx.save_for_backward(x, fc, fc_bias, proj, proj_bias, wide)
-        ctx.form = form
+        ctx.approximate = approximate
         return y
 
     @staticmethod
@@ -102,18 +109,59 @@ class _MLP(torch.autograd.Function):
         given = [t for t in (x, *layers, wide) if t is not None]
         # A gradient of the gradient, or a batch of them; and hooks may have kept other tensors than these.
         if torch.is_grad_enabled() or not usable(grad, contiguous=False) or not usable(*given):
-            return *_gradients(ctx.form.approximate, x, *layers, grad), None
-        return *row_layers.mlp_backward(ctx.form, x, *layers, wide, grad.contiguous()), None
+            return *_gradients(x, *layers, grad, ctx.approximate), None
+        return *_backward(x, *layers, wide, grad, ctx.approximate), None
+
+
+def _goes_by_rows(x: Tensor, fc: Tensor, proj: Tensor) -> bool:
+    """The same in both passes, whatever else changes: what lies between the layers is kept in another order."""
+    return are_enough(x.numel() // x.size(-1)) and may_fit(fc, proj) and row_layers.has_loops()
+
+
+def _forward(
+    x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, approximate: str
+) -> tuple[Tensor, Tensor]:
+    """The output, and what the backward pass needs besides: what GELU is given."""
+    if _goes_by_rows(x, fc, proj):
+        return row_layers.mlp(FORMS[approximate], x, fc, fc_bias, proj, proj_bias)
+    wide = frozen_linear(x, fc, fc_bias)
+    return frozen_linear(gelu_of(wide, approximate), proj, proj_bias), wide
+
+
+def _backward(
+    x: Tensor,
+    fc: Tensor,
+    fc_bias: Tensor | None,
+    proj: Tensor,
+    proj_bias: Tensor | None,
+    wide: Tensor,
+    grad: Tensor,
+    approximate: str,
+) -> list[Tensor | None]:
+    """Gradients of x and of both layers' weights and biases, from the output's."""
+    if _goes_by_rows(x, fc, proj):
+        return row_layers.mlp_backward(FORMS[approximate], x, fc, fc_bias, proj, proj_bias, wide, grad)
+    rows, grads, wide = (t.reshape(-1, t.size(-1)) for t in (x, grad, wide))
+    narrow = gelu_of(wide, approximate)
+    d_proj = mm(grads.t(), narrow)
+    d_wide = gelu_gradient(wide, mm(grads, proj, out=narrow), approximate)  # in the same memory
+    return [
+        mm(d_wide, fc).view(x.shape),
+        mm(d_wide.t(), rows),
+        None if fc_bias is None else d_wide.sum(0),
+        d_proj,
+        None if proj_bias is None else grads.sum(0),
+    ]
 
 
 def _gradients(
-    approximate: str,
     x: Tensor,
     fc: Tensor,
     fc_bias: Tensor | None,
     proj: Tensor,
     proj_bias: Tensor | None,
     grad: Tensor,
+    approximate: str,
 ) -> tuple[Tensor | None, ...]:
     """The same by PyTorch's operations, which can be differentiated again."""
     wide = F.linear(x, fc, fc_bias)
@@ -139,12 +187,8 @@ def _like_output(
 def _in_a_graph(
     x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor]:
-    """What `row_layers.mlp` does, of (R, C); by PyTorch's operations where that is not to be."""
-    given = [t for t in (x, fc, fc_bias, proj, proj_bias) if t is not None]
-    if are_enough(len(x)) and is_plain(*given):
-        return row_layers.mlp(FORMS[approximate], x, fc, fc_bias, proj, proj_bias)
-    wide = F.linear(x, fc, fc_bias)
-    return F.linear(F.gelu(wide, approximate=approximate), proj, proj_bias), wide
+    """What `_forward` does, of (R, C)."""
+    return _forward(x, fc, fc_bias, proj, proj_bias, approximate)
 
 
 def _like_gradients(
@@ -171,13 +215,8 @@ def _backward_in_a_graph(
     grad: Tensor,
     approximate: str,
 ) -> list[Tensor]:
-    """What `row_layers.mlp_backward` does, without what is not there."""
-    layers = (fc, fc_bias, proj, proj_bias)
-    given = [t for t in (x, *layers, wide) if t is not None]
-    if are_enough(len(x)) and is_plain(*given) and is_plain(grad, contiguous=False):
-        found = row_layers.mlp_backward(FORMS[approximate], x, *layers, wide, grad.contiguous())
-    else:
-        found = list(_gradients(approximate, x, *layers, grad))
+    """What `_backward` does, without what is not there."""
+    found = _backward(x, fc, fc_bias, proj, proj_bias, wide, grad, approximate)
     return [t for t in found if t is not None]
 
 
@@ -189,7 +228,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, *layers, wide = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return *_gradients(ctx.approximate, x, *layers, grad), None
+        return *_gradients(x, *layers, grad, ctx.approximate), None
     found = iter(_backward_in_a_graph(x, *layers, wide, grad, ctx.approximate))
     return *(None if t is None else next(found) for t in (x, *layers)), None
 

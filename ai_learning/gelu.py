@@ -37,6 +37,27 @@ def gelu_new(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh") if y is None else y
 
 
+def gelu_of(x: Tensor, approximate: str) -> Tensor:
+    """Either form, by PyTorch's name of it, without gradients."""
+    pair = _pair_for(x, approximate)
+    return F.gelu(x, approximate=approximate) if pair is None else _run(pair.forward, pair.at_once, x)
+
+
+def gelu_gradient(x: Tensor, grad: Tensor, approximate: str) -> Tensor:
+    """The gradient of x, from that of ``gelu_of(x, approximate)``, which it takes the place of."""
+    pair = _pair_for(x, approximate)
+    if pair is None:
+        return torch.ops.aten.gelu_backward(grad, x, approximate=approximate, grad_input=grad)
+    run(pair.backward, 0, x.numel() // pair.at_once, x.numel(), (x.numel(),), (x, grad, grad))
+    return grad
+
+
+def _pair_for(x: Tensor, approximate: str) -> "_Pair | None":
+    if x.numel() < _WORTH_IT or not usable(x):
+        return None
+    return _pair(approximate, x.numel() % _LANES == 0)
+
+
 def load_loops() -> None:
     """Load what both use on this machine, or have it compiled (some seconds), before they are called."""
     for approximate in ("none", "tanh"):

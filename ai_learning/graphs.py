@@ -27,8 +27,8 @@ def is_exporting() -> bool:
 def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: a function of tensors in main memory becomes an operation that graphs call.
 
-    It must return new tensors. ``torch.library.custom_op`` would make sure of that after each call, which takes
-    longer than the rest of calling a compiled loop: 25 µs.
+    It must return new tensors. ``torch.library.custom_op`` would make sure of that after each call, which
+    takes longer than the rest of calling a compiled loop: 25 µs.
 
     Args:
         name: of ``torch.ops.ai_learning``.

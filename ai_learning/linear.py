@@ -138,7 +138,7 @@ def _by_rows(ctx: Any, grad: Tensor) -> list[Tensor | None] | None:
         return None
     if not _goes_by_rows(x, weight, None):
         return None
-    return row_layers.linear_backward(x, weight, grad.contiguous(), True, True, ctx.needs_input_grad[2])
+    return row_layers.linear_backward(x, weight, grad, True, True, ctx.needs_input_grad[2])
 
 
 def _gradients(ctx: Any, grad: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor | None]:
@@ -190,7 +190,7 @@ def _like_all(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, 
 def _all_gradients_in_a_graph(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, K), (N, K), (B, N) → those of x, weight and bias."""
     if _goes_by_rows(x, weight, None) and is_plain(grad, contiguous=False):
-        found = row_layers.linear_backward(x, weight, grad.contiguous(), True, True, True)
+        found = row_layers.linear_backward(x, weight, grad, True, True, True)
         return found[0], found[1], found[2]
     return mm(grad, weight), mm(grad.t(), x), grad.sum(0)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cpu_attention, gelu, products
+from . import cpu_attention, gelu, row_layers
 from .checkpoint import model_config
 from .loops import Loops, ready
 from .loss import held_bytes
@@ -128,7 +128,7 @@ def _warm_up(device: torch.device) -> None:
         ready(*(getattr(loops, name) for name in _LOOPS_OF_A_STEP))
         cpu_attention.has_loops()
         gelu.load_loops()
-        products.has_tiles()
+        row_layers.has_loops()
 
 
 def _bytes_of(tensors: Any) -> int:

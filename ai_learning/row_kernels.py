@@ -1,4 +1,4 @@
-"""Linear layers and MLPs on tile registers, some rows at a time, as compiled loops; importing this imports numba.
+"""Layers on tile registers, some rows at a time, as compiled loops; importing this imports numba.
 
 `row_layers` names the numbers of a job. Of 32 rows everything stays in a core's nearest caches; the weights,
 cut for the tiles, and the sums of their gradients in the second one.

@@ -47,6 +47,7 @@ _MOST_WEIGHTS = 2**17
 """cut, and with the sums of their gradients, they fill two thirds of a second cache of 2 MB"""
 _ROWS_OF_A_THREAD = 4 * PANEL
 """fewer would not pay for cutting the weights"""
+_ENOUGH_ROWS = 2 * _ROWS_OF_A_THREAD
 _SHARES = 8  # in which the parts' sums are added up
 _LOOPS = Loops("row_kernels")
 
@@ -74,7 +75,7 @@ def may_fit(*weights: Tensor) -> bool:
 
 def are_enough(rows: int) -> bool:
     """Whether so many gain."""
-    return rows % PANEL == 0 and rows >= _ROWS_OF_A_THREAD * torch.get_num_threads()
+    return rows % PANEL == 0 and rows >= _ENOUGH_ROWS
 
 
 @cache
@@ -87,7 +88,7 @@ def has_loops() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(..., C) → (..., H)."""
     y = x.new_empty(*x.shape[:-1], weight.size(0))
-    sizes = parts, _, C, H, _ = _sizes(x, weight)
+    _, _, C, H, _ = sizes = _sizes(x, weight)
     n_bytes = (H * C + C) * STEP_BYTES
     _run(_LOOPS.linear, sizes, n_bytes, 0, (x, weight, bias, None, None, y))
     return y
@@ -97,7 +98,7 @@ def linear_backward(
     x: Tensor, weight: Tensor, grad: Tensor, wants_x: bool, wants_weight: bool, wants_bias: bool
 ) -> list[Tensor | None]:
     """Gradients of x, weight and bias, those that are wanted, from the output's (..., H)."""
-    sizes = parts, _, C, H, _ = _sizes(x, weight)
+    _, _, C, H, _ = sizes = _sizes(x, weight)
     grads = [
         torch.empty_like(x) if wants_x else None,
         torch.empty_like(weight) if wants_weight else None,
@@ -114,9 +115,9 @@ def mlp(
     form: Form, x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(..., C) → the output (..., O), and what GELU was given (..., H)."""
-    sizes = parts, _, C, H, O = _sizes(x, fc, proj)
+    _, _, C, H, out = sizes = _sizes(x, fc, proj)
     wide, y = (x.new_empty(*x.shape[:-1], layer.size(0)) for layer in (fc, proj))
-    n_bytes = (H * C + O * H + C + H) * STEP_BYTES
+    n_bytes = (H * C + out * H + C + H) * STEP_BYTES
     _run(form.forward, sizes, n_bytes, 0, (x, fc, fc_bias, proj, proj_bias, wide, y))
     return y, wide
 
@@ -132,10 +133,10 @@ def mlp_backward(
     grad: Tensor,
 ) -> list[Tensor | None]:
     """Gradients of x and of both layers' weights and biases, from the output's (..., O)."""
-    sizes = parts, _, C, H, O = _sizes(x, fc, proj)
+    _, _, C, H, out = sizes = _sizes(x, fc, proj)
     layers = (fc, fc_bias, proj, proj_bias)
     grads = [None if t is None else torch.empty_like(t) for t in (x, *layers)]
-    n_bytes = (H * C + O * H + 2 * O + C + H + 2) * STEP_BYTES
+    n_bytes = (H * C + out * H + 2 * out + C + H + 2) * STEP_BYTES
     sums_bytes = 4 * (fc.numel() + proj.numel() + fc.size(0) + proj.size(0))
     _run(form.backward, sizes, n_bytes, sums_bytes, (x, *layers, wide, grad, *grads))
     return grads
@@ -143,9 +144,10 @@ def mlp_backward(
 
 def _sizes(x: Tensor, fc: Tensor, proj: Tensor | None = None) -> tuple[int, ...]:
     """From PARTS to OUT."""
-    rows = x.numel() // x.size(-1) // PANEL
+    rows = x.numel() // x.size(-1)
+    parts = min(torch.get_num_threads(), rows // _ROWS_OF_A_THREAD)
     widths = (fc.size(1), fc.size(0), 0 if proj is None else proj.size(0))
-    return min(torch.get_num_threads(), rows), rows, *(width // PANEL for width in widths)
+    return parts, rows // PANEL, *(width // PANEL for width in widths)
 
 
 def _run(
@@ -159,6 +161,7 @@ def _run(
     parts, rows, width, hidden, out = sizes
     space = scratch(parts * (n_bytes + sums_bytes))
     sums = space + parts * n_bytes if sums_bytes else 0
+    tensors = [None if t is None else t.contiguous() for t in tensors]  # all but results are so mostly
     numbers = (*sizes, space, n_bytes, sums, sums_bytes, *(0 if t is None else t.data_ptr() for t in tensors))
     run(loop, 0, parts, rows * (width + out) * hidden * PANEL**2, numbers, ())
     if sums_bytes:

@@ -1,4 +1,4 @@
-"""Cutting a tensor in pieces whose gradients, where they lie side by side already, are not copied together."""
+"""Cutting a tensor in pieces whose gradients, where they lie side by side, are not copied together."""
 
 from collections.abc import Sequence
 from typing import Any

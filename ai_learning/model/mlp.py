@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cpu_mlp import can_loop, mlp
+from ..cpu_mlp import can_mlp, mlp
 from ..gelu import gelu, gelu_new
 from ..linear import Linear
 from ..shapes import Hidden
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Hidden) -> Hidden:
         """(B, T, C) → (B, T, 4C) → (B, T, C)."""
-        if can_loop(x, self.c_fc, self.activation, self.c_proj):
+        if can_mlp(x, self.c_fc, self.activation, self.c_proj):
             return self.dropout(mlp(x, self.c_fc, self.activation, self.c_proj))
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
