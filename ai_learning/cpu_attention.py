@@ -188,7 +188,7 @@ def _like_gradients(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor,
     return q.new_empty(*out.shape[:2], 3, *out.shape[2:])
 
 
-@operation("causal_attention_backward", _like_gradients)
+@operation("causal_attention_gradients", _like_gradients)
 def _backward_in_a_graph(q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, grad: Tensor) -> Tensor:
     """What `_backward` does.
 
@@ -225,4 +225,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ..
     return tuple(d.transpose(1, 2) for d in _backward_in_a_graph(*ctx.saved_tensors, grad).unbind(2))
 
 
-torch.library.register_autograd("ai_learning::causal_attention", _gradients_in_a_graph, setup_context=_keep)
+torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

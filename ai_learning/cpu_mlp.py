@@ -25,12 +25,12 @@ _IS_CHEAP = 2**18
 """elements of the first weight from which on the products take so long that GELU costs little"""
 
 
-def can_mlp(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], proj: nn.Module) -> bool:
+def can_mlp(x: Tensor, fc: nn.Linear, activation: Callable[[Tensor], Tensor], proj: nn.Linear) -> bool:
     """Whether `mlp` takes these, and gains time or memory: float32, for the gradients of all.
 
     It does not ask how many rows there are: what is kept of each is the same in any batch.
     """
-    if activation not in _FORM_OF or not torch.is_grad_enabled() or is_exporting():
+    if activation not in _FORM_OF or not torch.is_grad_enabled() or torch.jit.is_tracing() or is_exporting():
         return False
     if not (_is_bare(fc) and _is_bare(proj)) or not isinstance(x, Tensor):
         return False
@@ -47,7 +47,7 @@ def can_mlp(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], pr
     return usable(x, *weights) and _no_autocast() and (not is_small or _has_loops())
 
 
-def mlp(x: Tensor, fc: nn.Module, activation: Callable[[Tensor], Tensor], proj: nn.Module) -> Tensor:
+def mlp(x: Tensor, fc: nn.Linear, activation: Callable[[Tensor], Tensor], proj: nn.Linear) -> Tensor:
     """``proj(activation(fc(x)))``.
 
     Args:
@@ -105,16 +105,18 @@ class _MLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *layers, wide = ctx.saved_tensors
-        given = [t for t in (x, *layers, wide) if t is not None]
+        saved = x, fc, fc_bias, proj, proj_bias, wide = (
+            ctx.saved_tensors
+        )  # asked for once: checkpoints insist
+        given = [t for t in saved if t is not None]
         # A gradient of the gradient, or a batch of them; and hooks may have kept other tensors than these.
         if torch.is_grad_enabled() or not usable(grad, contiguous=False) or not usable(*given):
-            return *_gradients(x, *layers, grad, ctx.approximate), None
-        return *_backward(x, *layers, wide, grad, ctx.approximate), None
+            return *_gradients(x, fc, fc_bias, proj, proj_bias, grad, ctx.approximate), None
+        return *_backward(x, fc, fc_bias, proj, proj_bias, wide, grad, ctx.approximate), None
 
 
 def _goes_by_rows(x: Tensor, fc: Tensor, proj: Tensor) -> bool:
-    """The same in both passes, whatever else changes: what lies between the layers is kept in another order."""
+    """The same in both passes, whatever else changes: what lies between the layers has its own order."""
     return are_enough(x.numel() // x.size(-1)) and may_fit(fc, proj) and row_layers.has_loops()
 
 
@@ -201,10 +203,10 @@ def _like_gradients(
     grad: Tensor,
     approximate: str,
 ) -> list[Tensor]:
-    return [torch.empty_like(t) for t in (x, fc, fc_bias, proj, proj_bias) if t is not None]
+    return [t.new_empty(t.shape) for t in (x, fc, fc_bias, proj, proj_bias) if t is not None]
 
 
-@operation("mlp_backward", _like_gradients)
+@operation("mlp_gradients", _like_gradients)
 def _backward_in_a_graph(
     x: Tensor,
     fc: Tensor,
@@ -226,11 +228,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, *layers, wide = ctx.saved_tensors
+    x, fc, fc_bias, proj, proj_bias, wide = ctx.saved_tensors
+    layers = (fc, fc_bias, proj, proj_bias)
     if torch.is_grad_enabled():
-        return *_gradients(x, *layers, grad, ctx.approximate), None
+        return *_gradients(x, fc, fc_bias, proj, proj_bias, grad, ctx.approximate), None
     found = iter(_backward_in_a_graph(x, *layers, wide, grad, ctx.approximate))
     return *(None if t is None else next(found) for t in (x, *layers)), None
 
 
-torch.library.register_autograd("ai_learning::mlp", _gradients_in_a_graph, setup_context=_keep)
+torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

@@ -1,6 +1,8 @@
 """What a function may ask while ``torch.compile`` or ``torch.export`` makes a graph of it."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,19 +29,29 @@ def is_exporting() -> bool:
 def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: a function of tensors in main memory becomes an operation that graphs call.
 
-    It must return new tensors. ``torch.library.custom_op`` would make sure of that after each call, which
-    takes longer than the rest of calling a compiled loop: 25 µs.
+    It must return new tensors: ``torch.library.custom_op`` would make sure of that after each call, which
+    takes longer than the rest of calling a compiled loop (25 µs). Its gradient must be defined in the same
+    file: PyTorch keeps compiled graphs on disk by the names of what the forward pass calls, and would use
+    an old version's, so each name ends in the file's digest.
 
     Args:
-        name: of ``torch.ops.ai_learning``.
+        name: begins that in ``torch.ops.ai_learning``.
         fake: what the function would return, without computing it: takes and gives tensors without numbers.
     """
 
     def register(function: Callable[..., Any]) -> Any:
+        whole = f"{name}_{_digest(function.__code__.co_filename)}"
         schema = torch.library.infer_schema(function, mutates_args=())
-        _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-        _LIBRARY.impl(name, function, "CPU")
-        torch.library.register_fake(f"ai_learning::{name}", fake, lib=_LIBRARY)
-        return getattr(torch.ops.ai_learning, name).default
+        _LIBRARY.define(whole + schema, tags=torch.Tag.pt2_compliant_tag)
+        _LIBRARY.impl(whole, function, "CPU")
+        torch.library.register_fake(f"ai_learning::{whole}", fake, lib=_LIBRARY)
+        return getattr(torch.ops.ai_learning, whole).default
 
     return register
+
+
+def _digest(source: str) -> str:
+    try:
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:8]
+    except OSError:  # in an archive
+        return "unknown"

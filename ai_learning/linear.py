@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from . import row_layers
 from .graphs import constant_in_graphs, is_exporting, operation
 from .loops import usable
-from .pages import is_plain
 from .products import can_tile, has_tiles, mm, takes
 
 _WORTH_A_GRAPH = 2**17
@@ -118,10 +117,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.is_grad_enabled() and (found := _by_rows(ctx, grad)):
-            return (*found,)
+        x, weight = ctx.saved_tensors
+        wants_bias, can_loop = ctx.needs_input_grad[2], not torch.is_grad_enabled()
+        if can_loop and _all_go_by_rows(x, weight) and usable(grad, contiguous=False):
+            return (*row_layers.linear_backward(x, weight, grad, wants_bias),)
         rows = grad.reshape(-1, grad.size(-1))  # (..., N) → (B, N)
-        grad_x, grad_weight, grad_bias = _gradients(ctx, rows, torch.mm if torch.is_grad_enabled() else mm)
+        grad_x, grad_weight, grad_bias = _gradients(x, weight, wants_bias, rows, mm if can_loop else torch.mm)
         return None if grad_x is None else grad_x.view(*grad.shape[:-1], -1), grad_weight, grad_bias
 
 
@@ -131,23 +132,23 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
     ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
 
 
-def _by_rows(ctx: Any, grad: Tensor) -> list[Tensor | None] | None:
-    """Gradients of x, weight and bias by `row_layers`; ``None`` where that would not gain."""
-    x, weight = ctx.saved_tensors
-    if x is None or weight is None or not usable(grad, contiguous=False):
-        return None
-    if not _goes_by_rows(x, weight, None):
-        return None
-    return row_layers.linear_backward(x, weight, grad, True, True, ctx.needs_input_grad[2])
+def _all_go_by_rows(x: Tensor | None, weight: Tensor | None) -> bool:
+    """Whether x and weight are both there, so that all gradients are wanted, and `row_layers` gains."""
+    return x is not None and weight is not None and _goes_by_rows(x, weight, None)
 
 
-def _gradients(ctx: Any, grad: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor | None]:
+def _gradients(
+    x: Tensor | None,
+    weight: Tensor | None,
+    wants_bias: bool,
+    grad: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor | None]:
     """Of x (B, K), weight and bias, from the output's (B, N)."""
-    x, weight = ctx.saved_tensors
     return [
         None if weight is None else product(grad, weight),
         None if x is None else product(grad.t(), x.reshape(len(grad), -1)),
-        grad.sum(0) if ctx.needs_input_grad[2] else None,
+        grad.sum(0) if wants_bias else None,
     ]
 
 
@@ -183,24 +184,26 @@ def _product_in_a_graph(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _like_all(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight), grad.new_empty(len(weight))
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
 
-@operation("linear_backward", _like_all)
+@operation("linear_gradients", _like_all)
 def _all_gradients_in_a_graph(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, K), (N, K), (B, N) → those of x, weight and bias."""
-    if _goes_by_rows(x, weight, None) and is_plain(grad, contiguous=False):
-        found = row_layers.linear_backward(x, weight, grad, True, True, True)
-        return found[0], found[1], found[2]
+    if _goes_by_rows(x, weight, None):
+        d_x, d_weight, d_bias = row_layers.linear_backward(x, weight, grad, True)
+        assert d_bias is not None
+        return d_x, d_weight, d_bias
     return mm(grad, weight), mm(grad.t(), x), grad.sum(0)
 
 
 def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    if not torch.is_grad_enabled() and x is not None and weight is not None and _may_go_by_rows(weight):
+    wants_bias, can_loop = ctx.needs_input_grad[2], not torch.is_grad_enabled()
+    if can_loop and x is not None and weight is not None and _may_go_by_rows(weight):
         d_x, d_weight, d_bias = _all_gradients_in_a_graph(x, weight, grad)
-        return d_x, d_weight, d_bias if ctx.needs_input_grad[2] else None
-    return tuple(_gradients(ctx, grad, torch.mm if torch.is_grad_enabled() else _product_in_a_graph))
+        return d_x, d_weight, d_bias if wants_bias else None
+    return tuple(_gradients(x, weight, wants_bias, grad, _product_in_a_graph if can_loop else torch.mm))
 
 
-torch.library.register_autograd("ai_learning::linear", _gradients_in_a_graph, setup_context=_keep)
+torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

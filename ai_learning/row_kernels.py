@@ -107,28 +107,22 @@ def linear_backward(job, first, last):  # type: ignore[no-untyped-def]
         x_pairs = grad_columns + out * STEP  # x, as B
         grad_weight = job[SUMS] + part * job[SUMS_BYTES]
         grad_bias = grad_weight + out * width * _BLOCK
-        if job[GRAD_X]:
-            make_panels(weight, job[FC], x_row, width, out, 1, 0)
+        make_panels(weight, job[FC], x_row, width, out, 1, 0)
         begin = job[ROWS] * part // job[PARTS]
         for panel in range(begin, job[ROWS] * (part + 1) // job[PARTS]):
             is_first = panel == begin
             grad, x = job[WIDE] + panel * PANEL * y_row, job[X] + panel * PANEL * x_row
-            if job[GRAD_X]:
-                make_panels(grad_rows, grad, y_row, 1, out, 0, 0)
+            make_panels(grad_rows, grad, y_row, 1, out, 0, 0)
+            for i in range(width):
+                to = job[GRAD_X] + panel * PANEL * x_row + i * _ROW
+                multiply_panels(to, x_row, grad_rows, weight + i * out * STEP, out)
+            make_panels(grad_columns, grad, y_row, out, 1, 1, 1)
+            make_panels(x_pairs, x, x_row, width, 1, 1, 0)
+            for j in range(out):
                 for i in range(width):
-                    to = job[GRAD_X] + panel * PANEL * x_row + i * _ROW
-                    multiply_panels(to, x_row, grad_rows, weight + i * out * STEP, out)
-            if job[GRAD_FC]:
-                make_panels(grad_columns, grad, y_row, out, 1, 1, 1)
-                make_panels(x_pairs, x, x_row, width, 1, 1, 0)
-                for j in range(out):
-                    for i in range(width):
-                        _add_product(
-                            grad_weight + (j * width + i) * _BLOCK, grad_columns + j * STEP, x_pairs + i * STEP,
-                            block, is_first,
-                        )  # fmt: skip
-            if job[GRAD_FC_BIAS]:
-                _sum_rows(grad_bias, grad, y_row, out * PANEL, is_first)
+                    to = grad_weight + (j * width + i) * _BLOCK
+                    _add_product(to, grad_columns + j * STEP, x_pairs + i * STEP, block, is_first)
+            _sum_rows(grad_bias, grad, y_row, out * PANEL, is_first)
     release()
 
 
@@ -267,13 +261,12 @@ def add_gradients(job, first, last):  # type: ignore[no-untyped-def]
     for layer in range(2):
         to, high, wide = (job[GRAD_PROJ], out, hidden) if layer else (job[GRAD_FC], hidden, width)
         blocks = high * wide
-        if to:
-            for block in range(blocks * first // shares, blocks * last // shares):
-                place = to + (block // wide * PANEL * wide + block % wide) * _ROW
-                for n in range(PANEL):
-                    for line in range(0, _ROW, _LINE):
-                        source = sums + block * _BLOCK + n * _ROW + line
-                        _add_up(place + n * wide * _ROW + line, source, distance, parts)
+        for block in range(blocks * first // shares, blocks * last // shares):
+            place = to + (block // wide * PANEL * wide + block % wide) * _ROW
+            for n in range(PANEL):
+                for line in range(0, _ROW, _LINE):
+                    source = sums + block * _BLOCK + n * _ROW + line
+                    _add_up(place + n * wide * _ROW + line, source, distance, parts)
         sums += blocks * _BLOCK
     for layer in range(2):
         to, lines = (job[GRAD_PROJ_BIAS], 2 * out) if layer else (job[GRAD_FC_BIAS], 2 * hidden)

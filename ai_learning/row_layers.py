@@ -90,25 +90,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(*x.shape[:-1], weight.size(0))
     _, _, C, H, _ = sizes = _sizes(x, weight)
     n_bytes = (H * C + C) * STEP_BYTES
-    _run(_LOOPS.linear, sizes, n_bytes, 0, (x, weight, bias, None, None, y))
+    _run(_LOOPS.linear, sizes, n_bytes, 0, (x, weight, bias, None, None), (y,))
     return y
 
 
 def linear_backward(
-    x: Tensor, weight: Tensor, grad: Tensor, wants_x: bool, wants_weight: bool, wants_bias: bool
-) -> list[Tensor | None]:
-    """Gradients of x, weight and bias, those that are wanted, from the output's (..., H)."""
+    x: Tensor, weight: Tensor, grad: Tensor, wants_bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight and, where wanted, bias, from the output's (..., H)."""
     _, _, C, H, _ = sizes = _sizes(x, weight)
-    grads = [
-        torch.empty_like(x) if wants_x else None,
-        torch.empty_like(weight) if wants_weight else None,
-        weight.new_empty(len(weight)) if wants_bias else None,
-    ]
+    d_x, d_weight = x.new_empty(x.shape), weight.new_empty(weight.shape)
+    d_bias = weight.new_empty(len(weight)) if wants_bias else None
     n_bytes = (H * C + 2 * H + C) * STEP_BYTES
-    sums_bytes = 4 * (weight.numel() + len(weight)) if wants_weight or wants_bias else 0
-    tensors = (x, weight, None, None, None, grad, None, *grads)
-    _run(_LOOPS.linear_backward, sizes, n_bytes, sums_bytes, tensors)
-    return grads
+    sums_bytes = 4 * (weight.numel() + len(weight))
+    given, made = (x, weight, None, None, None, grad, None), (d_x, d_weight, d_bias)
+    _run(_LOOPS.linear_backward, sizes, n_bytes, sums_bytes, given, made)
+    return d_x, d_weight, d_bias
 
 
 def mlp(
@@ -118,7 +115,7 @@ def mlp(
     _, _, C, H, out = sizes = _sizes(x, fc, proj)
     wide, y = (x.new_empty(*x.shape[:-1], layer.size(0)) for layer in (fc, proj))
     n_bytes = (H * C + out * H + C + H) * STEP_BYTES
-    _run(form.forward, sizes, n_bytes, 0, (x, fc, fc_bias, proj, proj_bias, wide, y))
+    _run(form.forward, sizes, n_bytes, 0, (x, fc, fc_bias, proj, proj_bias), (wide, y))
     return y, wide
 
 
@@ -135,10 +132,10 @@ def mlp_backward(
     """Gradients of x and of both layers' weights and biases, from the output's (..., O)."""
     _, _, C, H, out = sizes = _sizes(x, fc, proj)
     layers = (fc, fc_bias, proj, proj_bias)
-    grads = [None if t is None else torch.empty_like(t) for t in (x, *layers)]
+    grads = [None if t is None else t.new_empty(t.shape) for t in (x, *layers)]
     n_bytes = (H * C + out * H + 2 * out + C + H + 2) * STEP_BYTES
     sums_bytes = 4 * (fc.numel() + proj.numel() + fc.size(0) + proj.size(0))
-    _run(form.backward, sizes, n_bytes, sums_bytes, (x, *layers, wide, grad, *grads))
+    _run(form.backward, sizes, n_bytes, sums_bytes, (x, *layers, wide, grad), grads)
     return grads
 
 
@@ -155,14 +152,16 @@ def _run(
     sizes: tuple[int, ...],
     n_bytes: int,
     sums_bytes: int,
-    tensors: Sequence[Tensor | None],
+    given: Sequence[Tensor | None],
+    made: Sequence[Tensor | None],
 ) -> None:
     """The loop for all rows, then the sums of all parts, if there are any."""
+    given = [None if t is None else t.contiguous() for t in given]
     parts, rows, width, hidden, out = sizes
     space = scratch(parts * (n_bytes + sums_bytes))
     sums = space + parts * n_bytes if sums_bytes else 0
-    tensors = [None if t is None else t.contiguous() for t in tensors]  # all but results are so mostly
-    numbers = (*sizes, space, n_bytes, sums, sums_bytes, *(0 if t is None else t.data_ptr() for t in tensors))
+    addresses = [0 if t is None else t.data_ptr() for t in (*given, *made)]
+    numbers = (*sizes, space, n_bytes, sums, sums_bytes, *addresses)
     run(loop, 0, parts, rows * (width + out) * hidden * PANEL**2, numbers, ())
     if sums_bytes:
         numbers = (parts, _SHARES, *numbers[2:])

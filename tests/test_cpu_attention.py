@@ -300,7 +300,7 @@ def test_an_exported_graph_fixes_no_size() -> None:
 
 @needed
 def test_what_a_compiled_graph_calls_refuses_what_its_loops_do_not_take() -> None:
-    operation = torch.ops.ai_learning.causal_attention
+    operation = module._in_a_graph
     good = heads(2, 2, 16, 32)
     bad = [heads(2, 2, 13, 32), heads(2, 2, 16, 20), [t.double() for t in good], [t.bfloat16() for t in good]]
     for q, k, v in (*bad, (good[0], *heads(2, 2, 8, 32)[1:]), (good[0][0], good[1], good[2])):
@@ -311,14 +311,14 @@ def test_what_a_compiled_graph_calls_refuses_what_its_loops_do_not_take() -> Non
         given = [t.detach() for t in (q, k, v)]
         with pytest.raises(TypeError, match="attention's loops need"):
             out = torch.zeros(B, T, H, D)
-            torch.ops.ai_learning.causal_attention_backward(*given, out, torch.zeros(2, B, H, T), out)
+            module._backward_in_a_graph(*given, out, torch.zeros(2, B, H, T), out)
     given = [t.detach() for t in good]
     out, stats = operation(*given)
     for wrong in ((out[:, :8], stats, out), (out, stats[:1], out), (out, stats, out[:1])):
         with pytest.raises(TypeError, match="attention's gradient needs"):
-            torch.ops.ai_learning.causal_attention_backward(*given, *wrong)
+            module._backward_in_a_graph(*given, *wrong)
     with pytest.raises(TypeError, match="attention's loops need float32"):
-        torch.ops.ai_learning.causal_attention_backward(*given, out, stats, out.double())
+        module._backward_in_a_graph(*given, out, stats, out.double())
 
 
 @needed

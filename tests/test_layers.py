@@ -13,7 +13,8 @@ ROOT = Path(ai_learning.__file__).parent
 
 LAYERS = [
     {"shapes", "errors", "files", "pages", "loops", "gelu", "gelu_kernels", "cpu_attention"}
-    | {"attention_kernels", "graphs", "linear", "products", "product_kernels"},
+    | {"attention_kernels", "graphs", "linear", "products", "product_kernels", "row_layers", "row_kernels"}
+    | {"cpu_mlp", "split"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "fast_adamw", "training_kernels", "generate", "int8", "speculative"}
     | {"pretrained", "run_folder", "shortlist", "shortlist_kernels", "viz"},

@@ -65,7 +65,11 @@ class TinyConfig:
     bootstrap_epochs: int = 20
     """over the hand-written examples, each with as many new plain texts"""
     rounds: int = 3
-    """of annotating; after each a new annotator is trained on all that was kept"""
+    """of annotating, at least; after each a new annotator is trained on all that was kept"""
+    most_rounds: int = 6
+    """at most, where few calls of some tool were kept"""
+    enough: int = 800
+    """kept calls of the rarest tool, from which on there are no more rounds than ``rounds``"""
     documents: int = 2000
     """read for calls in a round"""
     tune_epochs: int = 3
@@ -235,7 +239,8 @@ class Tiny:
         annotator = self.bootstrap(m)
         corpus: list[Annotated] = []
         agreements = []
-        for number in range(config.rounds):
+        most_rounds = max(config.rounds, config.most_rounds)
+        for number in range(most_rounds):
             items, found = self.annotate(annotator, number)
             agreements.append(agreement(items, found))
             corpus += [document for document in found if document.kept]
@@ -243,7 +248,9 @@ class Tiny:
                 raise InputError(
                     f"no call was kept in round {number + 1}: lower tau_f={config.tau_f}, or train longer"
                 )
-            if number + 1 < config.rounds:
+            if number + 1 >= config.rounds and rarest(corpus) >= config.enough:
+                break
+            if number + 1 < most_rounds:
                 shown = [*examples(self.lm(m), self.tools), *balanced(corpus)]
                 annotator = self.tuned(annotator, shown, f"annotator {number + 2}")
         corpus = balanced(corpus)
@@ -355,10 +362,16 @@ def introduced(model: GPT, own: WordTokenizer) -> GPT:
     return model
 
 
+def rarest(documents: Sequence[Annotated]) -> int:
+    """How many documents call the tool that the fewest call."""
+    of = Counter(document.kept[0].call.tool for document in documents)
+    return min(of[kind] for kind in KINDS)
+
+
 def balanced(documents: Sequence[Annotated], most: float = 2.0) -> list[Annotated]:
     """Of each tool's documents at most ``most`` times as many as of the rarest tool's; the first ones."""
     of = [document.kept[0].call.tool for document in documents]
-    room = Counter({tool: round(most * max(1, min(of.count(kind) for kind in KINDS))) for tool in KINDS})
+    room = Counter(dict.fromkeys(KINDS, round(most * max(1, rarest(documents)))))
     found = []
     for document, tool in zip(documents, of, strict=True):
         if room[tool] > 0:
