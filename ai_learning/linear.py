@@ -85,12 +85,12 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if weight.dim() != 2 or x.dim() == 0 or x.size(-1) == 0:
         return False
     N, K = weight.shape
-    if x.size(-1) != K:
+    if x.size(-1) != K or torch.is_autocast_enabled("cpu"):
         return False
     if not can_tile(x.numel() // K, K, N):  # before all that takes a microsecond
         return _goes_by_rows(x, weight, bias)
     given = (x, weight) if bias is None else (x, weight, bias)
-    return usable(*given) and not torch.is_autocast_enabled("cpu") and (bias is None or bias.shape == (N,))
+    return usable(*given) and (bias is None or bias.shape == (N,))
 
 
 def _may_go_by_rows(weight: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Training's compiled loops on the CPU, ours beside PyTorch's own kernels, in turn.
 
-Attention, GELU, AdamW; products of matrices where the CPU has tile registers (Intel AMX).
+Attention, GELU, AdamW; where the CPU has tile registers (Intel AMX), small layers, MLPs, products of matrices.
 
 python -m benchmarks.compiled_loops
 """
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ai_learning.cpu_attention import causal_attention, has_loops
+from ai_learning.cpu_mlp import can_mlp, mlp
 from ai_learning.gelu import gelu, gelu_new
+from ai_learning.linear import Linear, linear
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
 from ai_learning.products import has_tiles, mm
@@ -24,6 +26,8 @@ from .common import hardware
 # B, T, H, D: of the training benchmark, of the adapters' benchmark, and GPT-2's own context
 SIZES = ((12, 64, 4, 32), (12, 256, 6, 64), (4, 256, 6, 64), (2, 512, 12, 64), (1, 1024, 12, 64))
 SHAPES = ((768, 512), (3072, 1536))  # of the training benchmark's GELU
+SMALL = ((768, 128, 384), (768, 128, 128), (768, 256, 256), (3072, 128, 384))
+MLPS = ((768, 128), (768, 64), (3072, 128), (3072, 384))  # rows, width
 LAYERS = ((3072, 384, 1536), (3072, 1536, 384), (1024, 768, 3072), (160, 384, 50257))  # rows, inputs, outputs
 
 
@@ -42,14 +46,18 @@ def row(name: str, theirs: Callable[[], object], ours: Callable[[], object]) -> 
 
 
 def both_passes(
-    theirs: Callable[..., Tensor], ours: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
+    theirs: Callable[..., Tensor],
+    ours: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    grad: Tensor,
+    tolerance: float = 1e-5,
 ) -> list[Callable[[], object]]:
     """Forward and backward pass of each; they must agree."""
     sides = [
         lambda function=function: (out := function(*tensors), *torch.autograd.grad(out, tensors, grad))
         for function in (theirs, ours)
     ]
-    torch.testing.assert_close(sides[0](), sides[1](), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sides[0](), sides[1](), rtol=1e-4, atol=tolerance)
     return sides
 
 
@@ -76,6 +84,30 @@ def activations() -> None:
         for name, approximate, ours in (("exact", "none", gelu), ("tanh", "tanh", gelu_new)):
             theirs = lambda x, form=approximate: F.gelu(x, approximate=form)  # noqa: E731
             row(f"GELU, {name}; {shape[0]} × {shape[1]}", *both_passes(theirs, ours, [x], grad))
+
+
+def layers() -> None:
+    """Linear layers that fit in a core's cache, and MLPs, which need not."""
+    for B, K, N in SMALL:
+        tensors = [torch.randn(B, K), torch.randn(N, K) * K**-0.5, torch.randn(N)]
+        tensors = [t.requires_grad_() for t in tensors]
+        row(
+            f"linear layer; {B} × {K} → {N}", *both_passes(F.linear, linear, tensors, torch.randn(B, N), 1e-3)
+        )
+    for B, C in MLPS:
+        fc, proj = Linear(C, 4 * C), Linear(4 * C, C)
+        x, grad = torch.randn(B, C, requires_grad=True), torch.randn(B, C)
+        tensors = [x, *fc.parameters(), *proj.parameters()]
+
+        def theirs(x: Tensor, *parameters: Tensor) -> Tensor:
+            fc, fc_bias, proj, proj_bias = parameters
+            return F.linear(F.gelu(F.linear(x, fc, fc_bias)), proj, proj_bias)
+
+        def ours(x: Tensor, *_: Tensor, fc: Linear = fc, proj: Linear = proj) -> Tensor:
+            assert can_mlp(x, fc, gelu, proj)
+            return mlp(x, fc, gelu, proj)
+
+        row(f"MLP, exact GELU; {B} × {C}", *both_passes(theirs, ours, tensors, grad, 1e-3))
 
 
 def products() -> None:
@@ -122,6 +154,7 @@ def main() -> None:
     activations()
     optimizer()
     if has_tiles():
+        layers()
         products()
 
 

@@ -148,6 +148,13 @@ def count_calls(patch: pytest.MonkeyPatch, module: object, *names: str) -> dict[
 
 
 @needed
+def test_autocast_means_other_numbers() -> None:
+    layer, x = Linear(96, 160), torch.randn(288, 96, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+@needed
 def test_which_sizes_go_by_rows() -> None:
     assert row_layers.may_fit(torch.empty(512, 128), torch.empty(128, 512))  # 4/4/128's MLP
     assert not row_layers.may_fit(torch.empty(1536, 384), torch.empty(384, 1536))

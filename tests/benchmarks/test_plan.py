@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from ai_learning import loss  # noqa: E402
 from ai_learning.loss import next_token_loss  # noqa: E402
 from ai_learning.memory import _warm_up  # noqa: E402
-from ai_learning.model import GPT, GPTConfig  # noqa: E402
+from ai_learning.model import GPT, GPTConfig, mlp  # noqa: E402
 from ai_learning.presets import preset  # noqa: E402
 from benchmarks.plan import _LOGITS, activation_bytes, main, n_params, state_bytes, tokens_per_second  # noqa: E402
 
@@ -26,6 +26,7 @@ SHAPES = [(2, 64, 2, 64, 4), (3, 128, 4, 32, 2)]  # layers, width, heads, block,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_autograd_keeps(shape: tuple[int, ...], low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "_FEW_LOGITS", 0)  # as with the many of a real model
+    monkeypatch.setattr(mlp, "can_mlp", lambda *args: False)  # as on a GPU
     L, C, H, T, B = shape
     config = GPTConfig(vocab_size=300, block_size=T, n_layer=L, n_head=H, n_embd=C)
     model = GPT(config)
@@ -50,10 +51,12 @@ import sys
 import torch
 from ai_learning.loops import ready
 from ai_learning.loss import next_token_loss
-from ai_learning.model import GPT, GPTConfig
+from ai_learning.model import GPT, GPTConfig, mlp
 from ai_learning.optim import adamw
 from ai_learning.device import checkpointed
 from contextlib import nullcontext
+
+mlp.can_mlp = lambda *args: False  # as on a GPU
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
