@@ -1,4 +1,4 @@
-"""What a function may ask while ``torch.compile`` or ``torch.export`` makes a graph of it."""
+"""Graphs that ``torch.compile`` or ``torch.export`` make: what a function may ask, and operations."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-_LIBRARY = torch.library.Library("ai_learning", "FRAGMENT")
+# Operations are there as long as it is: also when this module is loaded again.
+_LIBRARY = globals().get("_LIBRARY") or torch.library.Library("ai_learning", "FRAGMENT")
 
 
 def constant_in_graphs(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -41,6 +42,9 @@ def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
 
     def register(function: Callable[..., Any]) -> Any:
         whole = f"{name}_{_digest(function.__code__.co_filename)}"
+        known = getattr(torch.ops.ai_learning, whole, None)
+        if known is not None:  # the module is loaded again
+            return known.default
         schema = torch.library.infer_schema(function, mutates_args=())
         _LIBRARY.define(whole + schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(whole, function, "CPU")

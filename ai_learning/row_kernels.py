@@ -45,12 +45,12 @@ _ZERO = np.float32(0)
 
 
 @numba.njit(inline="always")
-def _add_bias(row, bias, width):  # type: ignore[no-untyped-def]
-    """(32, width) rows of ``row[1]`` bytes at ``row[0]``; where the bias's address is 0 there is none."""
+def _add_bias(to, to_row, bias, width):  # type: ignore[no-untyped-def]
+    """To (32, width) numbers, rows ``to_row`` bytes apart; where the bias's address is 0 there is none."""
     if bias:
         for n in range(PANEL):
             for place in range(0, 4 * width, _LINE):
-                at = row[0] + n * row[1] + place
+                at = to + n * to_row + place
                 store(at, add(load(at), load(bias + place)))
 
 
@@ -87,7 +87,7 @@ def linear(job, first, last):  # type: ignore[no-untyped-def]
             y = job[WIDE] + panel * PANEL * y_row
             for j in range(out):
                 multiply_panels(y + j * _ROW, y_row, x_panel, weight + j * width * STEP, width)
-            _add_bias((y, y_row), job[FC_BIAS], out * PANEL)
+            _add_bias(y, y_row, job[FC_BIAS], out * PANEL)
     release()
 
 
@@ -158,7 +158,7 @@ def _forward(job, first, last, activation):  # type: ignore[no-untyped-def]
             for j in range(out):
                 y = job[Y] + panel * PANEL * y_row + j * _ROW
                 multiply_panels(y, y_row, g_panel, proj + j * hidden * STEP, hidden)
-                _add_bias((y, y_row), job[PROJ_BIAS] + j * _ROW if job[PROJ_BIAS] else 0, PANEL)
+                _add_bias(y, y_row, job[PROJ_BIAS] + j * _ROW if job[PROJ_BIAS] else 0, PANEL)
     release()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .loops import Loops, StoredLoop, ready, run
+from .pages import is_plain
 from .products import PANEL, STEP_BYTES, has_tiles, scratch
 
 # What the loops are told, in this order; sizes in panels of 32, addresses, 0 for what is not there. A linear
@@ -34,7 +35,7 @@ from .products import PANEL, STEP_BYTES, has_tiles, scratch
     FC_BIAS,  # (H,)
     PROJ,  # (O, H)
     PROJ_BIAS,  # (O,)
-    WIDE,  # (R, H), what GELU is given; a linear layer's output, and in the backward pass its gradient
+    WIDE,  # what GELU is given, in blocks of 32 × 32; a linear layer's (R, H) output, or its gradient
     Y,  # (R, O); in the backward pass its gradient
     GRAD_X,
     GRAD_FC,
@@ -111,7 +112,7 @@ def linear_backward(
 def mlp(
     form: Form, x: Tensor, fc: Tensor, fc_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(..., C) → the output (..., O), and what GELU was given (..., H)."""
+    """(..., C) → the output (..., O), and (..., H) what GELU was given, in blocks for `mlp_backward`."""
     _, _, C, H, out = sizes = _sizes(x, fc, proj)
     wide, y = (x.new_empty(*x.shape[:-1], layer.size(0)) for layer in (fc, proj))
     n_bytes = (H * C + out * H + C + H) * STEP_BYTES
@@ -120,22 +121,16 @@ def mlp(
 
 
 def mlp_backward(
-    form: Form,
-    x: Tensor,
-    fc: Tensor,
-    fc_bias: Tensor | None,
-    proj: Tensor,
-    proj_bias: Tensor | None,
-    wide: Tensor,
-    grad: Tensor,
-) -> list[Tensor | None]:
-    """Gradients of x and of both layers' weights and biases, from the output's (..., O)."""
+    form: Form, x: Tensor, fc: Tensor, proj: Tensor, wide: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of x, and of both layers' weight and bias, from the output's (..., O)."""
     _, _, C, H, out = sizes = _sizes(x, fc, proj)
-    layers = (fc, fc_bias, proj, proj_bias)
-    grads = [None if t is None else t.new_empty(t.shape) for t in (x, *layers)]
+    d_x, d_fc, d_proj = (t.new_empty(t.shape) for t in (x, fc, proj))
+    d_fc_bias, d_proj_bias = (weight.new_empty(len(weight)) for weight in (fc, proj))
+    grads = (d_x, d_fc, d_fc_bias, d_proj, d_proj_bias)
     n_bytes = (H * C + out * H + 2 * out + C + H + 2) * STEP_BYTES
     sums_bytes = 4 * (fc.numel() + proj.numel() + fc.size(0) + proj.size(0))
-    _run(form.backward, sizes, n_bytes, sums_bytes, (x, *layers, wide, grad), grads)
+    _run(form.backward, sizes, n_bytes, sums_bytes, (x, fc, None, proj, None, wide, grad), grads)
     return grads
 
 
@@ -157,6 +152,7 @@ def _run(
 ) -> None:
     """The loop for all rows, then the sums of all parts, if there are any."""
     given = [None if t is None else t.contiguous() for t in given]
+    assert is_plain(*(t for t in (*given, *made) if t is not None))
     parts, rows, width, hidden, out = sizes
     space = scratch(parts * (n_bytes + sums_bytes))
     sums = space + parts * n_bytes if sums_bytes else 0

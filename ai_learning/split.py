@@ -13,7 +13,8 @@ def split(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """``x.split(widths, dim=-1)``: views.
 
     Its gradient is a new tensor that all pieces' are copied to. An operation that knows of all pieces, as
-    attention does of q, k and v, may have written them to one tensor (..., sum of widths): then it is that.
+    attention does of q, k and v, may have written them to one tensor (..., sum of widths): then it is that,
+    and who keeps a piece's gradient keeps a view of it.
 
     Example:
         >>> [tuple(piece.shape) for piece in split(torch.zeros(4, 5), [2, 3])]

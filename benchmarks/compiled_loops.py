@@ -1,6 +1,6 @@
 """Training's compiled loops on the CPU, ours beside PyTorch's own kernels, in turn.
 
-Attention, GELU, AdamW; where the CPU has tile registers (Intel AMX), small layers, MLPs, products of matrices.
+Attention, GELU, AdamW; where the CPU has tile registers (Intel AMX) layers, MLPs, products of matrices.
 
 python -m benchmarks.compiled_loops
 """

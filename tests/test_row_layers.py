@@ -1,6 +1,8 @@
 """Small layers on tile registers, MLPs as one operation, cuts without copies: PyTorch's results, always."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from ai_learning.gelu import gelu, gelu_new
 from ai_learning.linear import Linear
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.model.mlp import MLP
-from ai_learning.split import _whole, split
+from ai_learning.split import _Split, _whole, split
 
 needed = pytest.mark.skipif(not row_layers.has_loops(), reason="no tile registers (Intel AMX), or no numba")
 FORMS = {"none": gelu, "tanh": gelu_new}
@@ -120,6 +122,7 @@ def test_a_layer_and_its_gradients(
 @needed
 def test_of_a_layer_only_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a frozen weight, or for a first layer, the gradients are PyTorch's products."""
+    calls = count_calls(monkeypatch, row_layers, "linear", "linear_backward")
     layer, x = Linear(96, 160), torch.randn(288, 96)
     for frozen in (True, False):
         layer.weight.requires_grad_(not frozen)
@@ -128,6 +131,7 @@ def test_of_a_layer_only_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None
         expected = torch.autograd.grad(F.linear(given, layer.weight, layer.bias).square().sum(), wanted)
         found = torch.autograd.grad(layer(given).square().sum(), wanted)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    assert calls == {"linear": 2, "linear_backward": 0}
 
 
 def count_calls(patch: pytest.MonkeyPatch, module: object, *names: str) -> dict[str, int]:
@@ -207,11 +211,11 @@ def test_large_layers(approximate: str, bias: bool) -> None:
 def test_a_gradient_of_the_gradient(width: int) -> None:
     torch.manual_seed(0)
     fc, proj = (layer.double() for layer in layers(4, 8, 3))
+    double = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     for approximate in FORMS:
-        given = [torch.randn(5, 4, dtype=torch.float64, requires_grad=True), *parts(*layers(4, 8, 3))[1:]]
         assert torch.autograd.gradgradcheck(
             lambda x, *p, how=approximate: cpu_mlp._MLP.apply(x, *p, how),
-            (given[0], fc.weight, fc.bias, proj.weight, proj.bias),
+            (double, fc.weight, fc.bias, proj.weight, proj.bias),
         )
     fc, proj = layers(width, 4 * width, width)
     x = torch.randn(256, width, requires_grad=True)
@@ -221,6 +225,23 @@ def test_a_gradient_of_the_gradient(width: int) -> None:
         twice.append(torch.autograd.grad(first.square().sum(), [x, fc.weight, proj.bias]))
     for own, other in zip(*twice, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [pytest.param(64, marks=needed), 512])
+def test_a_batch_of_gradients_and_one_row(width: int) -> None:
+    fc, proj = layers(width, 4 * width, width)
+    for shape in ((256, width), (width,)):
+        x = torch.randn(shape, requires_grad=True)
+        grads = torch.randn(3, *shape)
+        found, expected = (
+            torch.autograd.grad(y, [x, fc.weight, proj.bias], grads, is_grads_batched=True)
+            for y in (mlp(x, fc, gelu, proj), formula(x, fc, proj, "none"))
+        )
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    x = torch.randn(width, requires_grad=True)
+    (first,) = torch.autograd.grad(mlp(x, fc, gelu, proj).square().sum(), x, create_graph=True)
+    assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("width", [pytest.param(64, marks=needed), 512])
@@ -293,10 +314,34 @@ def test_what_is_left_to_the_layers_themselves() -> None:
     changed = copy.deepcopy(model)
     changed.c_fc.forward = lambda x: x
     assert not takes(changed)
+    changed = copy.deepcopy(model)
     nn.utils.parametrizations.weight_norm(changed.c_proj)
     assert not takes(changed)
-    gpt = inject_lora(GPT(config), LoRAConfig(r=2, target_modules=["c_fc"]))
+    gpt = inject_lora(GPT(config), LoRAConfig(r=2, target_modules=["c_fc"])).requires_grad_(True)
     assert not takes(gpt.h[0].mlp)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [pytest.param(64, marks=needed), 512])
+def test_shapes_that_are_not_two_layers(width: int) -> None:
+    """PyTorch spreads a bias of one number; of others it complains."""
+    x = torch.randn(256, width, requires_grad=True)
+    for change in ("fc_bias", "proj_bias", "flat"):
+        fc, proj = layers(width, 4 * width, width)
+        if change == "flat":
+            proj.weight = nn.Parameter(torch.randn(4 * width))
+        else:
+            (fc if change == "fc_bias" else proj).bias = nn.Parameter(torch.ones(1))
+        assert not can_mlp(x, fc, gelu, proj)
+
+
+def test_an_activation_that_cannot_be_looked_up() -> None:
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    assert not can_mlp(torch.randn(256, 64, requires_grad=True), *layers(64, 64, 64)[:1], Unhashable(), None)
 
 
 def test_a_hook_sees_what_it_should() -> None:
@@ -320,8 +365,10 @@ def test_transforms_take_pytorchs() -> None:
     model.zero_grad()
     loss(dict(model.named_parameters()), x.requires_grad_()).backward()
     torch.testing.assert_close(each["c_fc.weight"].mean(0), model.c_fc.weight.grad, rtol=1e-3, atol=1e-5)
-    _, forward = torch.func.jvp(lambda x: model(x), (x.detach(),), (torch.ones_like(x),))
-    assert forward.isfinite().all()
+    given = ((x.detach(),), (torch.ones_like(x),))
+    _, forward = torch.func.jvp(model, *given)
+    _, expected = torch.func.jvp(lambda x: formula(x, model.c_fc, model.c_proj, "tanh"), *given)
+    torch.testing.assert_close(forward, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [pytest.param(64, marks=needed), 512])
@@ -356,6 +403,56 @@ def test_operations_keep_pytorchs_rules(rows: int) -> None:
     torch.library.opcheck(
         linear_module._all_gradients_in_a_graph, (turned, fc.weight.detach(), grad), test_utils=utils[:2]
     )
+
+
+@needed
+def test_what_operations_refuse() -> None:
+    """Loops would read, and write, past the end of 16-bit numbers: hooks of saved tensors may make some."""
+    (fc, proj), x = layers(64, 128, 64), torch.randn(256, 64)
+    weights = [p.detach() for p in (fc.weight, fc.bias, proj.weight, proj.bias)]
+    y, wide = cpu_mlp._in_a_graph(x, *weights, "none")
+    given = (x, weights[0], weights[2], wide, torch.ones_like(y))
+    assert len(cpu_mlp._backward_in_a_graph(*given, "none")) == 5
+    for n in range(5):
+        wrong = [t.bfloat16() if place == n else t for place, t in enumerate(given)]
+        with pytest.raises(TypeError, match="float32"):
+            cpu_mlp._backward_in_a_graph(*wrong, "none")
+        short = [t[1:].contiguous() if place == n else t for place, t in enumerate(given)]
+        with pytest.raises(TypeError, match="not"):
+            cpu_mlp._backward_in_a_graph(*short, "none")
+    with pytest.raises(TypeError, match="float32"):
+        cpu_mlp._in_a_graph(x.double(), *weights, "none")
+    with pytest.raises(TypeError, match="not"):
+        cpu_mlp._in_a_graph(x[:, :32], *weights, "none")
+    with pytest.raises(TypeError, match="bias"):
+        cpu_mlp._in_a_graph(x, weights[0], weights[1][:1], *weights[2:], "none")
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t),
+        pytest.raises(TypeError, match="float32"),
+    ):
+        compiled = torch.compile(lambda x: mlp(x, fc, gelu, proj), backend="aot_eager")
+        compiled(x.requires_grad_()).sum().backward()
+
+
+def test_modules_can_be_loaded_again() -> None:
+    """As notebooks do whose sources change."""
+    code = (
+        "import importlib, torch, ai_learning.linear as l, ai_learning.graphs as g; importlib.reload(l);"
+        "importlib.reload(g); importlib.reload(l);"
+        "torch.compile(l.Linear(128, 128), backend='aot_eager')(torch.randn(256, 128)).sum().backward()"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needed
+def test_compiled_autograd_takes_pytorchs() -> None:
+    layer, x = Linear(128, 128), torch.randn(256, 128, requires_grad=True)
+    expected = torch.autograd.grad(F.linear(x, layer.weight, layer.bias).square().sum(), layer.weight)[0]
+    y = layer(x).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        y.backward()
+    torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-3)
 
 
 @needed
@@ -415,7 +512,7 @@ def test_a_cut_is_pytorchs() -> None:
     (partial,) = torch.autograd.grad(split(x, [2, 8])[1].sum(), x)
     assert torch.equal(partial, torch.cat([torch.zeros(2, 3, 2), torch.ones(2, 3, 8)], dim=-1))
     double = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: split(x, [1, 3])[1].pow(3), double)
+    assert torch.autograd.gradgradcheck(lambda x: _Split.apply(x, (1, 3))[1].pow(3), double)
 
 
 def test_gradients_side_by_side_are_not_copied() -> None:

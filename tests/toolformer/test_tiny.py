@@ -230,10 +230,45 @@ def test_without_the_second_term_a_leaked_answer_is_kept() -> None:
     assert judged.candidates[0].kept and leaked.gain < 1.0
 
 
-def test_no_tool_has_more_than_twice_the_documents_of_the_rarest() -> None:
-    def kept(tool: str, number: int) -> Annotated:
-        return Annotated(f"{number}", (Candidate(1, 1, Call(tool, ""), "x", kept=True),))
+def kept(tool: str, number: int) -> Annotated:
+    return Annotated(f"{number}", (Candidate(1, 1, Call(tool, ""), "x", kept=True),))
 
+
+@pytest.mark.parametrize(
+    ("rounds", "most", "enough", "made"),
+    [(1, 6, 8, 4), (1, 6, 2, 1), (3, 6, 2, 3), (2, 3, 99, 3), (4, 2, 99, 4)],
+)
+def test_rounds_go_on_until_the_rarest_tool_has_enough(
+    rounds: int, most: int, enough: int, made: int
+) -> None:
+    """Each round keeps two calls of one tool, and nine of the others."""
+    config = replace(SMALL, rounds=rounds, most_rounds=most, enough=enough)
+    trained: list[str] = []
+
+    class Fake(Tiny):
+        def annotate(self, annotator: GPT, number: int):  # type: ignore[no-untyped-def]
+            found = [kept(kind, n) for kind in KINDS for n in range(2 if kind == "QA" else 9)]
+            return list(self.world.items(len(found), f"{number}", 0.5)), found
+
+        def tuned(self, m: GPT, documents, stage: str) -> GPT:  # type: ignore[no-untyped-def]
+            trained.append(stage)
+            return m
+
+        def compare(self, m: GPT, corpus):  # type: ignore[no-untyped-def]
+            self.corpus = corpus
+            return {}, m
+
+    fake = Fake(config)
+    fake.bootstrap = lambda m: m  # type: ignore[method-assign]
+    results = fake.run(GPT(SMALL.model()))
+    assert len(results.agreement) == made
+    assert trained == [f"annotator {number}" for number in range(2, made + 1)]
+    assert Counter(d.kept[0].call.tool for d in fake.corpus) == {
+        "QA": 2 * made, "Calculator": 4 * made, "Calendar": 4 * made
+    }  # fmt: skip
+
+
+def test_no_tool_has_more_than_twice_the_documents_of_the_rarest() -> None:
     documents = [kept("Calendar", n) for n in range(9)] + [
         kept("QA", 1),
         kept("QA", 2),
