@@ -1,6 +1,7 @@
 """The training loss and what is read off it, without holding the logits of all positions at once."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,16 +45,43 @@ def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: An
         )
     hidden: Callable[..., Hidden] = model.hidden  # type: ignore[assignment]
     head: nn.Linear = model.lm_head  # type: ignore[assignment]
-    with _row_gradients(model, head.weight):
+    with _row_gradients(model, head.weight) as tie:
         states = hidden(idx, **inputs)
-    return linear_cross_entropy(states, head.weight, targets)
+    return _linear_cross_entropy(states, head.weight, targets, None, tie)
+
+
+def _nothing() -> None:
+    """What is not there, or not any more."""
+
+
+class _Tie:
+    """Between a head's gradient and the embedding that shares its weight, in one backward pass."""
+
+    gradient: Tensor | None = None
+    """(V, C) of the head, on its way to the embedding"""
+    embedding: Callable[[], Any]
+    """gives the autograd node, or ``None``; weakly, for the node knows the tie"""
+
+    def __init__(self) -> None:
+        self.embedding = _nothing
+
+    def takes(self, gradient: Tensor) -> bool:
+        """Whether the embedding, later in this backward pass, will hand the head's gradient on."""
+        node = self.embedding()
+        if node is None or torch.is_grad_enabled() or not torch._C._will_engine_execute_node(node):
+            return False
+        # Who keeps the graph may ask again for what is saved.
+        keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+        self.gradient = gradient.clone() if keeps else gradient
+        return True
 
 
 @contextmanager
-def _row_gradients(model: nn.Module, head: Tensor) -> Iterator[None]:
-    """Let a tied embedding hand back only the rows it read: they are added to the head's gradient in place.
+def _row_gradients(model: nn.Module, head: Tensor) -> Iterator[_Tie | None]:
+    """Let a tied embedding hand back only the rows it read, added to the head's gradient in place.
 
-    Otherwise the embedding makes a second (V, C) gradient, nearly all zeros, for autograd to add.
+    Otherwise the embedding makes a second (V, C) gradient, nearly all zeros, for autograd to add. Rows alone
+    (``sparse``), which is what a graph and an accelerator get, autograd adds to a copy of the head's.
     """
     table = getattr(model, "wte", None)
     if (
@@ -62,13 +90,50 @@ def _row_gradients(model: nn.Module, head: Tensor) -> Iterator[None]:
         or table.sparse
         or head.numel() < _WORTH_ROWS
     ):
-        yield
+        yield None
+        return
+    is_plain_table = (table.padding_idx, table.max_norm, table.scale_grad_by_freq) == (None, None, False)
+    if is_plain_table and head.requires_grad and "forward" not in table.__dict__ and usable(head):
+        tie = _Tie()
+        table.forward = lambda input: _look_up(input, head, tie)  # type: ignore[method-assign]
+        try:
+            yield tie
+        finally:
+            del table.forward
         return
     table.sparse = True
     try:
-        yield
+        yield None
     finally:
         table.sparse = False
+
+
+def _look_up(idx: Tensor, weight: Tensor, tie: _Tie) -> Tensor:
+    """``F.embedding``, whose gradient goes by the tie."""
+    rows: Tensor = _Embedding.apply(idx, weight, tie)
+    if rows.grad_fn is not None:
+        tie.embedding = weakref.ref(rows.grad_fn)
+    return rows
+
+
+class _Embedding(torch.autograd.Function):
+    """Adds its rows' gradients to the head's, if that has come."""
+
+    @staticmethod
+    def forward(ctx: Any, idx: Tensor, weight: Tensor, tie: _Tie) -> Tensor:
+        ctx.save_for_backward(idx)
+        ctx.shape, ctx.tie = weight.shape, tie
+        return F.embedding(idx, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        (idx,) = ctx.saved_tensors
+        gradient, ctx.tie.gradient = ctx.tie.gradient, None
+        ctx.tie.embedding = _nothing  # it has run: what the head still sends would be lost
+        if gradient is None:  # the head's goes its own way
+            sparse = not torch.is_grad_enabled()
+            return None, torch.ops.aten.embedding_backward(grad, idx, ctx.shape[0], -1, False, sparse), None
+        return None, gradient.index_add_(0, idx.reshape(-1).long(), grad.reshape(-1, grad.size(-1))), None
 
 
 def linear_cross_entropy(
@@ -91,13 +156,19 @@ def linear_cross_entropy(
     Raises:
         ValueError: a target outside the vocabulary, or none that counts.
     """
+    return _linear_cross_entropy(hidden, weight, targets, position_weights, None)
+
+
+def _linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, position_weights: Tensor | None, tie: _Tie | None
+) -> Scalar:
     flat_targets = targets.reshape(-1).long()
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(flat_targets, weight.size(0))
     if torch.is_autocast_enabled(hidden.device.type):
         # A custom function runs outside autocast: give it what the matrix product would have been given.
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        hidden, weight, tie = hidden.to(dtype), weight.to(dtype), None  # another weight than the embedding's
     if not torch.is_grad_enabled():  # a custom function is not told, and would compute gradients for nobody
         hidden, weight = hidden.detach(), weight.detach()
     flat = hidden.reshape(-1, hidden.size(-1))
@@ -106,7 +177,7 @@ def linear_cross_entropy(
         return F.cross_entropy(F.linear(flat, weight), flat_targets, ignore_index=IGNORE_INDEX)
     counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
-    loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares)
+    loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares, tie)
     return loss
 
 
@@ -225,7 +296,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, tie: _Tie | None
+    ) -> Tensor:
+        ctx.tie = tie
         # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
         if not ctx.needs_input_grad[1] and _by_columns(len(hidden) * len(weight), hidden, weight, shares):
             total, d_hidden = _with_frozen_head(hidden, weight, targets, shares, ctx.needs_input_grad[0])
@@ -267,19 +341,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # the gradients are constants by now: no second derivative
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
         # A loss at the end of the graph has a gradient of 1: then nothing is copied. (Asking an accelerator
         # would stall it, and its memory is faster.)
-        if grad.device.type == "cpu" and grad.item() == 1:
-            return d_hidden, d_weight, None, None
-        return (
-            None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
-            None if d_weight is None else d_weight * grad.to(d_weight.dtype),
-            None,
-            None,
-        )
+        if not (grad.device.type == "cpu" and grad.item() == 1):
+            d_hidden = None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype)
+            d_weight = None if d_weight is None else d_weight * grad.to(d_weight.dtype)
+        if ctx.tie is not None and d_weight is not None and ctx.tie.takes(d_weight):
+            d_weight = None
+        return d_hidden, d_weight, None, None, None
 
 
 def perplexity(loss: float) -> float:

@@ -1,6 +1,8 @@
 """The chunked loss equals the plain one, gradients included, and keeps no logits."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from ai_learning import loss as loss_module
 from ai_learning.loops import Loops, ready
 from ai_learning.loss import bits_per_byte, linear_cross_entropy, next_token_loss, perplexity
-from ai_learning.model import GPT
+from ai_learning.model import GPT, GPTConfig
 
 
 @pytest.fixture(params=[1, 3, 1000], ids=lambda n: f"{n} rows a chunk")
@@ -346,6 +348,127 @@ def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.Mon
     products.clear()
     linear_cross_entropy(hidden, weight, targets)
     assert len(products) == 3 * without > 0
+
+
+def tied(seed: int = 0) -> tuple[GPT, torch.Tensor]:
+    """Large enough for rows, with many logits."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=3000, block_size=128, n_layer=2, n_head=2, n_embd=64))
+    idx = torch.randint(0, 3000, (3, 128))
+    idx[0, :9] = 7  # again and again
+    return model, idx
+
+
+def plain_loss(model: GPT, idx: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
+
+
+def test_rows_are_added_to_the_heads_gradient_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second (V, C) tensor is made."""
+    model, idx = tied()
+    plain_loss(model, idx).backward()
+    expected = model.wte.weight.grad
+    model.zero_grad()
+    loss = next_token_loss(model, idx, idx)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        loss.backward()
+    made = [e.self_cpu_memory_usage for e in profiler.events()]
+    assert max(made) < expected.nbytes
+    torch.testing.assert_close(model.wte.weight.grad, expected)
+    assert model.wte.weight.grad.layout == torch.strided
+    assert "forward" not in model.wte.__dict__
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
+    model, idx = tied()
+    loss = next_token_loss(model, idx, idx)
+    loss.backward(retain_graph=True)
+    first = model.wte.weight.grad.clone()
+    model.zero_grad()
+    (2 * loss).backward()
+    torch.testing.assert_close(model.wte.weight.grad, 2 * first)
+
+
+def test_gradients_of_some_only() -> None:
+    """Whichever of both, or neither, this backward pass comes to."""
+    model, idx = tied()
+    block = model.h[0].mlp.c_fc.weight
+    for wanted in ([model.wte.weight], [block], [model.wte.weight, block], [model.wpe.weight]):
+        found = torch.autograd.grad(next_token_loss(model, idx, idx), wanted)
+        for own, other in zip(found, torch.autograd.grad(plain_loss(model, idx), wanted), strict=True):
+            torch.testing.assert_close(own, other)
+    next_token_loss(model, idx, idx).backward(inputs=[model.wte.weight])
+    torch.testing.assert_close(
+        model.wte.weight.grad, torch.autograd.grad(plain_loss(model, idx), model.wte.weight)[0]
+    )
+
+
+def test_two_losses_of_one_model_do_not_mix() -> None:
+    model, idx = tied()
+    other = idx.flip(1)
+    (next_token_loss(model, idx, idx) + 3 * next_token_loss(model, other, other)).backward()
+    found, model.wte.weight.grad = model.wte.weight.grad, None
+    (plain_loss(model, idx) + 3 * plain_loss(model, other)).backward()
+    torch.testing.assert_close(found, model.wte.weight.grad)
+
+
+def test_an_embedding_that_was_asked_before_the_head() -> None:
+    """Its node runs first where the loss does not lead to it: nothing may be lost."""
+    model, idx = tied()
+    states = model.hidden
+    asked: list[torch.Tensor] = []
+
+    def hidden(idx: torch.Tensor) -> torch.Tensor:
+        asked.append(model.wte(idx))
+        return states(idx).detach()
+
+    def loss_of(weight: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(F.linear(states(idx).detach(), weight).flatten(0, 1), idx.flatten())
+
+    expected = torch.autograd.grad(loss_of(model.wte.weight) + model.wte(idx).sum(), model.wte.weight)[0]
+    model.hidden = hidden  # type: ignore[method-assign]
+    for order in (1, -1):
+        loss = next_token_loss(model, idx, idx)
+        first, second = [loss, asked[-1].sum()][::order]
+        found = torch.autograd.grad(first + second, model.wte.weight)[0]
+        torch.testing.assert_close(found.to_dense() if found.is_sparse else found, expected)
+
+
+def test_a_hook_sees_one_whole_gradient() -> None:
+    model, idx = tied()
+    seen: list[torch.Tensor] = []
+    model.wte.weight.register_hook(seen.append)
+    next_token_loss(model, idx, idx).backward()
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], torch.autograd.grad(plain_loss(model, idx), model.wte.weight)[0])
+
+
+def test_a_forgotten_loss_leaves_nothing_behind() -> None:
+    """The tie knows the embedding's node weakly: no ring that only the collector of garbage would break."""
+    model, idx = tied()
+    gc.collect()
+    gc.disable()
+    try:
+        hidden = weakref.ref(next_token_loss(model, idx, idx).grad_fn)
+        assert hidden() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("change", ["padding_idx", "max_norm", "own forward"])
+def test_embeddings_that_do_more_are_asked_as_they_are(change: str) -> None:
+    model, idx = tied()
+    if change == "padding_idx":
+        model.wte.padding_idx = 7
+    elif change == "max_norm":
+        model.wte.max_norm = 0.1
+    else:
+        weight = model.wte.weight
+        model.wte.forward = lambda idx: 2 * F.embedding(idx, weight)  # type: ignore[method-assign]
+    found = torch.autograd.grad(next_token_loss(model, idx, idx), model.wte.weight)[0]
+    expected = torch.autograd.grad(plain_loss(model, idx), model.wte.weight)[0]
+    torch.testing.assert_close(found.to_dense() if found.is_sparse else found, expected)
+    assert ("forward" in model.wte.__dict__) == (change == "own forward")
 
 
 def test_a_tied_embedding_hands_back_its_rows_only(tiny_gpt: GPT) -> None:

@@ -515,6 +515,13 @@ def test_a_cut_is_pytorchs() -> None:
     assert torch.autograd.gradgradcheck(lambda x: _Split.apply(x, (1, 3))[1].pow(3), double)
 
 
+def test_gradients_side_by_side_that_have_gradients() -> None:
+    x, grads = torch.randn(2, 12, requires_grad=True), torch.randn(2, 12, requires_grad=True)
+    parts = split(x, [4, 8])
+    (found,) = torch.autograd.grad(parts, x, pieces_of(grads, [4, 8]), create_graph=True)
+    assert torch.equal(torch.autograd.grad(found.sum(), grads)[0], torch.ones(2, 12))
+
+
 def test_gradients_side_by_side_are_not_copied() -> None:
     whole = torch.randn(2, 3, 12)
     found = _whole(pieces_of(whole, [4, 4, 4]))
