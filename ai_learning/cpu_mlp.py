@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from . import row_layers
-from .gelu import gelu, gelu_gradient, gelu_new, gelu_of
+from .gelu import gelu_form, gelu_gradient, gelu_of
 from .graphs import constant_in_graphs, is_exporting, operation
 from .linear import PLAIN, frozen_linear
 from .loops import usable
@@ -30,7 +30,7 @@ def can_mlp(x: Tensor, fc: nn.Linear, activation: Callable[[Tensor], Tensor], pr
 
     It does not ask how many rows there are: what is kept of each is the same in any batch.
     """
-    if _approximate(activation) is None or not torch.is_grad_enabled():
+    if gelu_form(activation) is None or not torch.is_grad_enabled():
         return False
     if torch.jit.is_tracing() or is_exporting():
         return False
@@ -61,17 +61,12 @@ def mlp(x: Tensor, fc: nn.Linear, activation: Callable[[Tensor], Tensor], proj: 
     Returns:
         (..., O).
     """
-    given: tuple[Any, ...] = (fc.weight, fc.bias, proj.weight, proj.bias, _approximate(activation))
+    given: tuple[Any, ...] = (fc.weight, fc.bias, proj.weight, proj.bias, gelu_form(activation))
     if torch.compiler.is_compiling():
         rows = _in_a_graph(x.reshape(-1, x.size(-1)), *given)[0]
         return rows.view(*x.shape[:-1], rows.size(-1))
     y: Tensor = _MLP.apply(x, *given)
     return y
-
-
-def _approximate(activation: Callable[[Tensor], Tensor]) -> str | None:
-    """PyTorch's name for a form of GELU."""
-    return "none" if activation is gelu else "tanh" if activation is gelu_new else None
 
 
 def _belong_together(fc: nn.Linear, proj: nn.Linear) -> bool:

@@ -1,12 +1,13 @@
 """Where a model runs, how precisely and how fast: devices, dtypes, FLOPs, recomputed and compiled blocks."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .checkpoint import model_config
@@ -117,8 +118,9 @@ def compile_blocks(model: nn.Module) -> None:
 def compile_as_one(model: nn.Module) -> list[GPT]:
     """``torch.compile`` all blocks of a GPT together, for training; sampling and evaluation stay as they are.
 
-    On a CPU that is 1.09 times as fast as block by block, as one call of compiled code is left of many. It
-    takes 1.4 (4 blocks) to 2 times (12) as long to compile, and each new shape would be compiled anew.
+    On a CPU that is 1.09 times as fast as block by block, as one call of compiled code is left of many; on an
+    H100 1.015 times. It takes 1.4 (4 blocks) to 2 times (12) as long to compile, and each new shape would be
+    compiled anew.
 
     Returns:
         What was compiled; ``del gpt.run_blocks`` undoes it.
@@ -146,6 +148,40 @@ def compiled(model: nn.Module, as_one: bool) -> Iterator[None]:
     finally:
         for gpt in found:  # a copy of the model would go on calling the blocks of this one
             del gpt.run_blocks
+
+
+@contextmanager
+def on_a_gpu(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, fixed_shapes: bool
+) -> Iterator[None]:
+    """What makes a training step faster on a GPU and is no matter of the model.
+
+    In 16 bits the residual stream is kept in them as well, as it is under FSDP: what is between the products
+    is read and written at half the size (5 % of a step of GPT-2 124M on an H100).
+
+    Args:
+        model: any; the GPTs in it are changed until the end.
+        device: nothing is done where it is no GPU.
+        dtype: of the products.
+        fixed_shapes: whether every batch has the same: then attention is cuDNN's where it can be, on Hopper
+            and later 1.3 times as fast as FlashAttention 2, which prepares itself anew for each shape.
+    """
+    with ExitStack() as stack:
+        if device.type == "cuda" and dtype != torch.float32:
+            for gpt in (module for module in model.modules() if isinstance(module, GPT)):
+                hook = gpt.drop.register_forward_hook(lambda module, args, x: x.to(dtype))
+                stack.callback(hook.remove)
+            if fixed_shapes and torch.cuda.get_device_capability(device) >= (9, 0):
+                stack.enter_context(sdpa_kernel(_ATTENTION_BACKENDS, set_priority=True))
+        yield
+
+
+_ATTENTION_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -1,5 +1,6 @@
 """GELU, exact and by its tanh approximation, as in both GPT papers' code."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ def gelu_new(x: Tensor) -> Tensor:
     """
     y = _by_loops(x, "tanh")
     return F.gelu(x, approximate="tanh") if y is None else y
+
+
+def gelu_form(activation: Callable[[Tensor], Tensor]) -> str | None:
+    """PyTorch's name for the form that a function is, ``None`` for another function."""
+    return "none" if activation is gelu else "tanh" if activation is gelu_new else None
 
 
 def gelu_of(x: Tensor, approximate: str) -> Tensor:

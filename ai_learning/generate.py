@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import shortlist
+from . import decode_triton, shortlist
 from .model import GPT, KVCache
 from .shapes import Tokens
 from .tokenizers import Tokenizer
@@ -85,6 +85,11 @@ class Sampling:
         if not 0 < self.repetition_penalty < math.inf:
             given = f"repetition_penalty={self.repetition_penalty}"
             raise ValueError(f"{given} must be positive; 1 changes nothing")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken, whatever came before."""
+        return self.temperature == 0 and self.repetition_penalty == 1.0
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -171,17 +176,24 @@ def stream(
     if use_cache and T <= block_size:
         cache = KVCache(model.config, B, min(end, block_size), model.wte.weight.dtype, idx.device)
     pick = _picker(model, sampling, B, max_new_tokens, generator)
+    alone = B == 1 and padding is None and max_new_tokens >= decode_triton.WORTH_STEPS
+    decoder: decode_triton.Decoder | None = None  # once the prompt is in the cache
     was_training = model.training
     model.eval()
     try:
         for length in range(T, end):
             start = max(0, length - block_size)  # the window slides once the context is full
-            if cache is not None and start == 0:
+            if alone and length == T + 1 and cache is not None and decode_triton.suits(model):
+                decoder = decode_triton.Decoder(model, cache)
+            if decoder is not None and start == 0:
+                chosen = _next_of(decoder, tokens[:, :length], sampling, generator)
+            elif cache is not None and start == 0:
                 state = _last_state(model, tokens[:, cache.length : length], cache, padding)
+                chosen = pick(state, tokens[:, :length])
             else:
                 left = None if padding is None else (padding - start).clamp(min=0)
                 state = _last_state(model, tokens[:, start:length], None, left)
-            chosen = pick(state, tokens[:, :length])
+                chosen = pick(state, tokens[:, :length])
             if length == tokens.size(1):
                 tokens = torch.cat([tokens, torch.empty_like(tokens)], dim=1)
             tokens[:, length] = chosen
@@ -390,14 +402,23 @@ def _picker(
     model: GPT, sampling: Sampling, rows: int, n: int, generator: torch.Generator | None
 ) -> Callable[[Tensor, Tokens], Tensor]:
     """What turns hidden states (B, C) that follow ``idx`` into ids (B,), for ``n`` steps."""
-    greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1.0
-    if greedy and n >= shortlist.WORTH_STEPS and shortlist.suits(model.lm_head):
+    if sampling.is_greedy and n >= shortlist.WORTH_STEPS and shortlist.suits(model.lm_head):
         if rows == 1:
             short = shortlist.Shortlist(model.lm_head)
             return lambda state, idx: short.likeliest(state)
         if rows >= shortlist.WORTH_A_BATCH:
             return lambda state, idx: shortlist.likeliest_of_batch(model.lm_head, state)
     return lambda state, idx: next_token(model.lm_head(state), idx, sampling, generator)
+
+
+def _next_of(
+    decoder: decode_triton.Decoder, idx: Tokens, sampling: Sampling, generator: torch.Generator | None
+) -> Tensor:
+    """(1,): what follows ``idx``, whose last id the decoder has not read yet."""
+    decoder.step(idx[:, -1:])
+    if sampling.is_greedy:
+        return decoder.likeliest.clone()
+    return next_token(decoder.logits, idx, sampling, generator)
 
 
 def _last_state(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import loss_triton, triton_use
 from .loops import Loops, ready, run, usable
 from .products import PANEL, mm
 from .shapes import Hidden, Scalar, Tokens
@@ -165,10 +166,12 @@ def _linear_cross_entropy(
     flat_targets = targets.reshape(-1).long()
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(flat_targets, weight.size(0))
+    by_triton = triton_use.usable(hidden, weight, targets)
     if torch.is_autocast_enabled(hidden.device.type):
         # A custom function runs outside autocast: give it what the matrix product would have been given.
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight, tie = hidden.to(dtype), weight.to(dtype), None  # another weight than the embedding's
+        hidden, tie = hidden.to(dtype), None  # the embedding's is another weight
+        weight = weight if by_triton else weight.to(dtype)
     if not torch.is_grad_enabled():  # a custom function is not told, and would compute gradients for nobody
         hidden, weight = hidden.detach(), weight.detach()
     flat = hidden.reshape(-1, hidden.size(-1))
@@ -177,12 +180,17 @@ def _linear_cross_entropy(
         return F.cross_entropy(F.linear(flat, weight), flat_targets, ignore_index=IGNORE_INDEX)
     counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
-    loss: Tensor = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares, tie)
+    if by_triton and shares.dtype == torch.float32:
+        loss: Tensor = _LossByTriton.apply(flat, weight, flat_targets, shares, tie)
+    else:
+        loss = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares, tie)
     return loss
 
 
 def held_bytes(n_logits: int, trains_head: bool, like: Tensor) -> int:
     """Most bytes of ``n_logits`` logits that the loss holds at once, for states like a tensor."""
+    if triton_use.usable(like):
+        return min(4 * n_logits, loss_triton.CHUNK_BYTES)
     by_columns = not trains_head and _by_columns(n_logits, like)
     return min(4 * n_logits, _BLOCK_BYTES if by_columns else CHUNK_BYTES)
 
@@ -352,6 +360,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.tie is not None and d_weight is not None and ctx.tie.takes(d_weight):
             d_weight = None
         return d_hidden, d_weight, None, None, None
+
+
+class _LossByTriton(_LinearCrossEntropy):
+    """The same on a GPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, tie: _Tie | None
+    ) -> Tensor:
+        ctx.tie = tie
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        loss, *gradients = loss_triton.loss_and_gradients(hidden, weight, targets, shares, needs)
+        ctx.save_for_backward(*gradients)
+        return loss
 
 
 def perplexity(loss: float) -> float:

@@ -27,6 +27,7 @@ from .device import (
     checkpointed,
     compiled,
     flops_per_token,
+    on_a_gpu,
     own_device,
     peak_flops,
     pick_device,
@@ -243,9 +244,10 @@ def train(
         model = model.to(device)
         if config.checkpoint_activations:
             stack.enter_context(checkpointed(model))
+        stack.enter_context(on_a_gpu(model, device, pick_dtype(device, config.dtype), config.compile))
         if config.compile:
-            one_cpu = device.type == "cpu" and not team.distributed
-            stack.enter_context(compiled(model, as_one=one_cpu and not config.checkpoint_activations))
+            as_one = not (team.distributed or config.checkpoint_activations)
+            stack.enter_context(compiled(model, as_one))
         trainer = _Trainer(
             model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer
         )

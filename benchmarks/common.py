@@ -13,7 +13,7 @@ from datetime import date
 import torch
 
 
-def interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, float]:
+def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, float]:
     """Median seconds of each function; every round runs each of them once, in turn."""
     clock = process_clock()
     times: dict[str, list[float]] = {name: [] for name in steps}

@@ -8,7 +8,6 @@ weight goes from its codes into the product. Both read the doubly quantized absm
 against.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -16,19 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BYTES = 1024  # codes of one program: 2048 elements
-_COLUMNS = 512  # bytes of a row that a program of `_multiply` reads at once
-_ROWS = 4  # rows of the weight that a program of `_multiply` takes
+from ..triton_use import usable as usable
+from .codes import code_table, dynamic_code
 
-
-def usable(tensor: Tensor) -> bool:
-    """Whether the tensor lies on a GPU that Triton can write for."""
-    return tensor.is_cuda and not torch.compiler.is_compiling() and _installed()
-
-
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+_DEQUANTIZE = {"bytes": 512, "warps": 1}
+"""codes of one program, and its warps"""
+_MULTIPLY = {"rows": 1, "groups": 64, "warps": 2}
+"""rows of the weight that a program takes, groups of 32 of each that it reads at once, and its warps"""
+_ANY_ROWS, _ANY_BYTES = 4, 512
+"""rows, and bytes of each at once, where blocks and rows do not fit together"""
 
 
 def dequantize(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
@@ -41,10 +36,12 @@ def dequantize(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     """
     n = _product(state.shape)
     out = torch.empty(n, dtype=dtype, device=packed.device)
-    grid = (-(-packed.numel() // _BYTES),)
-    kernels().dequantize[grid](
-        packed, *_scales(state), out, n, state.blocksize, NESTED=state.nested, BYTES=_BYTES, **_EXACT
-    )
+    per_block = state.blocksize // 2
+    blocks = max(1, _DEQUANTIZE["bytes"] // per_block)
+    kernels().dequantize[(-(-n // (blocks * state.blocksize)),)](
+        packed, *_scales(state), out, n,
+        NESTED=state.nested, BLOCKS=blocks, BYTES=per_block, num_warps=_DEQUANTIZE["warps"], **_EXACT,
+    )  # fmt: skip
     return out
 
 
@@ -59,11 +56,85 @@ def multiply(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None = None) 
     """
     rows, columns = state.shape
     out = torch.empty(rows, dtype=x.dtype, device=x.device)
-    kernels().multiply[(-(-rows // _ROWS),)](
-        packed, *_scales(state), x, out if bias is None else bias, out, rows, columns, state.blocksize,
-        NESTED=state.nested, BIAS=bias is not None, ROWS=_ROWS, COLUMNS=_COLUMNS,
-    )  # fmt: skip
+    given = (packed, *_scales(state), x, out if bias is None else bias, out)
+    how = {"NESTED": state.nested, "BIAS": bias is not None}
+    if columns % state.blocksize == 0 and state.blocksize % 32 == 0:
+        n, groups, warps = (_MULTIPLY[name] for name in ("rows", "groups", "warps"))
+        how["LOOK_UP"], words = look_up(state.quant_type, x.dtype, x.device)
+        how["BLOCKSIZE"] = state.blocksize
+        kernels().multiply[(-(-rows // n),)](
+            *given, words, rows, columns, **how, ROWS=n, GROUPS=groups, num_warps=warps
+        )
+    else:
+        grid = (-(-rows // _ANY_ROWS),)
+        kernels().multiply_any[grid](
+            *given, rows, columns, state.blocksize, **how, ROWS=_ANY_ROWS, COLUMNS=_ANY_BYTES
+        )
     return out
+
+
+def look_up(quant_type: str, dtype: torch.dtype, device: torch.device) -> tuple[str, Tensor]:
+    """PTX that makes of 4 bytes of codes the 8 values, rounded to 16 bits, and the table's words for it.
+
+    To read 8 values from a table takes 8 addresses and 8 loads. But a register holds 4 bytes of it, and
+    ``prmt`` picks of two registers' 8 bytes any 4: so half of the table's upper bytes are looked up 4 at a
+    time, by the codes' lower three bits, then the other half, and the fourth bit says which is right; the
+    same for the lower bytes. 31 instructions instead of some 60.
+    """
+    if dtype not in _PTX or device.type != "cuda":
+        return "", torch.empty(0)
+    return _PTX[dtype], _words(quant_type, dtype, device)
+
+
+@cache
+def _words(quant_type: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The upper bytes of the 16 values, four a word, then the lower bytes (8, COPIES) int32.
+
+    A copy for each thread, so that each keeps them in registers: what is the same for all threads the
+    compiler keeps elsewhere, and moves to a register for each use.
+    """
+    pairs = _table(quant_type, torch.device("cpu")).to(dtype).view(torch.uint8).view(16, 2)
+    words = pairs.T.flip(0).contiguous().view(torch.int32).view(8, 1)
+    return words.expand(8, _MULTIPLY["groups"]).contiguous().to(device)
+
+
+def _ptx(to_float32: tuple[str, str]) -> str:
+    """Operands: $0 to $3 the first elements of the bytes, $4 to $7 the second, as float32; $8 the bytes; then
+    the words, each four times, as Triton gives what is the same for four elements."""
+    upper, lower = ([f"${9 + 4 * (4 * half + n)}" for n in range(4)] for half in range(2))
+    lines = [
+        "mov.b32 upper, 0x3f800000;",  # (0, 1) in bfloat16
+        "mov.b32 zeros, 0;",
+        "and.b32 code, $8, 0x77777777;",
+        "shr.b32 which, $8, 1;",
+        "and.b32 which, which, 0x44444444;",
+        "or.b32 which, which, 0x32103210;",  # of 4 results the n-th, or the n-th of the 4 others
+    ]
+    for number in range(2):  # of two bytes: 4 codes
+        if number:
+            lines += ["shr.b32 code, code, 16;", "shr.b32 which, which, 16;"]
+        for name, (a, b, c, d) in (("high", upper), ("low", lower)):
+            lines += [
+                f"prmt.b32 one, {a}, {b}, code;",
+                f"prmt.b32 other, {c}, {d}, code;",
+                f"prmt.b32 {name}, one, other, which;",
+            ]
+        # The upper four bits of a byte are the first of its two elements.
+        for places, out in (("0x7351", 2 * number), ("0x6240", 4 + 2 * number)):
+            lines.append(f"prmt.b32 pair, low, high, {places};")
+            lines += [form.format(out=out + n) for n, form in enumerate(to_float32)]
+    names = "code, which, one, other, high, low, pair, upper, zeros"
+    return "{ .reg .b32 " + names + "; .reg .b16 a, b; " + " ".join(lines) + " }"
+
+
+_PTX = {
+    # The upper of two bfloat16 is a float32 once the lower is nothing: times (0, 1), for another unit than
+    # that which has all the rest to do.
+    torch.bfloat16: _ptx(("shl.b32 ${out}, pair, 16;", "fma.rn.bf16x2 ${out}, pair, upper, zeros;")),
+    torch.float16: _ptx(
+        ("mov.b32 {{a, b}}, pair; cvt.f32.f16 ${out}, a;", "mov.b32 {{a, b}}, pair; cvt.f32.f16 ${out}, b;")
+    ),
+}
 
 
 # Multiplying and adding are two roundings in the definition: the compiler must not make one of them.
@@ -72,12 +143,24 @@ _EXACT = {"enable_fp_fusion": False}
 
 def _scales(state: Any) -> tuple[Tensor, ...]:
     """Table of the values, absmax (or its codes), and what undoes double quantization."""
-    from .codes import dynamic_code
-
+    table = _table(state.quant_type, state.absmax.device)
     if not state.nested:
-        return state.code, state.absmax, state.absmax, state.absmax, state.absmax
-    dynamic = dynamic_code().to(state.absmax.device)
-    return state.code, state.absmax, dynamic, state.nested_absmax, state.offset.reshape(1)
+        return table, state.absmax, state.absmax, state.absmax, state.absmax
+    return (
+        table, state.absmax, _dynamic_code(state.absmax.device), state.nested_absmax,
+        state.offset.reshape(1),
+    )  # fmt: skip
+
+
+@cache
+def _table(quant_type: str, device: torch.device) -> Tensor:
+    return code_table(quant_type).to(device)
+
+
+@cache
+def _dynamic_code(device: torch.device) -> Tensor:
+    """Copied to the GPU once: a copy in every call would wait for all that runs."""
+    return dynamic_code().to(device)
 
 
 def _product(shape: Sequence[int]) -> int:

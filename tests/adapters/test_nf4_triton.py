@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ai_learning.adapters import NF4Linear, nf4_triton
+from ai_learning.adapters.codes import code_table
 from ai_learning.adapters.nf4 import QuantState, dequantize_4bit, quantize_4bit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -94,3 +97,41 @@ def test_a_layer_takes_the_fused_product_for_one_token() -> None:
 
 def test_a_cpu_tensor_is_left_to_the_other_versions() -> None:
     assert not nf4_triton.usable(torch.zeros(4, dtype=torch.uint8))
+
+
+def after(ptx: str, register: int) -> list[int]:
+    """Registers $0 to $7 after a line of PTX with ``register`` in $8: what a processor would do."""
+    words = [int(n) & 0xFFFFFFFF for n in nf4_triton._words("nf4", torch.bfloat16, torch.device("cpu"))[:, 0]]
+    known = {"$8": register, **{f"${9 + 4 * n}": word for n, word in enumerate(words)}}
+
+    def prmt(a: int, b: int, places: int) -> int:
+        data = (a | b << 32).to_bytes(8, "little")
+        assert not places & 0x8888, "the fourth bit of a place would repeat a sign"
+        return int.from_bytes(bytes(data[places >> 4 * n & 7] for n in range(4)), "little")
+
+    operations = {
+        "mov.b32": lambda a: a,
+        "and.b32": lambda a, b: a & b,
+        "or.b32": lambda a, b: a | b,
+        "shr.b32": lambda a, n: a >> n,
+        "shl.b32": lambda a, n: a << n & 0xFFFFFFFF,
+        "prmt.b32": lambda a, b, places: prmt(a, b, places & 0xFFFF),
+        "fma.rn.bf16x2": lambda pair, factors, plus: pair & 0xFFFF0000,  # times (0, 1)
+    }
+    for instruction in ptx.strip("{} ").split(";"):
+        name, _, operands = instruction.strip().partition(" ")
+        if name and name != ".reg":
+            target, *given = [part.strip() for part in operands.split(",")]
+            values = [known[part] if part in known else int(part, 0) for part in given]
+            known[target] = operations[name](*values)
+    return [known[f"${n}"] for n in range(8)]
+
+
+@given(st.binary(min_size=4, max_size=4))
+def test_codes_are_looked_up_in_registers(codes: bytes) -> None:
+    found = after(nf4_triton._PTX[torch.bfloat16], int.from_bytes(codes, "little"))
+    values = torch.tensor(found).to(torch.int32).view(torch.float32)
+    table = code_table("nf4").bfloat16().float()
+    places = torch.tensor(list(codes))
+    assert torch.equal(values[:4], table[places >> 4])
+    assert torch.equal(values[4:], table[places & 15])
