@@ -38,6 +38,8 @@ class TokenBatches:
         ((2, 4), True)
     """
 
+    fixed_shapes = True
+
     def __init__(
         self,
         tokens: np.ndarray,
@@ -77,7 +79,7 @@ class Prefetched:
 
     def __init__(self, batches: TokenBatches, pin: bool = False) -> None:
         self.batches, self.pin = batches, pin
-        self.world_size = batches.world_size
+        self.world_size, self.fixed_shapes = batches.world_size, batches.fixed_shapes
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._coming: dict[int, Future[tuple[Tokens, Tokens]]] = {}
 

@@ -12,46 +12,52 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from . import triton_use
 from .gelu import gelu_form
 from .linear import PLAIN
-from .model import GPT, KVCache, fast_attention
+from .model import GPT, MLP, Block, CausalSelfAttention, KVCache, fast_attention
 
-_NARROW = {"qkv": 8, "attention": 8, "fc": 8, "proj": 4, "head": 8, "in_a_warp": 2048}
-_WIDE = {"qkv": 8, "attention": 8, "fc": 4, "proj": 4, "head": 8, "in_a_warp": 4096}
-"""Rows of each weight that a program takes, and elements for each of its warps: what was fastest with 768
-features, and with 1,600."""
-_CHUNK = 128
-"""Keys of a program."""
+_ROWS = {"c_attn": 8, "attn.c_proj": 8, "c_fc": 8, "mlp.c_proj": 4, "lm_head": 8}
+_ROWS_WIDE = {**_ROWS, "c_fc": 4}
+"""Rows of each weight that a program takes: what was fastest with 768 features, and with 1,600."""
+_IN_A_WARP, _IN_A_WARP_WIDE = 2048, 4096
+"""Elements of a weight for each of a program's warps, likewise."""
+_CHUNK, _CHUNKS = 128, 8
+"""Keys of a program, and how many programs' results are put together at once."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WORTH_STEPS = 16
 """Tokens from which on it is worth recording a graph (some 20 ms)."""
 
 
+_MADE_OF = (
+    GPT, Block, CausalSelfAttention, MLP, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList,
+    *PLAIN,
+)  # fmt: skip
+
+
 def suits(model: nn.Module) -> bool:
-    """Whether it is GPT-2 as published, whole on a GPU, in a dtype that Triton multiplies."""
-    if type(model) is not GPT:
+    """Whether it is GPT-2 as published, on a GPU, in a dtype that Triton multiplies, and watched by nobody."""
+    if type(model) is not GPT or torch_module._has_any_global_hook():
         return False
-    config, weight = model.config, model.wte.weight
+    config, D = model.config, model.config.head_size
     published = (config.norm, config.positions, config.mlp) == ("layernorm", "learned", "plain")
     plain = published and config.norm_first and not config.qk_norm and config.kv_heads == config.n_head
-    D = config.head_size
     if not plain or config.n_head * D != config.n_embd or D & (D - 1) or D < 16:
         return False
-    blocks: list[Any] = list(model.h)
-    layers = [layer for b in blocks for layer in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)]
-    if any(type(layer) not in PLAIN for layer in (*layers, model.lm_head)):  # an adapter, 4 bits
-        return False
-    if gelu_form(blocks[0].mlp.activation) is None or any(
-        b.attn.attention is not fast_attention for b in blocks
-    ):
-        return False
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
-        return False
+    for module in model.modules():
+        watched = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        if watched or type(module) not in _MADE_OF:  # an adapter, 4 bits, a subclass
+            return False
+        if isinstance(module, CausalSelfAttention) and module.attention is not fast_attention:
+            return False
+        if isinstance(module, MLP) and gelu_form(module.activation) is None:
+            return False
     parameters = list(model.parameters())
-    alike = all(p.dtype == weight.dtype and p.is_contiguous() for p in parameters)
-    return alike and weight.dtype in _DTYPES and triton_use.usable(*parameters)
+    dtype = parameters[0].dtype
+    alike = all(p.dtype == dtype and p.is_contiguous() for p in parameters)
+    return alike and dtype in _DTYPES and triton_use.usable(*parameters)
 
 
 class Decoder:
@@ -59,9 +65,12 @@ class Decoder:
 
     Args:
         model: that `suits`; its weights must not change, nor move.
-        cache: of the model, for one row, not empty and not full; read and extended.
+        cache: of the model, for one row; read and extended.
         graph: replay all as one CUDA graph.
         early: start each kernel before the one before it ends; by default in a graph, on Hopper and later.
+
+    Raises:
+        ValueError: the cache is for several rows, or full.
 
     Attributes:
         logits: (1, V) float32, of the last step.
@@ -74,30 +83,33 @@ class Decoder:
         >>> decoder.step(token)  # doctest: +SKIP
     """
 
+    @torch.inference_mode()
     def __init__(self, model: GPT, cache: KVCache, *, graph: bool = True, early: bool | None = None) -> None:
-        config, weight = model.config, model.wte.weight
-        device = weight.device
-        if early is None:
-            early = graph and torch.cuda.get_device_capability(device) >= (9, 0)
-        self._early, self._model, self._cache = early, model, cache
-        self._rows = _NARROW if config.n_embd <= 1024 else _WIDE
+        config, device = model.config, model.wte.weight.device
+        self._model, self._cache = model, cache
+        if (rows := cache.layers[0].k.size(0)) != 1:
+            raise ValueError(f"the cache is for {rows} rows: a decoder takes one")
+        self._check_room()
+        self._early = graph and (triton_use.starts_early(device) if early is None else early)
+        wide = config.n_embd > 1024
+        self._rows, self._in_a_warp = (_ROWS_WIDE, _IN_A_WARP_WIDE) if wide else (_ROWS, _IN_A_WARP)
         self._token = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._place = torch.zeros(1, dtype=torch.long, device=device)
         self._splits = -(-self._capacity // _CHUNK)
-        C, wide, V = config.n_embd, config.mlp_width, config.vocab_size
+        C, V = config.n_embd, config.vocab_size
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=device)
 
-        self._x, self._qkv, self._wide, self._part = (
-            empty(C), empty(3 * C), empty(wide), empty(2, self._splits, C),
-        )  # fmt: skip
-        self.logits, self._best = empty(1, V), empty(-(-V // self._rows["head"]), 2)
+        self._x, self._qkv, self._wide = empty(C), empty(3 * C), empty(config.mlp_width)
+        self._part = empty(2, self._splits, C)
+        self.logits, self._best = empty(1, V), empty(-(-V // self._rows["lm_head"]), 2)
         self.likeliest = torch.zeros(1, dtype=torch.long, device=device)
-        self._of_norms = {linear: _of_norm(norm, linear) for norm, linear in _after_norms(model)}
+        self._fixed = {linear: _of_norm(norm, linear) for norm, linear in _after_norms(model)}
         self._graph: torch.cuda.CUDAGraph | None = None
         if graph:
-            self._graph = self._captured()
+            with triton_use.current(device):
+                self._graph = self._captured()
 
     @property
     def _capacity(self) -> int:
@@ -105,7 +117,6 @@ class Decoder:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The step as a graph. What the first run writes lies past the cache's end."""
-        self._check_room()
         self._place.fill_(self._cache.length)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -121,6 +132,7 @@ class Decoder:
         if self._cache.length >= self._capacity:
             raise ValueError(f"the cache's {self._capacity} positions are full: make a larger KVCache")
 
+    @torch.inference_mode()
     def step(self, token: Tensor) -> None:
         """Read one (1, 1) token after those in the cache; leave ``logits`` and ``likeliest``."""
         self._check_room()
@@ -129,7 +141,8 @@ class Decoder:
         if self._graph is None:
             self._run()
         else:
-            self._graph.replay()
+            with triton_use.current(self._token.device):
+                self._graph.replay()
         for layer in self._cache.layers:
             layer.length += 1
 
@@ -142,45 +155,45 @@ class Decoder:
         for block, layer in zip(model.h, self._cache.layers, strict=True):
             attn: Any = block.attn
             mlp: Any = block.mlp
-            self._norm_linear("qkv", block.ln_1, attn.c_attn, qkv)
+            self._norm_linear("c_attn", block.ln_1, attn.c_attn, qkv)
             given = (qkv, layer.k, layer.v, place, part, self._capacity, C, D**-0.5, splits)
             self._launch("attend", (H, splits), given, D=D, CHUNK=_CHUNK)
-            self._add_linear("project", "attention", (part, place), attn.c_proj, (splits,), CHUNK=_CHUNK,
-                             MOST=_block(splits))  # fmt: skip
-            self._norm_linear("fc", block.ln_2, mlp.c_fc, self._wide, gelu_form(mlp.activation) or "")
-            self._add_linear("add_linear", "proj", (self._wide,), mlp.c_proj)
-        self._norm_linear("head", model.ln_f, model.lm_head, self.logits)
-        best = self._best
-        self._launch("choose", 1, (best, len(best), self.likeliest), 8, BLOCK=_block(len(best)))
+            at_once = min(_CHUNKS, _block(splits))
+            self._linear(
+                "project", "attn.c_proj", (part, place, splits), attn.c_proj, CHUNK=_CHUNK, MOST=at_once
+            )
+            self._norm_linear("c_fc", block.ln_2, mlp.c_fc, self._wide, gelu_form(mlp.activation) or "")
+            self._linear("add_linear", "mlp.c_proj", (self._wide,), mlp.c_proj)
+        self._norm_linear("lm_head", model.ln_f, model.lm_head, self.logits)
+        best, V = self._best, config.vocab_size
+        self._launch("choose", 1, (best, len(best), self.likeliest, V), 8, BLOCK=_block(len(best)))
 
     def _norm_linear(self, name: str, norm: Any, linear: Any, out: Tensor, gelu: str = "") -> None:
-        n_out, n_in = linear.weight.shape
-        of_norm = self._of_norms[linear]
-        self._launch(
-            "norm_linear",
-            -(-n_out // self._rows[name]),
-            (self._x, norm.weight, linear.weight, *of_norm, out, self._best, n_out, n_in, norm.eps),
-            self._warps(name, n_in),
-            GELU=gelu, BEST=name == "head", ROWS=self._rows[name], BLOCK=_block(n_in),
-        )  # fmt: skip
+        """``out = W · norm(x) + bias``, or GELU of it."""
+        given = (
+            self._x,
+            norm.weight,
+            linear.weight,
+            self._fixed[linear],
+            out,
+            self._best,
+            *linear.weight.shape,
+        )
+        best = linear is self._model.lm_head
+        self._by_rows("norm_linear", name, (*given, norm.eps), linear, GELU=gelu, BEST=best)
 
-    def _add_linear(
-        self, kernel: str, name: str, given: tuple[Any, ...], linear: Any, more: tuple[int, ...] = (),
-        **how: int,
-    ) -> None:  # fmt: skip
-        """``x += W · given + bias``."""
-        n_out, n_in = linear.weight.shape
-        bias = linear.bias
-        self._launch(
-            kernel,
-            -(-n_out // self._rows[name]),
-            (*given, linear.weight, self._x if bias is None else bias, self._x, n_out, n_in, *more),
-            self._warps(name, n_in),
-            BIAS=bias is not None, ROWS=self._rows[name], BLOCK=_block(n_in), **how,
-        )  # fmt: skip
+    def _linear(self, kernel: str, name: str, given: tuple[Any, ...], linear: Any, **how: int) -> None:
+        """``x += W · (what the kernel makes of given) + bias``."""
+        bias, x = linear.bias, self._x
+        given = (*given, linear.weight, x if bias is None else bias, x, *linear.weight.shape)
+        self._by_rows(kernel, name, given, linear, BIAS=bias is not None, **how)
 
-    def _warps(self, name: str, n_in: int) -> int:
-        return min(16, max(1, self._rows[name] * _block(n_in) // self._rows["in_a_warp"]))
+    def _by_rows(self, kernel: str, name: str, given: tuple[Any, ...], linear: Any, **how: Any) -> None:
+        """A kernel whose programs take some rows of a weight each."""
+        n_out, n_in = linear.weight.shape
+        rows, block = self._rows[name], _block(n_in)
+        warps = min(16, max(1, rows * block // self._in_a_warp))
+        self._launch(kernel, -(-n_out // rows), given, warps, ROWS=rows, BLOCK=block, **how)
 
     def _launch(
         self, name: str, grid: int | tuple[int, int], given: tuple[Any, ...], warps: int = 4, **how: Any
@@ -188,7 +201,9 @@ class Decoder:
         if self._early:
             how["launch_pdl"] = True
         programs = grid if isinstance(grid, tuple) else (grid,)
-        getattr(_kernels(), name)[programs](*given, EARLY=self._early, num_warps=warps, **how)
+        triton_use.launch(
+            getattr(_kernels(), name), programs, *given, EARLY=self._early, num_warps=warps, **how
+        )
 
 
 def _after_norms(model: GPT) -> Iterator[tuple[Any, Any]]:
@@ -200,15 +215,15 @@ def _after_norms(model: GPT) -> Iterator[tuple[Any, Any]]:
     yield model.ln_f, model.lm_head
 
 
-def _of_norm(norm: Any, linear: Any) -> tuple[Tensor, Tensor]:
-    """Of a linear layer after a norm, W · gain (n_out,) and W · shift + bias (n_out,), in float32."""
-    weight = linear.weight.float()
-    fixed = torch.zeros(len(weight), device=weight.device)
-    if norm.bias is not None:
-        fixed += weight @ norm.bias.float()
+def _of_norm(norm: Any, linear: Any) -> Tensor:
+    """Of a linear layer after a norm, what the norm's shift and the bias add: W · shift + bias (n_out,)."""
+    fixed = torch.zeros(len(linear.weight), device=linear.weight.device)
+    with torch.autocast(fixed.device.type, enabled=False):
+        if norm.bias is not None:
+            fixed += linear.weight.float() @ norm.bias.float()
     if linear.bias is not None:
         fixed += linear.bias.float()
-    return weight @ norm.weight.float(), fixed
+    return fixed
 
 
 def _block(n: int) -> int:

@@ -34,11 +34,6 @@ def _rows_of(weight, n_out, n_in, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _add(a, b, c, d):
-    return a + c, b + d
-
-
-@triton.jit
 def _add_bias(y, bias, row, n_out, BIAS: tl.constexpr):
     if BIAS:
         y += tl.load(bias + row, mask=row < n_out, other=0.0).to(tl.float32)
@@ -59,32 +54,32 @@ def embed(token, place, wte, wpe, x, n, BLOCK: tl.constexpr, EARLY: tl.constexpr
 
 @triton.jit
 def norm_linear(
-    x, gain, weight, of_mean, fixed, out, best, n_out, n_in, eps,
+    x, gain, weight, fixed, out, best, n_out, n_in, eps,
     GELU: tl.constexpr, BEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out (n_out,) = W · layer_norm(x) + bias, or GELU of it; with BEST also a program's largest and its row.
 
-    ``W · (gain · (x − mean) / std + shift) + bias`` is ``(W · (gain · x) − mean · of_mean) / std + fixed``,
-    with of_mean = W · gain and fixed = W · shift + bias: x itself is waited for once.
+    fixed (n_out,) is W · shift + bias, so that only the norm's gain is left to be done.
     """
     _go_on(EARLY)
     W, row, column = _rows_of(weight, n_out, n_in, ROWS, BLOCK)
     inside, there = column < n_in, row < n_out
     g = tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
-    times_mean, plus = tl.load(of_mean + row, mask=there), tl.load(fixed + row, mask=there)
+    plus = tl.load(fixed + row, mask=there, other=0.0)
     _wait(EARLY)
     x_here = tl.load(x + column, mask=inside, other=0.0)
-    total, squares = tl.reduce((x_here, x_here * x_here), 0, _add)
-    mean = total / n_in
-    y = tl.sum(W.to(tl.float32) * (g * x_here)[None, :], axis=1) - mean * times_mean
-    y = y * tl.rsqrt(squares / n_in - mean * mean + eps) + plus
+    centred = tl.where(inside, x_here - tl.sum(x_here, axis=0) / n_in, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / n_in
+    y = tl.sum(W.to(tl.float32) * (g * centred)[None, :], axis=1) * tl.rsqrt(variance + eps) + plus
     if GELU == "tanh":  # y · sigmoid(2u) is y · (1 + tanh u) / 2
         y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
     elif GELU == "none":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
-    tl.store(out + row, y, mask=row < n_out)
+    tl.store(out + row, y, mask=there)
     if BEST:
-        y = tl.where(row < n_out, y, float("-inf"))
+        y = tl.where(
+            there, tl.where(y == y, y, float("inf")), float("-inf")
+        )  # NaN is the largest, as in PyTorch
         tl.store(best + 2 * tl.program_id(0), tl.max(y, axis=0))
         first = tl.min(tl.where(y == tl.max(y, axis=0), row, n_out), axis=0)
         tl.store(best + 2 * tl.program_id(0) + 1, first.to(tl.float32))
@@ -130,24 +125,31 @@ def attend(
 
 @triton.jit
 def project(
-    part, place, weight, bias, x, n_out, n_in, SPLITS,
+    part, place, SPLITS, weight, bias, x, n_out, n_in,
     CHUNK: tl.constexpr, MOST: tl.constexpr,
     BIAS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """x (n_out,) += W · attention's output + bias; MOST is SPLITS as a power of two."""
+    """x (n_out,) += W · attention's output + bias; of the chunks of keys, MOST are put together at once."""
     _go_on(EARLY)
     W, row, column = _rows_of(weight, n_out, n_in, ROWS, BLOCK)
     fixed = _add_bias(tl.zeros((ROWS,), tl.float32), bias, row, n_out, BIAS)
-    split = tl.arange(0, MOST)[:, None]
-    mask = (split <= tl.load(place) // CHUNK) & (column < n_in)[None, :]
+    inside, there = column < n_in, row < n_out
     _wait(EARLY)
-    slot = part + split * n_in + column[None, :]
-    log_sum = tl.load(slot + SPLITS * n_in, mask=mask, other=-1e30)  # finite, for columns where nothing is
-    mean = tl.load(slot, mask=mask, other=0.0)
-    share = tl.exp(log_sum - tl.max(log_sum, axis=0)[None, :])
-    attended = tl.sum(share * mean, axis=0) / tl.sum(share, axis=0)
-    y = tl.sum(W.to(tl.float32) * attended[None, :], axis=1) + fixed
-    there = row < n_out
+    used = tl.load(place) // CHUNK + 1
+    largest = tl.full((BLOCK,), -1e30, tl.float32)  # finite, for columns where nothing is
+    total, values = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, used, MOST):
+        split = begin + tl.arange(0, MOST)[:, None]
+        mask = (split < used) & inside[None, :]
+        slot = part + split * n_in + column[None, :]
+        log_sum = tl.load(slot + SPLITS * n_in, mask=mask, other=-1e30)
+        mean = tl.load(slot, mask=mask, other=0.0)
+        larger = tl.maximum(largest, tl.max(log_sum, axis=0))
+        share, before = tl.exp(log_sum - larger[None, :]), tl.exp(largest - larger)
+        total = total * before + tl.sum(share, axis=0)
+        values = values * before + tl.sum(share * mean, axis=0)
+        largest = larger
+    y = tl.sum(W.to(tl.float32) * (values / total)[None, :], axis=1) + fixed
     tl.store(x + row, tl.load(x + row, mask=there, other=0.0) + y, mask=there)
 
 
@@ -168,7 +170,7 @@ def add_linear(
 
 
 @triton.jit
-def choose(best, n, token, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def choose(best, n, token, V, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """The likeliest token, of n programs' best; of equals the first."""
     _go_on(EARLY)
     _wait(EARLY)
@@ -176,4 +178,4 @@ def choose(best, n, token, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     value = tl.load(best + 2 * number, mask=number < n, other=float("-inf"))
     row = tl.load(best + 2 * number + 1, mask=number < n, other=1e9)
     chosen = tl.min(tl.where(value == tl.max(value, axis=0), row, 1e9), axis=0)
-    tl.store(token, chosen.to(tl.int64))
+    tl.store(token, tl.minimum(chosen.to(tl.int64), V - 1))

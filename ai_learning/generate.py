@@ -8,7 +8,7 @@ import codecs
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -176,15 +176,16 @@ def stream(
     if use_cache and T <= block_size:
         cache = KVCache(model.config, B, min(end, block_size), model.wte.weight.dtype, idx.device)
     pick = _picker(model, sampling, B, max_new_tokens, generator)
-    alone = B == 1 and padding is None and max_new_tokens >= decode_triton.WORTH_STEPS
+    alone = cache is not None and B == 1 and padding is None
+    alone = alone and min(end, block_size) - T >= decode_triton.WORTH_STEPS
     decoder: decode_triton.Decoder | None = None  # once the prompt is in the cache
     was_training = model.training
     model.eval()
     try:
         for length in range(T, end):
             start = max(0, length - block_size)  # the window slides once the context is full
-            if alone and length == T + 1 and cache is not None and decode_triton.suits(model):
-                decoder = decode_triton.Decoder(model, cache)
+            if alone and length == T + 1 and decode_triton.suits(model):
+                decoder = decode_triton.Decoder(model, cast(KVCache, cache))
             if decoder is not None and start == 0:
                 chosen = _next_of(decoder, tokens[:, :length], sampling, generator)
             elif cache is not None and start == 0:

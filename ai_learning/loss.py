@@ -168,7 +168,7 @@ def _linear_cross_entropy(
         _check_targets(flat_targets, weight.size(0))
     by_triton = triton_use.usable(hidden, weight, targets)
     if torch.is_autocast_enabled(hidden.device.type):
-        # A custom function runs outside autocast: give it what the matrix product would have been given.
+        # What is written to a given place is not cast: give it what the matrix product would have been given.
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, tie = hidden.to(dtype), None  # the embedding's is another weight
         weight = weight if by_triton else weight.to(dtype)
@@ -369,7 +369,7 @@ class _LossByTriton(_LinearCrossEntropy):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, tie: _Tie | None
     ) -> Tensor:
-        ctx.tie = tie
+        ctx.tie = None  # on a GPU the embedding hands its rows back by itself
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         loss, *gradients = loss_triton.loss_and_gradients(hidden, weight, targets, shares, needs)
         ctx.save_for_backward(*gradients)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .triton_use import launch
+
 CHUNK_BYTES = 2**30
 """of a chunk's logits"""
 _ALIGNED = 128
@@ -34,6 +36,7 @@ def loss_and_gradients(
     Returns:
         Loss () in float32, gradients (N, C) like hidden and (V, C) in float32, or ``None``.
     """
+    targets, shares = targets.contiguous(), shares.contiguous()
     N, V = len(hidden), len(weight)
     head = _padded(weight, hidden.dtype)  # (V', C)
     losses = torch.empty(N, dtype=torch.float32, device=hidden.device)
@@ -45,9 +48,9 @@ def loss_and_gradients(
         rows = slice(start, min(start + chunk, N))
         part, p = hidden[rows], buffer[: rows.stop - start]  # (n, C), (n, V')
         torch.mm(part, head.T, out=p)
-        _kernels().softmax_gradient[(len(p),)](
-            p, targets[rows], shares[rows], losses[rows], p.stride(0), V, len(head),
-            BLOCK=_BLOCK, num_warps=_WARPS,
+        launch(
+            _kernels().softmax_gradient, (len(p),), p, targets[rows], shares[rows], losses[rows], p.stride(0),
+            V, len(head), GRADIENT=any(needs), BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
         if d_hidden is not None:
             torch.mm(p, head, out=d_hidden[rows])

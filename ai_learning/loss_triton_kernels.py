@@ -8,10 +8,13 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def softmax_gradient(logits, target, share, loss, stride, V, COLUMNS, BLOCK: tl.constexpr):
+def softmax_gradient(
+    logits, target, share, loss, stride, V, COLUMNS, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+):
     """Row by row, in place: logits → share · (softmax − one_hot(target)); loss = −share · log p(target).
 
-    Columns from V to COLUMNS only fill the row up: they are no logits, and get zeros.
+    Columns from V to COLUMNS only fill the row up: they are no logits, and get zeros. Without GRADIENT the
+    logits stay.
     """
     row = tl.program_id(0)
     start = logits + row.to(tl.int64) * stride
@@ -31,7 +34,7 @@ def softmax_gradient(logits, target, share, loss, stride, V, COLUMNS, BLOCK: tl.
     log_sum = top + tl.log(tl.sum(total * tl.exp2((largest - top) * LOG2_E), axis=0))
     counts = share_of_row != 0  # where nothing counts, nothing matters
     tl.store(loss + row, tl.where(counts, share_of_row * (log_sum - wanted), 0.0))
-    for first in range(0, COLUMNS, BLOCK):
+    for first in range(0, COLUMNS if GRADIENT else 0, BLOCK):
         place = first + column
         x = tl.load(start + place, mask=place < V, other=float("-inf")).to(tl.float32)
         p = tl.exp2((x - log_sum) * LOG2_E)

@@ -202,6 +202,7 @@ def train(
         loss_fn: mean loss of a batch, a scalar tensor.
         batches: the n-th batch, n from 0; the same n must always give the same batch. For many processes
             this process's rows of it, as many on each, with its ``world_size`` to say so (``TokenBatches``).
+            ``fixed_shapes``, if it has that and it is true, says that all are of one shape.
         config: how to train.
         out: the run's folder.
         evaluate: held-out metrics with a ``val_loss``, the same on every process; must not draw from the
@@ -244,10 +245,10 @@ def train(
         model = model.to(device)
         if config.checkpoint_activations:
             stack.enter_context(checkpointed(model))
-        stack.enter_context(on_a_gpu(model, device, pick_dtype(device, config.dtype), config.compile))
         if config.compile:
-            as_one = not (team.distributed or config.checkpoint_activations)
-            stack.enter_context(compiled(model, as_one))
+            in_one_piece = not (team.distributed or config.checkpoint_activations)
+            fixed_shapes = device.type == "cpu" or getattr(batches, "fixed_shapes", False)
+            stack.enter_context(compiled(model, as_one=in_one_piece and fixed_shapes))
         trainer = _Trainer(
             model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer
         )
@@ -299,7 +300,8 @@ class _Trainer:
         self.team = team
         self.device = next(model.parameters()).device
         self.flops_per_token = flops_per_token(model)
-        dtype = pick_dtype(self.device, config.dtype)
+        self.dtype = dtype = pick_dtype(self.device, config.dtype)
+        self.fixed_shapes: bool = getattr(batches, "fixed_shapes", False)
         self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
         self.optimizer: torch.optim.Optimizer | Together = (
             optimizer_of(model, config) if optimizer is None else optimizer(model)
@@ -377,7 +379,10 @@ class _Trainer:
         total, n_tokens = torch.zeros((), device=self.device), 0
         for micro in range(config.grad_accum):
             batch = to_device(self.batches(self.step * config.grad_accum + micro), self.device)
-            with self.team.synchronised(self.root, last=micro == config.grad_accum - 1):
+            with (
+                self.team.synchronised(self.root, last=micro == config.grad_accum - 1),
+                on_a_gpu(self.model, self.device, self.dtype, self.fixed_shapes),
+            ):
                 with self.autocast():
                     loss = self.root(self.loss_fn, batch)
                 (loss / config.grad_accum).backward()

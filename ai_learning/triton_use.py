@@ -1,22 +1,59 @@
-"""When Triton's kernels may be used: on tensors that lie on a GPU, and are computed with as usual."""
+"""Triton's kernels: on which tensors they may be used, and how they are called."""
 
 import importlib.util
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .loops import as_usual
+
+Grid = tuple[int, ...]
+
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether all lie plainly on a GPU that Triton can write for, and nobody is tracing."""
-    if not all(t.is_cuda and type(t) in (Tensor, nn.Parameter) for t in tensors):
+    """Whether all lie plainly on one GPU that the kernels are written for, and are computed with as usual."""
+    device = tensors[0].device
+    if not all(t.is_cuda and t.device == device and type(t) in (Tensor, nn.Parameter) for t in tensors):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    return not torch._C._are_functorch_transforms_active() and is_installed()
+    return as_usual() and works_on(device)
 
 
 @cache
-def is_installed() -> bool:
-    """Whether there is Triton; it comes with PyTorch for CUDA."""
-    return importlib.util.find_spec("triton") is not None
+def works_on(device: torch.device) -> bool:
+    """Whether it is NVIDIA's, Ampere or later, and Triton can compile for it; if not, a warning says why.
+
+    What is computed without Triton is the same, more slowly.
+    """
+    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    from . import triton_use_kernels
+
+    try:
+        out = torch.zeros(1, device=device)
+        launch(triton_use_kernels.add_one, (1,), out)
+        return bool(out == 1)
+    except Exception as error:
+        warnings.warn(f"no Triton kernels, PyTorch's instead: {error}", stacklevel=2)
+        return False
+
+
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel can start before the one before it ends (programmatic dependent launch)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """In this context the tensors' GPU is the current one: Triton launches on that, whatever it is given."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def launch(kernel: Any, grid: Grid, *given: Any, **how: Any) -> None:
+    """Run a kernel on the GPU of its first tensor."""
+    with current(next(t.device for t in given if isinstance(t, Tensor))):
+        kernel[grid](*given, **how)

@@ -326,7 +326,9 @@ def four_bits(sizes: Sizes, device: torch.device) -> None:
     seconds = interleaved({name: _ten_times(calls, graph=cuda) for name, (calls, _) in runs.items()}, 10)
     eager = interleaved({name: _ten_times(calls, graph=False) for name, (calls, _) in runs.items()}, 10)
     bandwidth = copy_bandwidth(sizes.copy_bytes, device)
-    kernels = "Triton kernels" if nf4_triton.usable(layers[0].weight) else "no Triton kernels here"
+    kernels = (
+        "Triton kernels" if nf4_triton.usable(layers[0].weight, layers[0].state) else "no Triton kernels here"
+    )
     print(f"\n## NF4 with double quantization, {side} × {side}, {str(dtype)[6:]} ({kernels})\n")
     print("| | µs in a graph | share of copy bandwidth | µs called from Python |\n|---|---|---|---|")
     for name, (calls, moved) in runs.items():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ai_learning.device import compiled
+from ai_learning.device import compiled, on_a_gpu
 from ai_learning.model import GPT
 
 
@@ -31,3 +31,20 @@ def test_blocks_as_one_are_compiled_for_training_only(tiny_gpt: GPT, monkeypatch
     twin = copy.deepcopy(tiny_gpt)
     torch.nn.init.zeros_(tiny_gpt.ln_f.weight)
     assert not torch.equal(twin(idx), tiny_gpt(idx))  # a copy runs its own blocks
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("autocast_on", [True, False])
+def test_a_gpus_stream_is_narrow_in_training_under_autocast(
+    tiny_gpt: GPT, training: bool, autocast_on: bool
+) -> None:
+    seen = []
+    tiny_gpt.train(training).h[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    idx = torch.zeros(1, 3, dtype=torch.long)
+    for device in ("cuda", "cpu"):  # the first as if the model lay there: it only says whom the hooks are for
+        with on_a_gpu(tiny_gpt, torch.device(device), torch.bfloat16, fixed_shapes=False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast_on):
+                tiny_gpt(idx)
+    narrow = training and autocast_on
+    assert seen == [torch.bfloat16 if narrow else torch.float32, torch.float32]
+    assert not tiny_gpt.drop._forward_hooks

@@ -14,7 +14,7 @@ ROOT = Path(ai_learning.__file__).parent
 LAYERS = [
     {"shapes", "errors", "files", "pages", "loops", "gelu", "gelu_kernels", "cpu_attention"}
     | {"attention_kernels", "graphs", "linear", "products", "product_kernels", "row_layers", "row_kernels"}
-    | {"cpu_mlp", "split", "triton_use", "loss_triton", "loss_triton_kernels"},
+    | {"cpu_mlp", "split", "triton_use", "triton_use_kernels", "loss_triton", "loss_triton_kernels"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "fast_adamw", "training_kernels", "generate", "int8", "speculative"}
     | {

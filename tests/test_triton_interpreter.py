@@ -1,6 +1,6 @@
 """The GPU's kernels of the loss and of one-token steps, in Triton's interpreter: where there is no GPU.
 
-`pip install triton` has them run; on a GPU, `test_gpu.py` tests the kernels themselves.
+`pip install triton` has them run; on a GPU, `test_on_a_gpu.py` tests the kernels themselves.
 """
 
 import importlib.util

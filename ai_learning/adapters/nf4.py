@@ -168,7 +168,7 @@ def dequantize_4bit(
             f"{-(-n // state.blocksize)} are needed"
         )
     dtype = dtype or state.dtype
-    if fast and nf4_triton.usable(packed):
+    if fast and nf4_triton.usable(packed, state):
         return nf4_triton.dequantize(packed.reshape(-1), state, dtype).view(state.shape)
     absmax = state.block_absmax()
     dequantize = nf4_fast.dequantize if fast and nf4_fast.usable(packed, absmax) else _dequantize_plain

@@ -154,7 +154,7 @@ class NF4Linear(nn.Module):
         dtype = self.compute_dtype_for(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         if x.numel() == self.in_features and not torch.is_grad_enabled() and self._fused(x):
-            one = nf4_triton.multiply(self.weight, self.state, x.to(dtype).reshape(-1), bias)
+            one = nf4_triton.multiply(self.weight, self.state, x.to(dtype).reshape(-1).contiguous(), bias)
             return one.to(x.dtype).view(*x.shape[:-1], -1)
         with torch.autocast(x.device.type, enabled=False):
             weight: Callable[[], Tensor] = lambda: self.dequantize(dtype)  # noqa: E731
@@ -163,7 +163,11 @@ class NF4Linear(nn.Module):
 
     def _fused(self, x: Tensor) -> bool:
         """Whether one token's product can be had without de-quantising the weight."""
-        return self.in_features % 2 == 0 and x.is_cuda and nf4_triton.usable(self.weight)
+        return (
+            self.in_features % 2 == 0
+            and x.device == self.weight.device
+            and nf4_triton.usable(self.weight, self.state)
+        )
 
     # ---- state in bitsandbytes' layout -----------------------------------------------------------
 

@@ -8,14 +8,15 @@ weight goes from its codes into the product. Both read the doubly quantized absm
 against.
 """
 
-from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..triton_use import usable as usable
+from .. import triton_use
+from ..triton_use import launch
 from .codes import code_table, dynamic_code
 
 _DEQUANTIZE = {"bytes": 512, "warps": 1}
@@ -26,6 +27,12 @@ _ANY_ROWS, _ANY_BYTES = 4, 512
 """rows, and bytes of each at once, where blocks and rows do not fit together"""
 
 
+def usable(packed: Tensor, state: Any) -> bool:
+    """Whether the kernels take these: on a GPU, with blocks of the usual sizes."""
+    blocksize: int = state.blocksize
+    return blocksize & (blocksize - 1) == 0 and blocksize <= 4096 and triton_use.usable(packed, state.absmax)
+
+
 def dequantize(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     """The tensor (n,) that the codes stand for: ``table[code] · absmax`` in fp32, rounded once to ``dtype``.
 
@@ -34,12 +41,12 @@ def dequantize(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
         state: the `QuantState` that goes with them.
         dtype: of the result.
     """
-    n = _product(state.shape)
+    n = prod(state.shape)
     out = torch.empty(n, dtype=dtype, device=packed.device)
     per_block = state.blocksize // 2
     blocks = max(1, _DEQUANTIZE["bytes"] // per_block)
-    kernels().dequantize[(-(-n // (blocks * state.blocksize)),)](
-        packed, *_scales(state), out, n,
+    launch(
+        kernels().dequantize, (-(-n // (blocks * state.blocksize)),), packed, *_scales(state), out, n,
         NESTED=state.nested, BLOCKS=blocks, BYTES=per_block, num_warps=_DEQUANTIZE["warps"], **_EXACT,
     )  # fmt: skip
     return out
@@ -57,23 +64,22 @@ def multiply(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None = None) 
     rows, columns = state.shape
     out = torch.empty(rows, dtype=x.dtype, device=x.device)
     given = (packed, *_scales(state), x, out if bias is None else bias, out)
-    how = {"NESTED": state.nested, "BIAS": bias is not None}
+    how: dict[str, Any] = {"NESTED": state.nested, "BIAS": bias is not None}
     if columns % state.blocksize == 0 and state.blocksize % 32 == 0:
         n, groups, warps = (_MULTIPLY[name] for name in ("rows", "groups", "warps"))
-        how["LOOK_UP"], words = look_up(state.quant_type, x.dtype, x.device)
-        how["BLOCKSIZE"] = state.blocksize
-        kernels().multiply[(-(-rows // n),)](
-            *given, words, rows, columns, **how, ROWS=n, GROUPS=groups, num_warps=warps
+        ptx, words = look_up(state.quant_type, x.dtype, x.device)
+        how |= {"LOOK_UP": ptx, "BLOCKSIZE": state.blocksize, "ROWS": n, "GROUPS": groups, "num_warps": warps}
+        launch(
+            kernels().multiply, (-(-rows // n),), *given, x if words is None else words, rows, columns, **how
         )
     else:
+        how |= {"ROWS": _ANY_ROWS, "COLUMNS": _ANY_BYTES}
         grid = (-(-rows // _ANY_ROWS),)
-        kernels().multiply_any[grid](
-            *given, rows, columns, state.blocksize, **how, ROWS=_ANY_ROWS, COLUMNS=_ANY_BYTES
-        )
+        launch(kernels().multiply_any, grid, *given, rows, columns, state.blocksize, **how)
     return out
 
 
-def look_up(quant_type: str, dtype: torch.dtype, device: torch.device) -> tuple[str, Tensor]:
+def look_up(quant_type: str, dtype: torch.dtype, device: torch.device) -> tuple[str, Tensor | None]:
     """PTX that makes of 4 bytes of codes the 8 values, rounded to 16 bits, and the table's words for it.
 
     To read 8 values from a table takes 8 addresses and 8 loads. But a register holds 4 bytes of it, and
@@ -82,7 +88,7 @@ def look_up(quant_type: str, dtype: torch.dtype, device: torch.device) -> tuple[
     same for the lower bytes. 31 instructions instead of some 60.
     """
     if dtype not in _PTX or device.type != "cuda":
-        return "", torch.empty(0)
+        return "", None
     return _PTX[dtype], _words(quant_type, dtype, device)
 
 
@@ -161,13 +167,6 @@ def _table(quant_type: str, device: torch.device) -> Tensor:
 def _dynamic_code(device: torch.device) -> Tensor:
     """Copied to the GPU once: a copy in every call would wait for all that runs."""
     return dynamic_code().to(device)
-
-
-def _product(shape: Sequence[int]) -> int:
-    n = 1
-    for size in shape:
-        n *= size
-    return n
 
 
 @cache

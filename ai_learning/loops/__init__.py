@@ -17,7 +17,7 @@ from . import threads
 from .store import StoredLoop, processor_has
 from .threads import run
 
-__all__ = ["Loops", "StoredLoop", "processor_has", "ready", "run", "usable"]
+__all__ = ["Loops", "StoredLoop", "as_usual", "processor_has", "ready", "run", "usable"]
 
 
 class Loops:
@@ -58,9 +58,14 @@ def ready(*loops: StoredLoop) -> bool:
 
 def usable(*tensors: Tensor, contiguous: bool = True) -> bool:
     """Whether loops on float32 take these: plain in main memory, and computed with as usual."""
+    if not as_usual():
+        return False
+    return is_plain(*tensors, contiguous=contiguous) and all(t.dtype == torch.float32 for t in tensors)
+
+
+def as_usual() -> bool:
+    """Whether tensors are computed with, not traced or transformed."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     traced = traced or torch._C._len_torch_dispatch_stack() > 0  # make_fx, fake tensors, counters of FLOPs
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    if traced or transformed:
-        return False
-    return is_plain(*tensors, contiguous=contiguous) and all(t.dtype == torch.float32 for t in tensors)
+    return not (traced or transformed)

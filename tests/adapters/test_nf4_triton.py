@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ai_learning import triton_use
 from ai_learning.adapters import NF4Linear, nf4_triton
 from ai_learning.adapters.codes import code_table
 from ai_learning.adapters.nf4 import QuantState, dequantize_4bit, quantize_4bit
@@ -45,20 +46,22 @@ def check_dequantize(device: str) -> None:
 def check_multiply(device: str) -> None:
     """One token's product equals that with the de-quantised weight."""
     torch.manual_seed(0)
-    for number, (rows, columns) in enumerate(((1, 2), (5, 6), (7, 30), (65, 66), (13, 1026), (130, 256))):
+    shapes = ((1, 2), (5, 6), (7, 30), (65, 66), (13, 1026), (130, 256), (3, 128), (5, 2560), (2, 64))
+    for number, (rows, columns) in enumerate(shapes):
         for nested in (False, True):
-            dtype = DTYPES[number % 3]
-            weight, x = torch.randn(rows, columns), torch.randn(columns).to(dtype)
-            bias = torch.randn(rows).to(dtype) if nested else None
-            packed, state = quantize_4bit(weight, compress_statistics=nested)
-            W = reference(packed, state, dtype, device)
-            want = W.double() @ x.double() + (0 if bias is None else bias.double())
-            got = nf4_triton.multiply(
-                packed.to(device).view(-1), state.to(device), x.to(device),
-                None if bias is None else bias.to(device),
-            ).cpu()  # fmt: skip
-            rough = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
-            torch.testing.assert_close(got.double(), want, rtol=rough, atol=rough * columns**0.5)
+            kind, blocksize = ("nf4", "fp4", "int4")[number % 3], (64, 128, 32)[number // 3 % 3]
+            for dtype in DTYPES:
+                weight, x = torch.randn(rows, columns), torch.randn(columns).to(dtype)
+                bias = torch.randn(rows).to(dtype) if nested else None
+                packed, state = quantize_4bit(weight, kind, blocksize=blocksize, compress_statistics=nested)
+                W = reference(packed, state, dtype, device)
+                want = W.double() @ x.double() + (0 if bias is None else bias.double())
+                got = nf4_triton.multiply(
+                    packed.to(device).view(-1), state.to(device), x.to(device),
+                    None if bias is None else bias.to(device),
+                ).cpu()  # fmt: skip
+                rough = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
+                torch.testing.assert_close(got.double(), want, rtol=rough, atol=rough * columns**0.5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -96,7 +99,17 @@ def test_a_layer_takes_the_fused_product_for_one_token() -> None:
 
 
 def test_a_cpu_tensor_is_left_to_the_other_versions() -> None:
-    assert not nf4_triton.usable(torch.zeros(4, dtype=torch.uint8))
+    packed, state = quantize_4bit(torch.randn(8, 64))
+    assert not nf4_triton.usable(packed, state)
+
+
+@pytest.mark.parametrize(("blocksize", "fits"), [(64, True), (4096, True), (96, False), (8192, False)])
+def test_other_blocks_are_left_to_the_other_versions(
+    monkeypatch: pytest.MonkeyPatch, blocksize: int, fits: bool
+) -> None:
+    monkeypatch.setattr(triton_use, "usable", lambda *tensors: True)
+    packed, state = quantize_4bit(torch.randn(8, 3000), blocksize=blocksize)
+    assert nf4_triton.usable(packed, state) == fits
 
 
 def after(ptx: str, register: int) -> list[int]:

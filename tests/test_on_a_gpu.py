@@ -1,5 +1,6 @@
 """What only a GPU does, beside the CPU's definition: the loss, steps of one token, training, optimizers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ai_learning import decode_triton, loss_triton
+from ai_learning import loss as loss_module
 from ai_learning.batches import TokenBatches
 from ai_learning.device import on_a_gpu
 from ai_learning.generate import generate
@@ -22,14 +24,18 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def exact_products() -> None:
+def exact_products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("vocab_size", [5, 128, 5000, 50257])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_loss_and_its_gradients(monkeypatch: pytest.MonkeyPatch, vocab_size: int, weighted: bool) -> None:
     monkeypatch.setattr(loss_triton, "CHUNK_BYTES", 4 * 300 * vocab_size)  # several chunks
+    monkeypatch.setattr(loss_module, "_FEW_LOGITS", 0)
     hidden, weight = torch.randn(700, 64), torch.randn(vocab_size, 64) / 8
     targets = torch.randint(0, vocab_size, (700,))
     targets[::7] = -100
@@ -61,6 +67,21 @@ def test_the_loss_in_bfloat16_is_that_of_its_logits() -> None:
     want.backward()
     assert mine.dtype == torch.float32
     assert float((mine - weight.grad).norm() / weight.grad.norm()) < 5e-3
+
+
+def test_targets_that_lie_apart() -> None:
+    hidden, weight = torch.randn(300, 16, device="cuda"), torch.randn(2000, 16, device="cuda")
+    targets = torch.randint(0, 2000, (300, 3), device="cuda")
+    for some in (targets[:, 0], targets[:1, 0].expand(300)):
+        found = linear_cross_entropy(hidden, weight, some)
+        torch.testing.assert_close(found, F.cross_entropy(hidden @ weight.T, some), rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_that_is_none_makes_the_loss_nan() -> None:
+    hidden, weight = torch.randn(300, 16, device="cuda"), torch.randn(2000, 16, device="cuda")
+    for wrong in (2000, -7):
+        targets = torch.full((300,), wrong, device="cuda")
+        assert linear_cross_entropy(hidden, weight, targets).isnan()
 
 
 def gpt(**changes: object) -> GPT:
@@ -97,6 +118,36 @@ def test_a_decoder_step_is_the_models(changes: dict[str, object], early: bool) -
             assert torch.equal(decoder.likeliest, token[0])
 
 
+@pytest.mark.parametrize("width", [768, 1280])
+@torch.inference_mode()
+def test_a_decoder_in_bfloat16_is_nearer_to_float32_than_the_model(width: int) -> None:
+    sizes = {"vocab_size": 50257, "block_size": 2048, "n_layer": 4, "n_head": width // 64, "n_embd": width}
+    exact = gpt(**sizes)
+    model = GPT(exact.config).cuda().bfloat16().eval()
+    model.load_state_dict(exact.state_dict())
+    exact.load_state_dict(model.state_dict())  # the same rounded weights
+    idx = torch.randint(0, 50257, (1, 1500), device="cuda")
+    own, narrow = (KVCache(model.config, 1, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    wide = KVCache(model.config, 1, device="cuda")
+    for net, cache in ((model, own), (model, narrow), (exact, wide)):
+        net.hidden(idx, cache=cache)
+    decoder, token = decode_triton.Decoder(model, own), idx[:, -1:]
+    for _ in range(30):
+        want = exact(token, cache=wide)[:, -1]
+        rounded = model(token, cache=narrow)[:, -1].float()
+        decoder.step(token)
+        assert float((decoder.logits - want).norm()) < float((rounded - want).norm())
+        token = want.argmax(-1, keepdim=True)
+
+
+def test_a_prompt_as_long_as_the_block() -> None:
+    model = gpt()
+    for length in (180, 199, 200, 201):
+        prompt = torch.randint(0, 300, (1, length), device="cuda")
+        found = generate(model, prompt, 30, temperature=0)
+        assert torch.equal(found, generate(model, prompt, 30, temperature=0, use_cache=False))
+
+
 def test_generating_is_the_cpus() -> None:
     model = gpt()
     prompt = torch.randint(0, 300, (1, 9), device="cuda")
@@ -122,16 +173,6 @@ def test_a_full_cache_is_an_error() -> None:
         decoder.step(torch.zeros(1, 1, dtype=torch.long, device="cuda"))
         with pytest.raises(ValueError, match="6 positions are full"):
             decoder.step(torch.zeros(1, 1, dtype=torch.long, device="cuda"))
-
-
-def test_what_the_decoder_leaves_to_the_model() -> None:
-    from ai_learning.adapters import LoRAConfig, inject_lora
-
-    assert not decode_triton.suits(gpt(norm_first=False))
-    assert not decode_triton.suits(gpt(positions="rotary"))
-    model = gpt()
-    inject_lora(model, LoRAConfig(r=2))
-    assert not decode_triton.suits(model)
 
 
 def _train(path: Path, text: np.ndarray, **changes: object) -> float:
