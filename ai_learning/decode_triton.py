@@ -38,7 +38,7 @@ _MADE_OF = (
 
 
 def suits(model: nn.Module) -> bool:
-    """Whether it is GPT-2 as published, on a GPU, in a dtype that Triton multiplies, and watched by nobody."""
+    """Whether it is GPT-2 as published, on a GPU, watched by nobody, in a dtype that Triton multiplies."""
     if type(model) is not GPT or torch_module._has_any_global_hook():
         return False
     config, D = model.config, model.config.head_size

@@ -42,9 +42,11 @@ def test_a_gpus_stream_is_narrow_in_training_under_autocast(
     tiny_gpt.train(training).h[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     idx = torch.zeros(1, 3, dtype=torch.long)
     for device in ("cuda", "cpu"):  # the first as if the model lay there: it only says whom the hooks are for
-        with on_a_gpu(tiny_gpt, torch.device(device), torch.bfloat16, fixed_shapes=False):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast_on):
-                tiny_gpt(idx)
+        with (
+            on_a_gpu(tiny_gpt, torch.device(device), torch.bfloat16, fixed_shapes=False),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast_on),
+        ):
+            tiny_gpt(idx)
     narrow = training and autocast_on
     assert seen == [torch.bfloat16 if narrow else torch.float32, torch.float32]
     assert not tiny_gpt.drop._forward_hooks
