@@ -92,9 +92,12 @@ def plan_memory(
     # In the backward pass of one block: the gradients of its widest states and of its input.
     working: float = 4 * (2 * config.mlp_width + 3 * width)
     if recompute:  # the loss finds the blocks' inputs only; what a block computes comes back in its own turn
-        blocks = sum(isinstance(module, Block) for module in model.modules())
-        working += kept / max(1, blocks)
-        kept = blocks * 4 * width
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        working += kept / max(1, len(blocks))
+        kept = len(blocks) * 4 * width
+        if blocks and not max(blocks[0].parameters(), key=Tensor.numel).requires_grad:
+            # Adapters: of the two wide gradients, the second takes the place of states that the first freed.
+            working -= 4 * config.mlp_width
     trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
     table: Any = model.lm_head  # adapters on it need the gradient of its whole weight, too
     needs_gradient = any(p.requires_grad for p in table.parameters())

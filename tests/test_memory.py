@@ -69,6 +69,7 @@ print(json.dumps([plan.peak, peak.bytes, plan.lines()]))
         ("full", True, 1, 4, 256, 2000),
         ("lora", False, 1, 4, 256, 2000),
         ("lora", True, 1, 4, 256, 8000),
+        ("qlora", True, 1, 4, 256, 2000),
         ("qlora", False, 1, 4, 256, 2000),
     ],
     ids=str,
