@@ -77,9 +77,8 @@ def norm_linear(
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     tl.store(out + row, y, mask=there)
     if BEST:
-        y = tl.where(
-            there, tl.where(y == y, y, float("inf")), float("-inf")
-        )  # NaN is the largest, as in PyTorch
+        y = tl.where(y == y, y, float("inf"))  # NaN is the largest, as in PyTorch
+        y = tl.where(there, y, float("-inf"))
         tl.store(best + 2 * tl.program_id(0), tl.max(y, axis=0))
         first = tl.min(tl.where(y == tl.max(y, axis=0), row, n_out), axis=0)
         tl.store(best + 2 * tl.program_id(0) + 1, first.to(tl.float32))

@@ -1,0 +1,88 @@
+"""Every Triton kernel compiles, down to a GPU's instructions, where there is no GPU (`pip install triton`).
+
+The interpreter (`test_triton_interpreter.py`) shows that they compute what they should, but it takes Python
+that the compiler does not, and never sees PTX.
+"""
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from ai_learning.adapters import nf4_triton  # noqa: E402
+
+WEIGHTS = ("*bf16", "*fp16", "*fp32")
+WIDE = {"place", "token", "target"}  # int64
+FLOAT32 = {
+    "x", "qkv", "part", "a", "best", "fixed", "share", "loss", "table", "dynamic", "nested_absmax", "offset",
+}  # fmt: skip
+
+
+def compiled(module: str, name: str, capability: int, types: dict[str, str], **constants: Any) -> None:
+    """Compile a kernel, its arguments of the usual types but for those given."""
+    kernel = getattr(importlib.import_module(f"ai_learning.{module}"), name)
+    options = {"num_warps": constants.pop("num_warps", 4)}
+    if constants.get("EARLY"):
+        options["launch_pdl"] = True
+    usual = {**dict.fromkeys(FLOAT32, "*fp32"), **dict.fromkeys(WIDE, "*i64"), "eps": "fp32", "scale": "fp32"}
+    signature = {
+        argument: "constexpr" if argument in constants else {**usual, **types}.get(argument, "i32")
+        for argument in kernel.arg_names
+    }
+    place = kernel.arg_names.index
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(place(argument),): value for argument, value in constants.items()},
+        attrs={(place(n),): [["tt.divisibility", 16]] for n, kind in signature.items() if kind[0] == "*"},
+    )
+    assert triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+
+
+@pytest.mark.parametrize(("capability", "EARLY"), [(80, False), (90, True)])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_decoders(weight: str, capability: int, EARLY: bool) -> None:
+    def check(name: str, types: dict[str, str], **constants: Any) -> None:
+        compiled("decode_triton_kernels", name, capability, types, EARLY=EARLY, **constants)
+
+    weights = {"weight": weight, "bias": weight, "gain": weight}
+    check("embed", {"wte": weight, "wpe": weight}, BLOCK=1024)
+    for gelu, best in (("", True), ("tanh", False), ("none", False)):
+        check("norm_linear", {**weights, "out": "*fp32"}, GELU=gelu, BEST=best, ROWS=8, BLOCK=1024)
+    check("attend", {"k_cache": weight, "v_cache": weight}, D=64, CHUNK=128)
+    check("project", weights, CHUNK=128, MOST=8, BIAS=True, ROWS=8, BLOCK=1024)
+    check("add_linear", weights, BIAS=True, ROWS=4, BLOCK=4096, num_warps=8)
+    check("choose", {"token": "*i64"}, BLOCK=8192, num_warps=8)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("logits", WEIGHTS)
+def test_the_losss(logits: str, gradient: bool) -> None:
+    compiled("loss_triton_kernels", "softmax_gradient", 80, {"logits": logits}, GRADIENT=gradient, BLOCK=4096,
+             num_warps=32)  # fmt: skip
+
+
+@pytest.mark.parametrize("NESTED", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_those_of_four_bits(dtype: torch.dtype, NESTED: bool) -> None:
+    kind = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
+    types = {"packed": "*u8", "absmax": "*u8" if NESTED else "*fp32", "x": kind, "bias": kind, "out": kind}
+    ptx = nf4_triton._PTX.get(dtype, "")
+    types["words"] = "*i32" if ptx else kind
+
+    def check(name: str, **constants: Any) -> None:
+        compiled("adapters.nf4_triton_kernels", name, 80, types, NESTED=NESTED, **constants)
+
+    check("dequantize", BLOCKS=16, BYTES=32)
+    check("multiply", BIAS=True, BLOCKSIZE=64, ROWS=1, GROUPS=64, LOOK_UP=ptx)
+    check("multiply_any", BIAS=True, ROWS=4, COLUMNS=512)
+
+
+def test_the_one_that_is_tried_first() -> None:
+    compiled("triton_use_kernels", "add_one", 80, {"out": "*fp32"})
