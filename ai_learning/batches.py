@@ -39,6 +39,7 @@ class TokenBatches:
     """
 
     fixed_shapes = True
+    """``train`` is told that every batch has the same shape"""
 
     def __init__(
         self,

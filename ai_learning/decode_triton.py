@@ -28,7 +28,7 @@ _CHUNK, _CHUNKS = 128, 8
 """Keys of a program, and how many programs' results are put together at once."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WORTH_STEPS = 16
-"""Tokens from which on it is worth recording a graph (some 20 ms)."""
+"""Tokens from which on it is worth recording a graph (less than 16 ms with 124M parameters on an H200)."""
 
 
 _MADE_OF = (

@@ -166,7 +166,7 @@ def _linear_cross_entropy(
     flat_targets = targets.reshape(-1).long()
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(flat_targets, weight.size(0))
-    by_triton = triton_use.usable(hidden, weight, targets)
+    by_triton = hidden.dtype != torch.float64 and triton_use.usable(hidden, weight, targets)
     if torch.is_autocast_enabled(hidden.device.type):
         # What is written to a given place is not cast: give it what the matrix product would have been given.
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -180,8 +180,8 @@ def _linear_cross_entropy(
         return F.cross_entropy(F.linear(flat, weight), flat_targets, ignore_index=IGNORE_INDEX)
     counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
-    if by_triton and shares.dtype == torch.float32:
-        loss: Tensor = _LossByTriton.apply(flat, weight, flat_targets, shares, tie)
+    if by_triton:
+        loss: Tensor = _LossByTriton.apply(flat, weight, flat_targets, shares.float(), tie)
     else:
         loss = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares, tie)
     return loss

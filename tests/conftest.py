@@ -1,8 +1,12 @@
 """Shared by all tests: a tiny GPT, quiet threads, and no network."""
 
+import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Tiny models gain nothing from threads, and lose much where the tests share the cores with something else.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,3 +43,26 @@ def tiny_config() -> GPTConfig:
 @pytest.fixture
 def tiny_gpt(tiny_config: GPTConfig) -> GPT:
     return GPT(tiny_config).eval()
+
+
+@pytest.fixture
+def in_triton_interpreter(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Calls of the test's own file, such as ``check()``, in a process of their own.
+
+    Triton reads TRITON_INTERPRET when it is imported.
+    """
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+
+    def run(call: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {request.path.stem} as tests; tests.{call}"],
+            cwd=request.path.parent,
+            env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    return run

@@ -3,11 +3,7 @@
 `pip install triton` has them run; on a GPU, `test_on_a_gpu.py` tests the kernels themselves.
 """
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -62,16 +58,6 @@ def check_decoder() -> None:
                 torch.testing.assert_close(k, want_k, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("check", ["check_loss", "check_decoder"])
-def test_in_the_interpreter(check: str) -> None:
-    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"from test_triton_interpreter import {check}; {check}()"],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_in_the_interpreter(in_triton_interpreter: Callable[[str], None], check: str) -> None:
+    in_triton_interpreter(f"{check}()")

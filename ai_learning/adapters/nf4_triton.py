@@ -55,6 +55,8 @@ def dequantize(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
 def multiply(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x Wᵀ + b`` for one row x (I,), W (O, I) in 4 bits, summed in fp32; (O,) in the dtype of x.
 
+    W is not rounded; but where x has 16 bits, the table's values may be, before absmax multiplies them.
+
     Args:
         packed: (O · I / 2,) uint8; I must be even, so that a row begins with a byte.
         state: the `QuantState` that goes with them.

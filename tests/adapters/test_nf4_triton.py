@@ -1,10 +1,6 @@
 """The GPU's kernels against the definition: on a GPU, and elsewhere through Triton's interpreter."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -64,20 +60,9 @@ def check_multiply(device: str) -> None:
                 torch.testing.assert_close(got.double(), want, rtol=rough, atol=rough * columns**0.5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("check", ["check_dequantize", "check_multiply"])
-def test_in_the_interpreter(check: str) -> None:
-    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    code = f"from test_nf4_triton import {check}; {check}('cpu')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_in_the_interpreter(in_triton_interpreter: Callable[[str], None], check: str) -> None:
+    in_triton_interpreter(f"{check}('cpu')")
 
 
 @pytest.mark.gpu
