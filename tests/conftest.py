@@ -63,6 +63,8 @@ def in_triton_interpreter(request: pytest.FixtureRequest) -> Callable[[str], Non
             text=True,
             check=False,
         )
+        if "only 0-dimensional arrays can be converted" in done.stderr:
+            pytest.skip("this Triton's interpreter cannot count loops with this numpy: take Triton 3.9")
         assert done.returncode == 0, done.stderr
 
     return run
