@@ -4,8 +4,8 @@ PyTorch's own kernel for CPUs hands matrices of a few rows to a library made for
 (`attention_kernels`) take 0.5 to 0.8 of its time.
 """
 
-import ctypes
 import math
+from array import array
 from typing import Any
 
 import torch
@@ -161,9 +161,9 @@ def _run(loop: StoredLoop, scratch_rows: int, *tensors: Tensor) -> None:
     for tensor in tensors:
         rows, heads, places = tensor.stride()[:3]
         told += (tensor.data_ptr(), 4 * rows, 4 * heads, 4 * places)
-    numbers = (ctypes.c_int64 * (len(told) + threads))(*told)  # what is left out is 0: not taken
-    numbers[TAKEN] = ctypes.addressof(numbers) + 8 * len(told)
-    run(loop, 0, B * H, B * H * T * T * D // 16, (ctypes.addressof(numbers),), ())
+    numbers = array("q", (*told, *[0] * threads))  # 0: not taken
+    numbers[TAKEN] = numbers.buffer_info()[0] + 8 * len(told)
+    run(loop, 0, B * H, B * H * T * T * D // 16, (numbers.buffer_info()[0],), ())
 
 
 # --- in a graph that torch.compile makes, which calls both passes without looking inside --------------------

@@ -12,10 +12,12 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..loops.compiler import fields, loop
+from ..loops.registers import prefetch
 from .nf4_kernels import BLOCKSIZE, POINTERS
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
+_AHEAD = 4096  # bytes; a line that is to be written is fetched while those before it are made
 _GROUP = 32  # elements, 16 bytes of codes, for each turn of the loop
 
 
@@ -44,8 +46,9 @@ def _codes(builder: Any, packed: Any, turn: Any) -> Any:
 
 def _store(builder: Any, vector: Any, out: Any, byte_offset: Any) -> None:
     # Never past the cache: what is de-quantised is multiplied next, and would have to be fetched again.
-    address = builder.inttoptr(builder.add(out, byte_offset), vector.type.as_pointer())
-    builder.store(vector, address, align=1)
+    address = builder.add(out, byte_offset)
+    prefetch(builder, builder.add(address, _I64(_AHEAD)), to_write=True)  # behind the end it does nothing
+    builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=1)
 
 
 def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:

@@ -25,7 +25,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .registers import LANES, VECTOR, load_vector
+from .registers import LANES, VECTOR, load_vector, prefetch
 
 TILE = 1024
 """bytes of a tile"""
@@ -54,9 +54,7 @@ def expect(typingctx, address):  # type: ignore[no-untyped-def]
     """Have a line of main memory brought into the second cache."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_ADDRESS, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [_address(builder, args[0], 0), _INT32(0), _INT32(2), _INT32(1)])
+        prefetch(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

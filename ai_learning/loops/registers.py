@@ -57,6 +57,15 @@ def splat_vector(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(one, one, ir.Constant(INTS, [0] * LANES))
 
 
+def prefetch(builder: Any, address: Any, to_write: bool = False) -> None:
+    """Have the line of main memory at an address brought into the second cache, to read or to write to."""
+    place = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    second_cache, data = 2, 1
+    builder.call(function, [place, _INT32(int(to_write)), _INT32(second_cache), _INT32(data)])
+
+
 def call_llvm(builder: Any, name: str, *vectors: Any) -> Any:
     """LLVM's own function of vectors."""
     kind = ir.FunctionType(VECTOR, [VECTOR] * len(vectors))

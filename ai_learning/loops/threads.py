@@ -8,6 +8,7 @@ left. In PyTorch's kernels, too, the first thread has the first part: it is in i
 
 import ctypes
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -94,10 +95,10 @@ def run(
     shares = min(threads * _SHARES_A_THREAD, elements // _WORTH_A_THREAD, last - first)
     gomp = _gomp() if threads > 1 and shares > 1 else None
     parallel, which = gomp or (None, 0)
-    shared = (ctypes.c_int64 * (FIELDS + JOB_LENGTH + max(0, shares)))(
-        shares, first, last, loop.address, threads, which, *numbers, *[t.data_ptr() for t in tensors]
-    )
-    address = ctypes.addressof(shared)
+    places = [t.data_ptr() for t in tensors]
+    shared = array("q", (shares, first, last, loop.address, threads, which, *numbers, *places))
+    shared.frombytes(bytes(8 * (JOB_LENGTH + max(0, shares))))  # no share is taken
+    address = shared.buffer_info()[0]  # an array of ctypes takes three times as long to make
     if parallel is not None:
         # Always all threads: another number than in PyTorch's last call would end some and start them anew.
         parallel(work.address, address, threads, 0)
