@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..linear import PLAIN
-from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm
+from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm, is_conv1d
 from .nf4_linear import NF4Linear
 
 Rows = Sequence[str | None]  # one adapter name for each row of a batch; None is the base model
@@ -26,13 +26,6 @@ class Adapter:
     scaling: float
     dropout: float
     use_dora: bool
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D: a linear layer whose weight is stored (in, out)."""
-    return any(
-        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__
-    )
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -194,7 +187,7 @@ class LoRALayer(nn.Module):
     def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
         """Stand a layer with the weight ``W + Σ s·B·A`` in for the frozen one, which is kept.
 
-        A 4-bit layer becomes an nn.Linear in the model's dtype (or ``dtype``): rounded back to 4 bits, the
+        A 4-bit layer becomes the plain one it was made from, in the model's dtype (or ``dtype``): rounded back to 4 bits, the
         sum would lose most of the update. A tied weight is not written to: the new weight is this layer's
         own.
 

@@ -1,6 +1,6 @@
 """The arithmetic of an adapted linear layer, with the gradients written out.
 
-Plain autograd would do; `LoRALinear` in `layers.py` still does wherever dropout or mixed types are in play.
+Plain autograd would do; `LoRALayer` in `layers.py` still does wherever dropout or mixed types are in play.
 Written out, the adapter's share is added in place, so a step needs no second tensor of the size of the
 output, and a 4-bit weight is de-quantised again in the backward pass instead of being kept.
 
@@ -11,13 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..linear import frozen_linear
 from ..products import mm
 
 DenseWeight = Callable[[], Tensor]  # gives the frozen weight (O, I); called again in the backward pass
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D: a linear layer whose weight is stored (in, out)."""
+    return any(
+        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__
+    )
 
 
 class FrozenLinear(torch.autograd.Function):

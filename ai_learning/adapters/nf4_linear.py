@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..linear import PLAIN
 from . import nf4_triton
 from .codes import dynamic_code
-from .linear import FrozenLinear
-from .nf4 import QuantState, check_state_shapes, dequantize_4bit, quantize_4bit
+from .linear import FrozenLinear, is_conv1d
+from .nf4 import ABSMAX_BLOCK, QuantState, check_state_shapes, dequantize_4bit, quantize_4bit
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PACKED = "weight.quant_state.bitsandbytes__"
@@ -41,7 +42,10 @@ class NF4Linear(nn.Module):
     Attributes:
         weight: (⌈n/2⌉, 1) uint8, the packed codes.
         state: the `QuantState` that goes with them.
+        plain_class: what it was made from and `as_linear` gives back: nn.Linear, or transformers' Conv1D.
     """
+
+    plain_class: type[nn.Module] = nn.Linear
 
     def __init__(
         self,
@@ -76,6 +80,8 @@ class NF4Linear(nn.Module):
         if not isinstance(linear, nn.Linear):  # Conv1D keeps (in, out)
             weight = weight.t()
         layer = cls._empty(weight.shape[1], weight.shape[0], **settings)
+        if type(linear) in PLAIN or is_conv1d(linear):
+            layer.plain_class = type(linear)
         layer.bias = linear.bias if isinstance(linear.bias, nn.Parameter) else None
         layer.quantize_(weight)
         return layer.train(linear.training)
@@ -129,11 +135,16 @@ class NF4Linear(nn.Module):
         """The dtype of the model around it: of the bias, which follows ``.to()``, or of the weight it had."""
         return self.state.dtype if self.bias is None else self.bias.dtype
 
-    def as_linear(self, weight: Tensor | None = None) -> nn.Linear:
-        """An nn.Linear with W (or ``weight``) and this bias."""
+    def as_linear(self, weight: Tensor | None = None) -> nn.Module:
+        """The plain layer it was made from (`plain_class`), with W or ``weight`` (out, in), and this bias."""
         weight = self.dequantize() if weight is None else weight
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        with torch.device("meta"):  # nothing is allocated, no random number drawn
+            if issubclass(self.plain_class, nn.Linear):
+                linear = self.plain_class(self.in_features, self.out_features)
+            else:  # Conv1D keeps (in, out)
+                linear, weight = self.plain_class(self.out_features, self.in_features), weight.t().contiguous()
         linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = None
         if self.bias is not None:
             same = self.bias.dtype == weight.dtype
             linear.bias = (
@@ -190,7 +201,7 @@ class NF4Linear(nn.Module):
         destination[prefix + "weight.quant_map"] = state.code.clone()
         if state.nested_absmax is not None and state.offset is not None:
             facts |= {
-                "nested_blocksize": 256,
+                "nested_blocksize": ABSMAX_BLOCK,
                 "nested_dtype": "float32",
                 "nested_offset": state.offset.item(),
             }
@@ -249,8 +260,10 @@ class NF4Linear(nn.Module):
         if tuple(facts["shape"]) != self.shape:
             raise InputError(f"it has shape {tuple(facts['shape'])}, the layer {self.shape}")
         nested = own.get("weight.nested_absmax")
-        if nested is not None and facts["nested_blocksize"] != 256:
-            raise InputError(f"nested_blocksize {facts['nested_blocksize']} is not supported, only 256")
+        if nested is not None and facts["nested_blocksize"] != ABSMAX_BLOCK:
+            raise InputError(
+                f"nested_blocksize {facts['nested_blocksize']} is not supported, only {ABSMAX_BLOCK}"
+            )
         absmax = own["weight.absmax"]
         if absmax.dim() != 1:
             raise InputError(

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import atomic_path, write_text
 from .config import LoRAConfig, anchored, exactly, find_targets, is_named
-from .layers import Adapter, LoRALayer, SavedModule, is_conv1d
+from .layers import Adapter, LoRALayer, SavedModule
+from .linear import is_conv1d
 from .lora import (
     DEFAULT,
     _adapter_tensors,

@@ -114,7 +114,6 @@ def finetune(
     if method not in METHODS:
         raise InputError(f"method={method!r} is not known: use {', '.join(METHODS)}")
     model = _trainable(lm)
-    turned = [path for path, module in model.named_modules() if type(module).__name__ == "Conv1D"]
     lora = lora or LoRAConfig(target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the adapters' first weights
@@ -137,7 +136,6 @@ def finetune(
     )
     if method != "full":
         eject_lora(model, merge=True)
-        _turn_back(model, turned)
     model.eval()
     save_model(lm, out)
     return result
@@ -154,20 +152,6 @@ def save_model(lm: LanguageModel, out: Path) -> Path:
     lm.tokenizer.save(out / "tokenizer")
     save_checkpoint(lm.model, out / "model.pt", tokenizer=tokenizer_reference(lm.tokenizer))
     return out / "model.pt"
-
-
-def _turn_back(model: nn.Module, paths: Sequence[str]) -> None:
-    """Layers of GPT-2 keep their weight as (in, out); those that were in 4 bits came back as (out, in)."""
-    from transformers.pytorch_utils import Conv1D
-
-    for path in paths:
-        layer = model.get_submodule(path)
-        if isinstance(layer, nn.Linear):
-            found = Conv1D(layer.out_features, layer.in_features)
-            found.weight = nn.Parameter(layer.weight.detach().T.contiguous())
-            found.bias = nn.Parameter(layer.bias.detach())
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, found)
 
 
 def _trainable(lm: LanguageModel) -> nn.Module:

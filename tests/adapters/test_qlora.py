@@ -276,3 +276,28 @@ def test_8_bit_optimizer_trains(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_transformers_gpt2_saves_and_reloads_after_a_merge(tmp_path):
+    """Its layers are Conv1D, with the weight (in, out): they come back as such, not as nn.Linear."""
+    transformers = pytest.importorskip("transformers")
+    _, model = hf_pair()
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    prepare_qlora(model, LoRAConfig(r=4))
+    disturb(model)
+    with torch.no_grad():
+        adapted = model(ids()).logits
+        eject_lora(model, merge=True)
+        assert {path: type(module) for path, module in model.named_modules()} == kinds
+        assert torch.allclose(model(ids()).logits, adapted, atol=1e-5)
+        model.save_pretrained(tmp_path)
+        reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.allclose(reloaded(ids()).logits, adapted, atol=1e-5)
+
+
+def test_our_own_layers_come_back_too():
+    model = gpt()
+    kinds = [type(module) for module in model.modules()]
+    prepare_qlora(model, LoRAConfig(r=4))
+    eject_lora(model, merge=True)
+    assert [type(module) for module in model.modules()] == kinds
