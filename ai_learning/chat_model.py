@@ -20,7 +20,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from .chat_template import apply_chat_template, read_chat_template
+from .chat_template import apply_chat_template, end_of_answer
 from .errors import InputError
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system"}
@@ -121,17 +121,14 @@ class GPTChatModel(LocalChatModel):
         """
         from .checkpoint import open_model
 
-        gpt, tokenizer, _ = open_model(source, device)
+        gpt, tokenizer, found = open_model(source, device)
         if tokenizer is None:
             raise InputError(f"{source} names no tokenizer")
-        path = Path(source)
-        folder = path.parent / "tokenizer" if path.is_file() else path
-        template, special = read_chat_template(folder) or (None, {})
         return cls(
             gpt=gpt,
             tokenizer=tokenizer,
-            template=template,
-            special=special,
+            template=found.get("chat_template"),
+            special=found.get("special_tokens", {}),
             name_of_model=str(source),
             **options,
         )
@@ -175,6 +172,8 @@ class GPTChatModel(LocalChatModel):
         from .generate import decode_stream
 
         ends = [self.special[name] for name in ("eos_token",) if self.special.get(name)]
+        if self.template is not None and (end := end_of_answer(self.template, **self.special)):
+            ends.append(end)
         return decode_stream(ids, self.tokenizer, stop=[*stop, *ends])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import write_text
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -51,6 +52,22 @@ def apply_chat_template(
         raise InputError(f"chat template: {' '.join(str(error).split())}") from None
 
 
+def end_of_answer(template: str, **variables: Any) -> str:
+    """What a template writes behind an assistant's answer, white space at its end aside: where to stop.
+
+    Raises:
+        InputError: see `apply_chat_template`.
+
+    Example:
+        >>> end_of_answer(CHATML)
+        '<|im_end|>'
+    """
+    question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
+    given = apply_chat_template(template, [question], add_generation_prompt=True, **variables)
+    whole = apply_chat_template(template, [question, answer], **variables)
+    return whole.removeprefix(given).rpartition("answer")[2].rstrip()
+
+
 def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
     """The template that lies beside a tokenizer, and its special tokens by name (``bos_token`` …).
 
@@ -82,6 +99,21 @@ def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
         if value is not None:
             tokens[name] = value["content"] if isinstance(value, dict) else value
     return template, tokens
+
+
+def write_chat_template(folder: Path | str, template: str, special_tokens: Mapping[str, str]) -> None:
+    """Put a template beside a tokenizer, as `read_chat_template` and transformers find it.
+
+    Args:
+        folder: a tokenizer's, with its ``tokenizer_config.json``.
+        template: Jinja source.
+        special_tokens: by name; those that ``tokenizer_config.json`` does not name yet are added there.
+    """
+    folder = Path(folder)
+    write_text(folder / "chat_template.jinja", template)
+    path = folder / "tokenizer_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_text(path, json.dumps({**special_tokens, **config}, indent=2) + "\n")
 
 
 @lru_cache(maxsize=16)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .adapted import AdaptedConfig, AdaptedGPT
+from .chat_template import read_chat_template
 from .errors import CheckpointError, InputError
 from .files import atomic_path
 from .model import GPT, GPTConfig
@@ -137,7 +138,7 @@ def build_adapted(checkpoint: dict[str, Any]) -> AdaptedGPT:
 
 def is_adapter(checkpoint: dict[str, Any]) -> bool:
     """Whether a loaded checkpoint holds an adapter and not a whole model."""
-    return "lora" in checkpoint["config"]
+    return "lora" in checkpoint.get("config", {})
 
 
 def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT, dict[str, Any]]:
@@ -160,8 +161,8 @@ def open_model(
         revision: branch, tag or commit on the hub.
 
     Returns:
-        The model in evaluation mode, the tokenizer (``None`` where none is named), and the checkpoint's other
-        contents (empty for a folder).
+        The model in evaluation mode, the tokenizer (``None`` where none is named), and what else was found
+        there: the checkpoint's other contents, and the ``chat_template`` with its ``special_tokens``.
 
     Raises:
         InputError: nothing there that can be opened.
@@ -173,7 +174,7 @@ def open_model(
     if path.is_file() or path.suffix == ".pt":
         model, checkpoint = load_gpt(path, device)
         tokenizer = open_tokenizer(checkpoint, path) if checkpoint.get("tokenizer") else None
-        return model.eval(), tokenizer, checkpoint
+        return model.eval(), tokenizer, _template_beside(path.parent / "tokenizer") | checkpoint
     if not path.is_dir() and (len(path.parts) > 2 or path.is_absolute()):
         raise InputError(f"no checkpoint at {source}")
     folder = path if path.is_dir() else download(str(source), revision)
@@ -181,7 +182,13 @@ def open_model(
     named = any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     )
-    return model, load(folder) if named else None, {}
+    return model, load(folder) if named else None, _template_beside(folder)
+
+
+def _template_beside(tokenizer_folder: Path) -> dict[str, Any]:
+    """The chat template there, by the names that checkpoints have for it; empty where there is none."""
+    found = read_chat_template(tokenizer_folder)
+    return {} if found is None else {"chat_template": found[0], "special_tokens": found[1]}
 
 
 def tokenizer_reference(tokenizer: Tokenizer, folder: str = "tokenizer") -> dict[str, str]:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
+from transformers import AutoTokenizer
 
 from ai_learning.chat_model import GPTChatModel, TransformersChatModel, cut_stream, open_chat_model
+from ai_learning.chat_template import end_of_answer
 from ai_learning.checkpoint import save_checkpoint, tokenizer_reference
+from ai_learning.cli.export import main as export
 from ai_learning.errors import InputError
 from ai_learning.generate import generate_text
 from ai_learning.model import GPT, GPTConfig
@@ -204,3 +207,28 @@ def test_bad_names_are_one_line(name: str, message: str, monkeypatch: pytest.Mon
     with pytest.raises((InputError, OSError), match=message) as caught:
         open_chat_model(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tuned_model_brings_its_template_along(gpt: GPT, tmp_path: Path) -> None:
+    """From the checkpoint into the chat model, and through an export into a folder."""
+    tokenizer = ByteTokenizer()
+    tokenizer.save(tmp_path / "tokenizer")
+    reference = tokenizer_reference(tokenizer)
+    brought = {"chat_template": TEMPLATE, "special_tokens": {"bos_token": "<s>"}}
+    save_checkpoint(gpt, tmp_path / "best.pt", tokenizer=reference, **brought)
+    tuned = GPTChatModel.open(tmp_path / "best.pt")
+    assert tuned.template == TEMPLATE and tuned.special == brought["special_tokens"]
+    export([str(tmp_path / "best.pt"), "--out", str(tmp_path / "hf")])
+    exported = GPTChatModel.open(tmp_path / "hf")
+    assert exported.template == TEMPLATE and exported.special["bos_token"] == "<s>"
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.chat_template == TEMPLATE and theirs.bos_token == "<s>"
+
+
+def test_what_the_template_writes_behind_an_answer_ends_it(ours: GPTChatModel) -> None:
+    said = ours.invoke("<user>Hi\n<assistant>").text
+    end = said[3]
+    template = TEMPLATE.replace("{% if", f"{{% if messages[-1]['role'] == 'assistant' %}}{end}{{% endif %}}{{% if")
+    template = template.replace("\n", "{% if m['role'] == 'user' %}\n{% endif %}")
+    assert end_of_answer(template) == end
+    assert ours.model_copy(update={"template": template}).invoke("Hi").text == said.partition(end)[0]

@@ -62,8 +62,8 @@ def main(args: list[str]) -> None:
     options = parse(Export, args, "export")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise InputError(f"{options.out} is not an empty folder: choose another --out")
-    model, tokenizer, checkpoint = open_model(options.checkpoint, revision=options.revision)
-    own = bool(checkpoint) and is_adapter(checkpoint)  # opened, it is merged into its base
+    model, tokenizer, found = open_model(options.checkpoint, revision=options.revision)
+    own = is_adapter(found)  # opened, it is merged into its base
     if own and (not options.merge or options.adapter is not None):
         raise InputError(f"{options.checkpoint} is an adapter: give --merge, and no other --adapter")
     if options.merge and not own and options.adapter is None:
@@ -72,10 +72,11 @@ def main(args: list[str]) -> None:
         tokenizer = tokenizer_by_name(options.tokenizer)
     if options.adapter is not None:
         load_peft(model, options.adapter)
-        eject_lora(model, merge=True)
+        eject_lora(model, merge=True, untie=True)
     if options.dtype is not None:
         model.to(getattr(torch, options.dtype))
-    save_pretrained(model, options.out, tokenizer)
+    template = {name: found[name] for name in ("chat_template", "special_tokens") if name in found}
+    save_pretrained(model, options.out, tokenizer, **template)
     source = Path(options.checkpoint)
     run_folder = source.parent if source.is_file() else None
     name = options.name or options.push or options.out.name

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from ..chat_template import end_of_answer
 from ..checkpoint import open_model
 from ..device import pick_device
 from ..errors import InputError
@@ -117,14 +118,14 @@ def conversation(
     prompt: str, tokenizer: Tokenizer, options: Generate, checkpoint: Mapping[str, Any]
 ) -> tuple[list[int], str]:
     """Ids that ask the model for its answer to ``prompt``, and what its template writes after an answer."""
-    template = template_of(options.chat_template, options.checkpoint, checkpoint)
+    template = template_of(options.chat_template, checkpoint)
     if template.source is None:
         raise InputError(f"{options.checkpoint} brings no chat template: name one, as --chat-template chatml")
     told = () if options.system is None else (Message("system", options.system),)
     answered = Example((*told, Message("user", prompt), Message("assistant", "answer")), chat=True)
     try:
-        last, _ = template.parts(answered)[-1]
-        return encode_prompt(answered, tokenizer, template), last.partition("answer")[2]
+        end = end_of_answer(template.source, **(template.variables or {}))
+        return encode_prompt(answered, tokenizer, template), end
     except ValueError as error:
         raise InputError(str(error)) from None
 

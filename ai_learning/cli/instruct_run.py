@@ -53,7 +53,7 @@ class Run:
         if found is None:
             raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
         self.tokenizer: Tokenizer = found
-        self.template = template_of(options.chat_template, options.checkpoint, extra)
+        self.template = template_of(options.chat_template, extra)
         self.block_size = min(self.base.config.block_size, options.max_length)
         self.bad = BadRows(fatal=options.on_bad_row == "fatal")
         self.data, self.held_out, self.examples = self._read()
@@ -198,7 +198,7 @@ class Run:
                 },
                 extra={
                     "tokenizer": tokenizer_reference(self.tokenizer),
-                    **({"chat_template": self.template.source} if self.template.source else {}),
+                    **self._template_to_save(),
                 },
             )
         best = load_checkpoint(options.out / "best.pt", self.device)
@@ -207,6 +207,12 @@ class Run:
         if isinstance(self.model, AdaptedGPT):
             save_peft(self.model.gpt, options.out / "adapter", base_model=_absolute(options.checkpoint))
         return result, peak.bytes
+
+    def _template_to_save(self) -> dict[str, Any]:
+        if self.template.source is None:
+            return {}
+        found = {"chat_template": self.template.source}
+        return found | {"special_tokens": dict(self.template.variables or {})}
 
     def _announce(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)

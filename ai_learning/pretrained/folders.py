@@ -1,7 +1,7 @@
 """A folder or a name on the hub: what ``AutoModelForCausalLM`` opens, opened and written."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..chat_template import write_chat_template
 from ..errors import InputError
 from ..model import GPT
 from ..tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
@@ -19,13 +20,22 @@ from .weights import empty_gpt, fill, to_hf
 _DTYPE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def save_pretrained(model: GPT, folder: Path | str, tokenizer: Tokenizer | None = None) -> None:
+def save_pretrained(
+    model: GPT,
+    folder: Path | str,
+    tokenizer: Tokenizer | None = None,
+    *,
+    chat_template: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+) -> None:
     """Write a folder that ``AutoModelForCausalLM`` and (with a tokenizer) ``AutoTokenizer`` open.
 
     Args:
         model: what to write: ``config.json`` and ``model.safetensors``.
         folder: made if need be; each file appears whole or not at all.
         tokenizer: its files go along.
+        chat_template: of the tokenizer, Jinja source.
+        special_tokens: what the template asks for, by name (``bos_token`` …).
 
     Raises:
         InputError: an architecture that transformers does not have.
@@ -37,6 +47,8 @@ def save_pretrained(model: GPT, folder: Path | str, tokenizer: Tokenizer | None 
         theirs.config.eos_token_id = tokenizer.eos_id
         theirs.generation_config.eos_token_id = tokenizer.eos_id
         export_tokenizer(tokenizer, folder)
+        if chat_template is not None:
+            write_chat_template(folder, chat_template, special_tokens or {})
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         with no_progress_bar():
             theirs.save_pretrained(temporary)
@@ -121,6 +133,7 @@ def download(name: str, revision: str | None = None) -> Path:
         "tokenizer*",
         "vocab*",
         "merges.txt",
+        "chat_template.jinja",
     ]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))

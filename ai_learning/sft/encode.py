@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chat_template import CHATML, apply_chat_template, read_chat_template
+from ..chat_template import CHATML, apply_chat_template
 from ..errors import InputError
 from ..tokenizers import Tokenizer
 from .examples import BadRows, Example, Message
@@ -74,8 +74,16 @@ class Template:
         return apply_chat_template(source, turns, add_generation_prompt=add_generation_prompt, **variables)
 
 
-def template_of(asked: str | None, source: str, checkpoint: Mapping[str, Any]) -> Template:
-    """The chat template asked for (chatml, none, or a Jinja file), or the one that the model brings."""
+def template_of(asked: str | None, brought: Mapping[str, Any]) -> Template:
+    """The chat template asked for (chatml, none, or a Jinja file), or the one that the model brings.
+
+    Args:
+        asked: ``None`` for the model's own.
+        brought: what ``open_model`` found beside the model.
+
+    Raises:
+        InputError: no such file.
+    """
     if asked == "none":
         return Template()
     if asked == "chatml":
@@ -85,10 +93,7 @@ def template_of(asked: str | None, source: str, checkpoint: Mapping[str, Any]) -
         if not path.is_file():
             raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
         return Template(path.read_text(encoding="utf-8"))
-    if checkpoint.get("chat_template"):
-        return Template(checkpoint["chat_template"])
-    found = read_chat_template(source) if Path(source).is_dir() else None
-    return Template() if found is None else Template(*found)
+    return Template(brought.get("chat_template"), brought.get("special_tokens"))
 
 
 @dataclass(frozen=True)
