@@ -10,8 +10,8 @@ import torch
 
 from .errors import InputError
 from .shapes import Tokens
-from .token_file import TokenFile
-from .tokenizers import Tokenizer
+from .token_file import TokenFile, token_dtype
+from .tokenizers import Tokenizer, encode_own
 
 
 class TokenBatches:
@@ -130,9 +130,9 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
 
     For a corpus larger than memory write a token file (``ai-learning data prepare``) and open that.
     """
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    dtype = token_dtype(tokenizer.vocab_size)
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return np.concatenate([np.array(tokenizer.encode(text) + end, dtype=dtype) for text in texts])
+    return np.concatenate([np.array(encode_own(tokenizer, text) + end, dtype) for text in texts])
 
 
 def digest(tokens: np.ndarray) -> str:

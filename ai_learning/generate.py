@@ -16,7 +16,7 @@ from torch import Tensor
 from . import decode_triton, shortlist
 from .model import GPT, KVCache
 from .shapes import Tokens
-from .tokenizers import Tokenizer
+from .tokenizers import Tokenizer, encode_own
 
 # --- from logits to a distribution ------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ def stream_text(
         use_cache: keep keys and values instead of computing them again.
         sampling: fields of ``Sampling``.
     """
-    ids = tokenizer.encode(prompt) or [tokenizer.eos_id or 0]
+    ids = encode_own(tokenizer, prompt) or [tokenizer.eos_id or 0]
     idx = torch.tensor([ids], device=model.wte.weight.device)
     steps = stream(model, idx, max_new_tokens, Sampling(**sampling), seed=seed, use_cache=use_cache)
     yield from decode_stream((int(chosen) for chosen in steps), tokenizer, stop=stop, should_stop=should_stop)

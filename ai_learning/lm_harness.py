@@ -20,7 +20,7 @@ from .errors import InputError
 from .generate import generate_text
 from .model import GPT
 from .multiple_choice import encode_pair, score_choices
-from .tokenizers import Tokenizer
+from .tokenizers import Tokenizer, encode_own
 
 
 @register_model("ai-learning")
@@ -74,7 +74,7 @@ class HarnessModel(LM):
         """Log-likelihood in nats of whole texts, in windows of ``block_size`` that do not overlap."""
         found = []
         for request in requests:
-            ids = self.tokenizer.encode(request.args[0])
+            ids = encode_own(self.tokenizer, request.args[0])
             total, before = 0.0, self.tokenizer.eos_id or 0
             for start in range(0, len(ids), self.model.config.block_size):
                 piece = ids[start : start + self.model.config.block_size]

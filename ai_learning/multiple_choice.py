@@ -13,7 +13,7 @@ import torch
 
 from .errors import InputError
 from .model import GPT, KVCache
-from .tokenizers import Tokenizer
+from .tokenizers import Tokenizer, encode_own
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
-    whole, head = tokenizer.encode(context + continuation), tokenizer.encode(context)
+    whole, head = (encode_own(tokenizer, text) for text in (context + continuation, context))
     if not head:
         head = [tokenizer.eos_id or 0]  # something must come first
         return head, whole

@@ -17,9 +17,10 @@ from ai_learning.batches import (
     split,
     tokenize,
 )
+from ai_learning.cli.data import main as data
 from ai_learning.errors import InputError
 from ai_learning.token_file import TokenFileWriter
-from ai_learning.tokenizers import ByteTokenizer
+from ai_learning.tokenizers import BPETokenizer, ByteTokenizer
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 
@@ -144,3 +145,17 @@ def test_an_error_in_reading_ahead_arrives() -> None:
 
     with pytest.raises(OSError, match="disk gone"):
         Prefetched(Broken(np.arange(100), 8, 4))(0)
+
+
+def test_special_tokens_written_out_in_a_corpus_are_those_tokens(tmp_path: Path) -> None:
+    """As ``data prepare`` takes them, so that both ways to train see the same ids."""
+    tokenizer = BPETokenizer.train(["a b c a b c"] * 3, 260)
+    text = "a b<|endoftext|>c"
+    ids = tokenize([text], tokenizer)
+    expected = tokenizer.encode(text, allowed_special="all")
+    assert ids.tolist() == [*expected, tokenizer.eos_id] and tokenizer.eos_id in expected
+    tokenizer.save(tmp_path / "bpe")
+    (tmp_path / "a.txt").write_text(text)
+    saved, out = str(tmp_path / "bpe"), str(tmp_path / "a.tokens")
+    data(["prepare", "--data", str(tmp_path / "a.txt"), "--tokenizer", saved, "--out", out])
+    assert np.array(open_tokens(out, tokenizer.vocab_size).tokens).tolist() == ids.tolist()

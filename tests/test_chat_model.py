@@ -228,7 +228,8 @@ def test_a_tuned_model_brings_its_template_along(gpt: GPT, tmp_path: Path) -> No
 def test_what_the_template_writes_behind_an_answer_ends_it(ours: GPTChatModel) -> None:
     said = ours.invoke("<user>Hi\n<assistant>").text
     end = said[3]
-    template = TEMPLATE.replace("{% if", f"{{% if messages[-1]['role'] == 'assistant' %}}{end}{{% endif %}}{{% if")
+    closing = f"{{% if messages[-1]['role'] == 'assistant' %}}{end}{{% endif %}}"
+    template = TEMPLATE.replace("{% if", closing + "{% if")
     template = template.replace("\n", "{% if m['role'] == 'user' %}\n{% endif %}")
     assert end_of_answer(template) == end
     assert ours.model_copy(update={"template": template}).invoke("Hi").text == said.partition(end)[0]

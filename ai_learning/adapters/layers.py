@@ -187,9 +187,9 @@ class LoRALayer(nn.Module):
     def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
         """Stand a layer with the weight ``W + Σ s·B·A`` in for the frozen one, which is kept.
 
-        A 4-bit layer becomes the plain one it was made from, in the model's dtype (or ``dtype``): rounded back to 4 bits, the
-        sum would lose most of the update. A tied weight is not written to: the new weight is this layer's
-        own.
+        A 4-bit layer becomes the plain one it was made from, in the model's dtype (or ``dtype``): rounded
+        back to 4 bits, the sum would lose most of the update. A tied weight is not written to: the new weight
+        is this layer's own.
 
         Raises:
             InputError: merged already, or a sum that is not finite.

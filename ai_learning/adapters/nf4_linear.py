@@ -142,7 +142,8 @@ class NF4Linear(nn.Module):
             if issubclass(self.plain_class, nn.Linear):
                 linear = self.plain_class(self.in_features, self.out_features)
             else:  # Conv1D keeps (in, out)
-                linear, weight = self.plain_class(self.out_features, self.in_features), weight.t().contiguous()
+                linear = self.plain_class(self.out_features, self.in_features)
+                weight = weight.t().contiguous()
         linear.weight = nn.Parameter(weight, requires_grad=False)
         linear.bias = None
         if self.bias is not None:

@@ -20,7 +20,7 @@ from ..model import GPT
 from ..sft import Example, Message, encode_prompt, template_of
 from ..speculative import Acceptance, speculative_stream
 from ..text import read_texts
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, encode_own
 from .common import parse, tokenizer_by_name
 
 
@@ -98,7 +98,7 @@ def main(args: list[str]) -> None:
         ids, end = conversation(prompt, tokenizer, options, checkpoint)
         shown, stop = "", stop + [end] * bool(end)
     else:
-        ids, shown = tokenizer.encode(prompt) or [tokenizer.eos_id or 0], prompt
+        ids, shown = encode_own(tokenizer, prompt) or [tokenizer.eos_id or 0], prompt
     idx = torch.tensor([ids], device=model.wte.weight.device)
     texts = []
     for number in range(options.samples):

@@ -13,7 +13,7 @@ from ..device import pick_device
 from ..errors import InputError
 from ..files import write_text
 from ..model import GPT
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, encode_own
 from ..trace import logit_lens, record, token_losses
 from ..viz import plot_attention, plot_lens, plot_lines, plot_token_losses
 from .common import console, parse, tokenizer_by_name
@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
         tokenizer = tokenizer_by_name(options.tokenizer)
     if tokenizer is None:
         raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
-    ids = tokenizer.encode(options.text)
+    ids = encode_own(tokenizer, options.text)
     most = min(LARGEST, model.config.block_size)
     if not 2 <= len(ids) <= most:
         raise InputError(f"the text has {len(ids)} tokens: give 2 to {most}")

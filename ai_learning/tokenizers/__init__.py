@@ -15,9 +15,17 @@ render                             tokens in colour, merges step by step
 gpt1                               GPT-1's own, over characters
 """
 
-from .base import Tokenizer, load
+from .base import Tokenizer, encode_own, load
 from .bpe_tokenizer import BPETokenizer, UnknownTokenError
 from .bytes import ByteTokenizer
 from .gpt1 import GPT1Tokenizer
 
-__all__ = ["BPETokenizer", "ByteTokenizer", "GPT1Tokenizer", "Tokenizer", "UnknownTokenError", "load"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "GPT1Tokenizer",
+    "Tokenizer",
+    "UnknownTokenError",
+    "encode_own",
+    "load",
+]

@@ -40,6 +40,19 @@ class Tokenizer(Protocol):
         """Write what ``load`` needs into ``folder``."""
 
 
+def encode_own(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text of one's own, a corpus or a prompt: special tokens written out in it are those tokens.
+
+    (`BPETokenizer.encode` refuses them where nobody allows them, as tiktoken does: a stranger's text could
+    otherwise end a document.)
+    """
+    from .bpe_tokenizer import BPETokenizer
+
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer.encode(text, allowed_special="all")
+    return tokenizer.encode(text)
+
+
 def load(folder: Path | str) -> Tokenizer:
     """Open the tokenizer that ``save`` (or Hugging Face) left in ``folder``.
 

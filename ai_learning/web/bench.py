@@ -166,13 +166,6 @@ class Bench:
             self._looking.release()
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of ``text``; special tokens written out in it are those tokens."""
-    if isinstance(tokenizer, BPETokenizer):
-        return tokenizer.encode(text, allowed_special="all")
-    return tokenizer.encode(text)
-
-
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """A token as a person can read it: white space shown, bytes that are no character in hexadecimal."""
     try:

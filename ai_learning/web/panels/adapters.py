@@ -15,7 +15,8 @@ from ...errors import InputError
 from ...generate import generate_text
 from ...loss import next_token_loss
 from ...model import GPT
-from ..bench import Bench, Name, encode
+from ...tokenizers import encode_own
+from ..bench import Bench, Name
 from ..guard import Refused
 from ..jobs import Jobs
 from .training import MAX_TRAINING_TEXT, Source, checked_text, put_text
@@ -103,7 +104,7 @@ def router(bench: Bench, jobs: Jobs) -> APIRouter:
                 text = generate_text(model, opened.tokenizer, ask.text, ask.max_new_tokens, **ask.options())
             except InputError as error:
                 raise Refused(422, str(error)) from None
-            ids = encode(opened.tokenizer, ask.text)[-opened.model.config.block_size :]
+            ids = encode_own(opened.tokenizer, ask.text)[-opened.model.config.block_size :]
             return {"text": text, **figures(opened.model, model, ids or [0])}
 
     return api

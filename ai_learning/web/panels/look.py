@@ -11,8 +11,9 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from ...shapes import Tokens
+from ...tokenizers import encode_own
 from ...trace import Trace, logit_lens, record
-from ..bench import Bench, Opened, Prompt, encode, token_text
+from ..bench import Bench, Opened, Prompt, token_text
 
 WEIGHTS = 2**21  # attention weights in one answer: 4 MiB
 NAMED = 200  # of the most likely tokens
@@ -85,7 +86,7 @@ def router(bench: Bench) -> APIRouter:
 @contextmanager
 def traced(opened: Opened, text: str, longest: int) -> Iterator[tuple[list[int], int, Trace]]:
     """The ids at the end of ``text`` that are looked at, how many before them are not, and the trace."""
-    ids = encode(opened.tokenizer, text) or [opened.tokenizer.eos_id or 0]
+    ids = encode_own(opened.tokenizer, text) or [opened.tokenizer.eos_id or 0]
     window = ids[-min(longest, opened.model.config.block_size) :]
     idx: Tokens = torch.tensor([window], device=opened.model.wte.weight.device)
     with opened.looking, torch.inference_mode(), record(opened.twin) as trace:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from ...tokenizers import BPETokenizer, Tokenizer
+from ...tokenizers import BPETokenizer, Tokenizer, encode_own
 from ...tokenizers.render import merge_steps, visible
-from ..bench import Bench, Name, Prompt, encode, token_text
+from ..bench import Bench, Name, Prompt, token_text
 from ..guard import Refused
 
 SHOWN = 4000  # tokens
@@ -86,7 +86,7 @@ def learn(texts: Iterable[str], vocab_size: int, **options: Any) -> BPETokenizer
 
 def describe(name: str, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
     """What the page draws of one tokenizer."""
-    ids = encode(tokenizer, text)
+    ids = encode_own(tokenizer, text)
     rank: dict[bytes, int] = {}
     if isinstance(tokenizer, BPETokenizer):
         rank = {left + right: number for number, (left, right) in enumerate(tokenizer.merges)}
