@@ -65,6 +65,12 @@ def main(args: list[str]) -> None:
     device = pick_device(options.device)
     figures: dict[str, float]
     if (task_checkpoint := _task_checkpoint(options, device)) is not None:
+        for name in ("task", "limit", "stride", "int8"):
+            if getattr(options, name):
+                raise InputError(
+                    f"--{name} is for language models: {options.checkpoint} was fine-tuned for "
+                    f"{task_checkpoint['config']['task']!r}, and that is what is scored"
+                )
         model = build_model(task_checkpoint).to(device)
         assert isinstance(model, TaskModel)
         tokenizer = _tokenizer(options) or open_tokenizer(task_checkpoint, options.checkpoint)

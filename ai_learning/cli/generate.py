@@ -76,6 +76,8 @@ class Generate:
             raise ValueError(f"samples={self.samples} must be at least 1")
         if self.n_guesses < 1:
             raise ValueError(f"n_guesses={self.n_guesses} must be at least 1")
+        if self.draft is not None and not self.use_cache:
+            raise ValueError("--draft needs the cache: leave --no-use-cache away")
         if not self.chat and (self.system is not None or self.chat_template is not None):
             raise ValueError("system and chat_template are for conversations: add --chat")
 

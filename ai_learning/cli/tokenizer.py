@@ -153,13 +153,15 @@ def main(args: list[str]) -> int | None:
 def open_bpe(
     place: str | Path, pattern: str = "gpt4", special_tokens: tuple[str, ...] = ()
 ) -> "BPETokenizer":
-    """A BPE tokenizer from a folder or from a file of any known format.
+    """A BPE tokenizer from a folder or from a file of any known format; ``bytes`` is one without merges.
 
     Raises:
         InputError: nothing there, or no BPE tokenizer.
     """
-    from ..tokenizers import BPETokenizer, load
+    from ..tokenizers import BPETokenizer, ByteTokenizer, load
 
+    if place == "bytes":
+        return ByteTokenizer().as_bpe()
     path = Path(place)
     if path.is_dir():
         tokenizer = load(path)
@@ -264,7 +266,7 @@ def _show(options: Show) -> None:
     first = next(iter(tokenizers.values()))
     ids = first.encode(text, allowed_special="all")
     if len(tokenizers) > 1:
-        console.print(render.side_by_side(tokenizers, text))
+        console.print(render.side_by_side(tokenizers, text, show_ids=options.ids))
     else:
         console.print(render.terminal(first, ids, show_ids=options.ids))
         console.print(f"{len(ids):,} tokens, {len(text.encode('utf-8', 'replace')):,} bytes")

@@ -111,10 +111,7 @@ def train_on_calls(options: Train) -> tuple[Path, float | None]:
             listener=progress,
             resume=options.resume,
             options=record,
-            identity={
-                "rows": hashlib.sha256(repr((rows, held_out)).encode()).hexdigest()[:16],
-                "r": options.r,
-            },
+            identity={"rows": hashlib.sha256(repr((rows, held_out)).encode()).hexdigest()[:16]},
         )
     path = options.out / ("model.pt" if isinstance(lm, GPTModel) else "model")
     return path, result.metrics.get("val_loss")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..chat_template import write_chat_template
 from ..errors import InputError
 from ..model import GPT
-from ..tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from ..tokenizers import ByteTokenizer, Tokenizer
 from .families import family_of_hf
 from .weights import empty_gpt, fill, to_hf
 
@@ -75,10 +75,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
     The byte tokenizer becomes a byte-pair encoding without a single merge.
     """
-    if isinstance(tokenizer, ByteTokenizer):
-        special = {"<|endoftext|>": tokenizer.eos_id, "<|classify|>": tokenizer.cls_id}
-        tokenizer = BPETokenizer({i: bytes([i]) for i in range(256)}, [], special, pattern=None)
-    tokenizer.save(folder)
+    (tokenizer.as_bpe() if isinstance(tokenizer, ByteTokenizer) else tokenizer).save(folder)
 
 
 def load_pretrained(

@@ -388,8 +388,7 @@ class BPETokenizer:
         Args:
             text: any string.
             unit: positions in characters of ``text``, or in bytes of its UTF-8. A token that holds only a
-                part of a
-                character spans that whole character.
+                part of a character spans that whole character.
             allowed_special: as in ``encode``.
             disallowed_special: as in ``encode``.
         """

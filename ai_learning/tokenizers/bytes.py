@@ -59,6 +59,13 @@ class ByteTokenizer:
         """The bytes among ``ids``; special and unknown ids are skipped."""
         return bytes(i for i in ids if 0 <= i < 256)
 
+    def as_bpe(self) -> "BPETokenizer":
+        """The same ids from a byte-pair encoding that has not learned a single merge."""
+        from .bpe_tokenizer import BPETokenizer
+
+        special = {"<|endoftext|>": self.eos_id, "<|classify|>": self.cls_id}
+        return BPETokenizer({i: bytes([i]) for i in range(256)}, [], special, pattern=None)
+
     def save(self, folder: Path | str) -> None:
         """Write ``tokenizer_config.json`` into ``folder``."""
         config = {"tokenizer_class": "ByteTokenizer", "errors": self.errors}

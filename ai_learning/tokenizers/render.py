@@ -154,15 +154,18 @@ def steps_table(tokenizer: "BPETokenizer", text: str) -> "Table":
     return table
 
 
-def side_by_side(tokenizers: Mapping[str, "BPETokenizer"], text: str) -> "Table":
-    """The same text by several tokenizers, with counts."""
+def side_by_side(
+    tokenizers: Mapping[str, "BPETokenizer"], text: str, *, show_ids: bool = False
+) -> "Table":
+    """The same text by several tokenizers, with counts; special tokens written out in it are those tokens."""
     from rich.table import Table
 
     table = Table("tokenizer", "tokens", "bytes/token", "text", title="side by side", show_lines=True)
     n_bytes = len(text.encode("utf-8", "replace"))
     for name, tokenizer in tokenizers.items():
-        ids = tokenizer.encode(text, disallowed_special=())
-        table.add_row(name, f"{len(ids):,}", f"{n_bytes / max(1, len(ids)):.2f}", terminal(tokenizer, ids))
+        ids = tokenizer.encode(text, allowed_special="all")
+        per_token = f"{n_bytes / max(1, len(ids)):.2f}"
+        table.add_row(name, f"{len(ids):,}", per_token, terminal(tokenizer, ids, show_ids=show_ids))
     return table
 
 
@@ -193,11 +196,11 @@ class Statistics:
 
 
 def statistics(tokenizer: "BPETokenizer", texts: Mapping[str, str], top: int = 20) -> Statistics:
-    """Statistics of ``tokenizer`` on texts by name; their special tokens count as text."""
+    """Statistics of ``tokenizer`` on texts by name; special tokens written out in them are those tokens."""
     used: Counter[int] = Counter()
     result = Statistics()
     for name, text in texts.items():
-        ids = tokenizer.encode(text, disallowed_special=())
+        ids = tokenizer.encode(text, allowed_special="all")
         used.update(ids)
         n_bytes = len(text.encode("utf-8", "replace"))
         result.n_bytes += n_bytes

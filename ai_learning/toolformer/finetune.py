@@ -1,7 +1,7 @@
 """Fine-tuning on C*: all weights, LoRA or QLoRA, on our GPT and on models of transformers, by ``train``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def finetune(
         listener=listener,
         resume=resume,
         options=options,
-        identity={"method": method, **(identity or {})},
+        identity={"method": method, **({} if method == "full" else asdict(lora)), **(identity or {})},
     )
     if method != "full":
         eject_lora(model, merge=True)

@@ -2,16 +2,10 @@
 
 All are zero-shot: the model continues a prompt, with no examples in it.
 
-============  =========================================================
-========================================== kind          files
-     right when ============  =========================================================
-     ==========================================
-``math``      ASDiv (XML), SVAMP, MAWPS (JSON or JSON lines)             the first number written is the
-answer ``cloze``     LAMA (JSON lines: masked_sentences, obj_label)             the answer is among the first
-5 words ``dates``     TempLAMA, Dateset (JSON lines: query or question, answer)  the answer is among the first
-5 words ``qa``        WebQ-like (JSON lines: question, answers)                  the answer is among the first
-20 words ============  =========================================================
-==========================================
+- ``math``: ASDiv (XML), SVAMP, MAWPS (JSON or JSON lines); right when the first number written is the answer
+- ``cloze``: LAMA (JSON lines: masked_sentences, obj_label); right when the answer is among the first 5 words
+- ``dates``: TempLAMA, Dateset (JSON lines: query or question, answer); the same
+- ``qa``: WebQ-like (JSON lines: question, answers); right when the answer is among the first 20 words
 """
 
 import json

@@ -1,16 +1,13 @@
 """Tools by what is written on a command line.
 
-=====================  ====================================================================================
-``Calculator``         arithmetic
-``Calendar``           today; ``Calendar=2023-01-30`` for another today
-``WikiSearch=SOURCE``  search in a folder, a file, ``builtin:reference`` or ``hf:NAME``
-``QA=FILE``            facts: a JSON object question → answer, or lines of question, tab, answer
-``QA=search:SOURCE``   the best passage of a search
-``QA=model:NAME``      a text-generation pipeline of transformers
-``MT=NAME``            translation into English; ``MT`` alone is NLLB-200 distilled, 600 million parameters
-``MODULE:NAME``        a tool of yours, LangChain's or ours, in an installed module or a file
-(``mine.py:tool``) =====================
-====================================================================================
+- ``Calculator``: arithmetic
+- ``Calendar``: today; ``Calendar=2023-01-30`` for another today
+- ``WikiSearch=SOURCE``: search in a folder, a file, ``builtin:reference`` or ``hf:NAME``
+- ``QA=FILE``: facts, a JSON object question → answer, or lines of question, tab, answer
+- ``QA=search:SOURCE``: the best passage of a search
+- ``QA=model:NAME``: a text-generation pipeline of transformers
+- ``MT=NAME``: translation into English; ``MT`` alone is NLLB-200 distilled, 600 million parameters
+- ``MODULE:NAME``: a tool of yours, LangChain's or ours, in an installed module or a file (``mine.py:tool``)
 """
 
 import importlib
