@@ -109,7 +109,7 @@ class AdaptedGPT(nn.Module):
         load_lora_state_dict(self.gpt, state_dict)
 
     def merged(self) -> GPT:
-        """A plain GPT with the adapter in its weights (4-bit layers in fp32); this object is used up."""
+        """A plain GPT with the adapter in its weights, all in its own dtype; this object is used up."""
         eject_lora(self.gpt, merge=True, untie=True)
         return self.gpt
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from . import triton_use
-from .gelu import gelu_form
-from .linear import PLAIN
+from .kernels import triton_use
+from .kernels.gelu import gelu_form
+from .kernels.linear import PLAIN
 from .model import GPT, MLP, Block, CausalSelfAttention, KVCache, fast_attention
 
 _ROWS = {"c_attn": 8, "attn.c_proj": 8, "c_fc": 8, "mlp.c_proj": 4, "lm_head": 8}
@@ -234,6 +234,6 @@ def _block(n: int) -> int:
 @cache
 def _kernels() -> Any:
     """The compiled functions; importing Triton waits until somebody needs them."""
-    from . import decode_triton_kernels
+    from .kernels import decode_triton_kernels
 
     return decode_triton_kernels

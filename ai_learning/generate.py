@@ -56,7 +56,7 @@ def apply_repetition_penalty(logits: Tensor, idx: Tokens, penalty: float) -> Ten
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from logits; filters apply in the order of the fields.
+    """How a token is drawn from logits: the repetition penalty first, the others in the fields' order.
 
     Raises:
         ValueError: a value out of its range.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .linear import PLAIN
+from .kernels.linear import PLAIN
 
 
 class Int8Linear(nn.Module):

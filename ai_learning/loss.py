@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import loss_triton, triton_use
-from .loops import Loops, ready, run, usable
-from .products import PANEL, mm
+from .kernels import loss_triton, triton_use
+from .kernels.loops import Loops, ready, run, usable
+from .kernels.products import PANEL, mm
 from .shapes import Hidden, Scalar, Tokens
 
 IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
@@ -22,7 +22,7 @@ CHUNK_BYTES = 32 * 2**20
 _FEW_LOGITS, _WORTH_ROWS = 2**18, 2**17  # elements of the logits, of the embedding
 # Where the head is frozen, a block of positions × ids instead, which stays in the cache.
 _BLOCK_BYTES, _BLOCK_POSITIONS = 8 * 2**20, 1024
-_LOOPS = Loops("training_kernels")
+_LOOPS = Loops("kernels.training_kernels")
 _WORTH_COMPILED = 2**22  # logits of a chunk; with fewer, they stay in the cache in any case
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cpu_attention, gelu, row_layers
 from .checkpoint import model_config
-from .loops import Loops, ready
+from .kernels import cpu_attention, gelu, row_layers
+from .kernels.loops import Loops, ready
 from .loss import held_bytes
 from .model import Block
 
@@ -127,7 +127,7 @@ def _warm_up(device: torch.device) -> None:
     p.grad = torch.zeros_like(p)
     torch.optim.AdamW([p]).step()
     if device.type == "cpu":
-        loops = Loops("training_kernels")
+        loops = Loops("kernels.training_kernels")
         ready(*(getattr(loops, name) for name in _LOOPS_OF_A_STEP))
         cpu_attention.has_loops()
         gelu.load_loops()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters.qlora import OPTIMIZERS as ADAMW_FORMS
-from .fast_adamw import WORTH_IT, FastAdamW, suits
+from .kernels.fast_adamw import WORTH_IT, FastAdamW, suits
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

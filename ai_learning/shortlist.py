@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from .linear import PLAIN
-from .loops import Loops, ready, run
-from .pages import empty, is_plain
+from .kernels.host_memory import empty, is_plain
+from .kernels.linear import PLAIN
+from .kernels.loops import Loops, ready, run
 
 WORTH_STEPS = 32
 """greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
 WORTH_A_BATCH = 8
 """rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest"""
-_LOOPS = Loops("shortlist_kernels")
+_LOOPS = Loops("kernels.shortlist_kernels")
 _WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
 _TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
 _TINY = 1e-15  # below, products vanish in float32, and the bounds with them

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ai_learning.cpu_attention import causal_attention, has_loops
-from ai_learning.cpu_mlp import can_mlp, mlp
-from ai_learning.gelu import gelu, gelu_new
-from ai_learning.linear import Linear, linear
+from ai_learning.kernels.cpu_attention import causal_attention, has_loops
+from ai_learning.kernels.cpu_mlp import can_mlp, mlp
+from ai_learning.kernels.gelu import gelu, gelu_new
+from ai_learning.kernels.linear import Linear, linear
+from ai_learning.kernels.products import has_tiles, mm
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
-from ai_learning.products import has_tiles, mm
 
 from .common import hardware
 

@@ -54,7 +54,7 @@ def activation_bytes(config: GPTConfig, batch: int, *, low: bool = False, recomp
     the queries, keys and values, attention's output and log-sum-exp, and the activation's input. In float32
     that is 64·C + 4·H + 16 bytes, under bfloat16 autocast 36·C + 4·H + 16, and once a block 24·C² for the
     cast weights. Recomputed, a block keeps its input, 4·C, and one block at a time the rest. (On a CPU, in
-    float32, most sizes compute GELU's output anew and keep 16·C less: ``ai_learning.cpu_mlp``.)
+    float32, most sizes compute GELU's output anew and keep 16·C less: ``ai_learning.kernels.cpu_mlp``.)
 
     Args:
         config: of the model.

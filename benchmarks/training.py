@@ -33,7 +33,7 @@ from common import hardware, interleaved_processes, serve
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ai_learning.device import compile_as_one
-from ai_learning.loops import ready
+from ai_learning.kernels.loops import ready
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 from ai_learning.optim import adamw, clip_and_step, parameter_groups

@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ai_learning import cpu_attention as module
-from ai_learning.cpu_attention import can_loop, causal_attention
-from ai_learning.loops import threads
+from ai_learning.kernels import cpu_attention as module
+from ai_learning.kernels.cpu_attention import can_loop, causal_attention
+from ai_learning.kernels.loops import threads
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.model.attention import causal_mask, fast_attention, reference_attention
 

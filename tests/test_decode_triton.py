@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ai_learning import decode_triton, triton_use
+from ai_learning import decode_triton
 from ai_learning.adapters import LoRAConfig, inject_lora, quantize_linears
 from ai_learning.generate import generate
+from ai_learning.kernels import triton_use
 from ai_learning.model import GPT, GPTConfig, KVCache
 
 

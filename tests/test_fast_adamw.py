@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ai_learning import fast_adamw as module
-from ai_learning.fast_adamw import FastAdamW, suits
+from ai_learning.kernels import fast_adamw as module
+from ai_learning.kernels.fast_adamw import FastAdamW, suits
 from ai_learning.optim import Together, adamw, clip_and_step, reference_adamw_step
 
 pytestmark = pytest.mark.skipif(not suits([]), reason="numba is not installed")

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 
-from ai_learning import gelu as module
-from ai_learning.gelu import gelu, gelu_new
-from ai_learning.loops import processor_has, ready
+from ai_learning.kernels import gelu as module
+from ai_learning.kernels.gelu import gelu, gelu_new
+from ai_learning.kernels.loops import processor_has, ready
 from ai_learning.model import MLP, GPTConfig
 
 numba_needed = pytest.mark.skipif(not ready(), reason="numba is not installed")

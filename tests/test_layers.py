@@ -12,20 +12,10 @@ import ai_learning
 ROOT = Path(ai_learning.__file__).parent
 
 LAYERS = [
-    {"shapes", "errors", "files", "pages", "loops", "gelu", "gelu_kernels", "cpu_attention"}
-    | {"attention_kernels", "graphs", "linear", "products", "product_kernels", "row_layers", "row_kernels"}
-    | {"cpu_mlp", "split", "triton_use", "triton_use_kernels", "loss_triton", "loss_triton_kernels"},
+    {"shapes", "errors", "files", "kernels"},
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
-    {"batches", "loss", "optim", "fast_adamw", "training_kernels", "generate", "int8", "speculative"}
-    | {
-        "decode_triton",
-        "decode_triton_kernels",
-        "pretrained",
-        "run_folder",
-        "shortlist",
-        "shortlist_kernels",
-        "viz",
-    },
+    {"batches", "loss", "optim", "generate", "decode_triton", "int8", "shortlist", "speculative"}
+    | {"pretrained", "run_folder", "viz"},
     {"checkpoint", "device", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"}
     | {"adapted", "memory"},
     {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets", "recipes"},

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import ai_learning
-from ai_learning import files, pages
+from ai_learning import files
+from ai_learning.kernels import host_memory as pages
 
 numba = pytest.importorskip("numba")
 import numpy as np  # noqa: E402
 
-from ai_learning.loops import StoredLoop, ready, run, store, threads  # noqa: E402
-from ai_learning.loops.compiler import array, fields, loop  # noqa: E402
+from ai_learning.kernels.loops import StoredLoop, ready, run, store, threads  # noqa: E402
+from ai_learning.kernels.loops.compiler import array, fields, loop  # noqa: E402
 
 ROOT = Path(ai_learning.__file__).parents[1]
 
@@ -128,7 +129,7 @@ def test_a_second_process_needs_no_numba(tmp_path: Path) -> None:
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an own store with one loop in it."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert StoredLoop("gelu_kernels", "portable_gelu_new").address
+    assert StoredLoop("kernels.gelu_kernels", "portable_gelu_new").address
     return tmp_path
 
 
@@ -154,7 +155,7 @@ def assert_it_works(found: StoredLoop) -> None:
 
 def test_what_is_stored_is_used(stored: Path, compiled: list[str]) -> None:
     compiled.clear()
-    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
+    assert_it_works(StoredLoop("kernels.gelu_kernels", "portable_gelu_new"))
     assert not compiled
 
 
@@ -166,8 +167,10 @@ def test_damaged_code_is_never_run(stored: Path, damage: str, compiled: list[str
     bad = {"cut off": good[:3000], "one bit": flipped, "empty": b"", "not ours": b"\xff" * 500}
     path.write_bytes(bad[damage])
     compiled.clear()
-    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
-    assert compiled == ["portable_gelu_new"] and store._read("gelu_kernels", "portable_gelu_new")  # made good
+    assert_it_works(StoredLoop("kernels.gelu_kernels", "portable_gelu_new"))
+    assert compiled == ["portable_gelu_new"] and store._read(
+        "kernels.gelu_kernels", "portable_gelu_new"
+    )  # made good
 
 
 def test_what_was_made_otherwise_is_replaced(
@@ -177,30 +180,30 @@ def test_what_was_made_otherwise_is_replaced(
     monkeypatch.setattr(store, "_PACKAGE", tmp_path)
     for key in "01":
         monkeypatch.setattr(store, "_key", lambda module, key=key: key * 64)
-        assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
+        assert_it_works(StoredLoop("kernels.gelu_kernels", "portable_gelu_new"))
     assert compiled == ["portable_gelu_new", "portable_gelu_new"]
-    (left,) = (tmp_path / "__pycache__").iterdir()
-    assert left.name == f"gelu_kernels.portable_gelu_new.{'1' * 24}.loop"
+    (left,) = (tmp_path / "kernels" / "__pycache__").iterdir()
+    assert left.name == f"kernels.gelu_kernels.portable_gelu_new.{'1' * 24}.loop"
 
 
 def test_the_key_changes_with_what_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     key = store._key.__wrapped__
-    plain = key("training_kernels")
-    assert key("training_kernels") == plain != key("adapters.nf4_kernels")
+    plain = key("kernels.training_kernels")
+    assert key("kernels.training_kernels") == plain != key("adapters.nf4_kernels")
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
-    assert key("training_kernels") != plain
+    assert key("kernels.training_kernels") != plain
     monkeypatch.delenv("NUMBA_CPU_NAME")
     monkeypatch.setenv("NUMBA_OPT", "0")
-    assert key("training_kernels") != plain
+    assert key("kernels.training_kernels") != plain
     monkeypatch.delenv("NUMBA_OPT")
     monkeypatch.setattr(store, "_features", lambda: "+sse2")
-    assert key("training_kernels") != plain
+    assert key("kernels.training_kernels") != plain
 
 
 def test_no_folder_to_write_to_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "folder"))
-    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
+    assert_it_works(StoredLoop("kernels.gelu_kernels", "portable_gelu_new"))
 
 
 def test_the_users_cache_serves_where_the_sources_cannot_be_written_to(
@@ -211,17 +214,17 @@ def test_the_users_cache_serves_where_the_sources_cannot_be_written_to(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(store, "_PACKAGE", tmp_path / "file")
     monkeypatch.setattr(store, "_key", lambda module: "0" * 64)
-    assert_it_works(StoredLoop("gelu_kernels", "portable_gelu_new"))
+    assert_it_works(StoredLoop("kernels.gelu_kernels", "portable_gelu_new"))
     assert [path.suffix for path in (tmp_path / "cache" / "ai-learning").iterdir()] == [".loop"]
 
 
 def test_a_shared_folder_keeps_what_others_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    young, old = tmp_path / "gelu_kernels.gelu.other.loop", tmp_path / "gelu_kernels.gone.other.loop"
+    young, old = (tmp_path / f"kernels.gelu_kernels.{name}.other.loop" for name in ("gelu", "gone"))
     young.write_bytes(b"")
     old.write_bytes(b"")
     os.utime(old, (0, 0))
-    assert StoredLoop("gelu_kernels", "portable_gelu_new").address
+    assert StoredLoop("kernels.gelu_kernels", "portable_gelu_new").address
     assert young.exists() and not old.exists()
 
 
@@ -233,7 +236,7 @@ def test_a_loop_that_cannot_be_had_is_a_warning(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(StoredLoop, "_compile", broken)
     with pytest.warns(UserWarning, match="no compiled loops .*training_kernels.adamw.*libLLVM is not"):
-        assert not ready(StoredLoop("training_kernels", "adamw"))
+        assert not ready(StoredLoop("kernels.training_kernels", "adamw"))
 
 
 def test_a_dangling_link_beside_the_sources_is_no_source(tmp_path: Path) -> None:
@@ -248,8 +251,9 @@ def test_without_numba_everything_is_pytorchs() -> None:
 import sys
 sys.modules["numba"] = sys.modules["llvmlite"] = None  # importing either fails
 import torch
-from ai_learning import gelu, loss
-from ai_learning.loops import ready
+from ai_learning import loss
+from ai_learning.kernels import gelu
+from ai_learning.kernels.loops import ready
 from ai_learning.model.attention import fast_attention
 from ai_learning.adapters import dequantize_nf4, quantize_nf4
 from ai_learning.optim import adamw

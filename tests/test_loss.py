@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ai_learning import loss as loss_module
-from ai_learning.loops import Loops, ready
+from ai_learning.kernels.loops import Loops, ready
 from ai_learning.loss import bits_per_byte, linear_cross_entropy, next_token_loss, perplexity
 from ai_learning.model import GPT, GPTConfig
 
@@ -154,7 +154,7 @@ def test_frozen_head_and_frozen_body() -> None:
 
 
 columns_needed = pytest.mark.skipif(
-    not ready(Loops("training_kernels").running_softmax), reason="numba is not installed"
+    not ready(Loops("kernels.training_kernels").running_softmax), reason="numba is not installed"
 )
 
 
@@ -271,7 +271,7 @@ def test_all_logits_are_never_held(trains_head: bool, most: int) -> None:
     import subprocess
     import sys
 
-    if not trains_head and not ready(Loops("training_kernels").running_softmax):
+    if not trains_head and not ready(Loops("kernels.training_kernels").running_softmax):
         pytest.skip("numba is not installed")
     code = f"""
 import resource, torch

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ai_learning import decode_triton, loss_triton
+from ai_learning import decode_triton
 from ai_learning import loss as loss_module
 from ai_learning.batches import TokenBatches
 from ai_learning.device import on_a_gpu
 from ai_learning.generate import generate
+from ai_learning.kernels import loss_triton
 from ai_learning.loss import linear_cross_entropy, next_token_loss
 from ai_learning.model import GPT, GPTConfig, KVCache
 from ai_learning.train import TrainConfig, train

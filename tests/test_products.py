@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ai_learning import linear as linear_module
-from ai_learning import products as module
 from ai_learning.adapters import NF4Linear
-from ai_learning.linear import Linear, linear
+from ai_learning.kernels import linear as linear_module
+from ai_learning.kernels import products as module
+from ai_learning.kernels.linear import Linear, linear
+from ai_learning.kernels.products import can_tile, has_tiles, mm
 from ai_learning.loss import _equal_chunks, linear_cross_entropy
-from ai_learning.products import can_tile, has_tiles, mm
 
 needed = pytest.mark.skipif(not has_tiles(), reason="no tile registers (Intel AMX), or no numba")
 

@@ -8,10 +8,10 @@ import torch
 numba = pytest.importorskip("numba")
 import numpy as np  # noqa: E402
 
-from ai_learning.loops import processor_has, ready, registers, run  # noqa: E402
-from ai_learning.loops.compiler import array, fields, loop  # noqa: E402
-from ai_learning.loops.registers import LANES, keep_first, largest_of, load, splat, store, sum_of  # noqa: E402
-from ai_learning.loops.tile import COLUMNS, ROWS, multiply_tile, transpose_tile  # noqa: E402
+from ai_learning.kernels.loops import processor_has, ready, registers, run  # noqa: E402
+from ai_learning.kernels.loops.compiler import array, fields, loop  # noqa: E402
+from ai_learning.kernels.loops.registers import LANES, keep_first, largest_of, load, splat, store, sum_of  # noqa: E402
+from ai_learning.kernels.loops.tile import COLUMNS, ROWS, multiply_tile, transpose_tile  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not (ready() and processor_has("avx512f")), reason="no AVX-512, or compiled loops do not work here"

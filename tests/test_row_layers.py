@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils.checkpoint import checkpoint
 
-from ai_learning import cpu_attention, cpu_mlp, row_layers
-from ai_learning import linear as linear_module
 from ai_learning.adapters import LoRAConfig, inject_lora
-from ai_learning.cpu_mlp import can_mlp, mlp
-from ai_learning.gelu import gelu, gelu_new
-from ai_learning.linear import Linear
+from ai_learning.kernels import cpu_attention, cpu_mlp, row_layers
+from ai_learning.kernels import linear as linear_module
+from ai_learning.kernels.cpu_mlp import can_mlp, mlp
+from ai_learning.kernels.gelu import gelu, gelu_new
+from ai_learning.kernels.linear import Linear
+from ai_learning.kernels.split import _Split, _whole, split
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.model.mlp import MLP
-from ai_learning.split import _Split, _whole, split
 
 needed = pytest.mark.skipif(not row_layers.has_loops(), reason="no tile registers (Intel AMX), or no numba")
 FORMS = {"none": gelu, "tanh": gelu_new}
@@ -437,7 +437,8 @@ def test_what_operations_refuse() -> None:
 def test_modules_can_be_loaded_again() -> None:
     """As notebooks do whose sources change."""
     code = (
-        "import importlib, torch, ai_learning.linear as l, ai_learning.graphs as g; importlib.reload(l);"
+        "import importlib, torch, ai_learning.kernels.linear as l, ai_learning.kernels.compile_ops as g;"
+        "importlib.reload(l);"
         "importlib.reload(g); importlib.reload(l);"
         "torch.compile(l.Linear(128, 128), backend='aot_eager')(torch.randn(256, 128)).sum().backward()"
     )
@@ -482,7 +483,7 @@ def test_an_exported_graph_has_pytorchs_layers_only() -> None:
 
 def test_names_of_operations_change_with_their_source() -> None:
     """PyTorch keeps graphs by these names."""
-    from ai_learning.graphs import _digest
+    from ai_learning.kernels.compile_ops import _digest
 
     for module, operation in ((cpu_mlp, cpu_mlp._in_a_graph), (linear_module, linear_module._in_a_graph)):
         assert operation.name().endswith("_" + _digest(module.__file__))  # type: ignore[arg-type]

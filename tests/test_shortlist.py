@@ -12,7 +12,7 @@ from torch import nn
 from ai_learning import shortlist as module
 from ai_learning.adapters import LoRAConfig, inject_lora
 from ai_learning.generate import generate
-from ai_learning.loops import Loops, ready, run
+from ai_learning.kernels.loops import Loops, ready, run
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.shortlist import Shortlist
 
@@ -141,7 +141,14 @@ def test_the_largest_of_columns_is_argmax(B: int, values: str) -> None:
         logits[:] = -math.inf
         logits[300, ::2] = 1.0
     rows = torch.empty(B, dtype=torch.int64)
-    run(Loops("shortlist_kernels").largest_of_columns, 0, B, 1, (501, B), (logits, rows, torch.empty(B)))
+    run(
+        Loops("kernels.shortlist_kernels").largest_of_columns,
+        0,
+        B,
+        1,
+        (501, B),
+        (logits, rows, torch.empty(B)),
+    )
     assert rows.tolist() == logits.numpy().argmax(0).tolist()
 
 

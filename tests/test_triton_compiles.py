@@ -49,7 +49,7 @@ def compiled(module: str, name: str, capability: int, types: dict[str, str], **c
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_a_decoders(weight: str, capability: int, EARLY: bool) -> None:
     def check(name: str, types: dict[str, str], **constants: Any) -> None:
-        compiled("decode_triton_kernels", name, capability, types, EARLY=EARLY, **constants)
+        compiled("kernels.decode_triton_kernels", name, capability, types, EARLY=EARLY, **constants)
 
     weights = {"weight": weight, "bias": weight, "gain": weight}
     check("embed", {"wte": weight, "wpe": weight}, BLOCK=1024)
@@ -64,8 +64,8 @@ def test_a_decoders(weight: str, capability: int, EARLY: bool) -> None:
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("logits", WEIGHTS)
 def test_the_losss(logits: str, gradient: bool) -> None:
-    compiled("loss_triton_kernels", "softmax_gradient", 80, {"logits": logits}, GRADIENT=gradient, BLOCK=4096,
-             num_warps=32)  # fmt: skip
+    constants = {"GRADIENT": gradient, "BLOCK": 4096, "num_warps": 32}
+    compiled("kernels.loss_triton_kernels", "softmax_gradient", 80, {"logits": logits}, **constants)
 
 
 @pytest.mark.parametrize("NESTED", [True, False])
@@ -85,4 +85,4 @@ def test_those_of_four_bits(dtype: torch.dtype, NESTED: bool) -> None:
 
 
 def test_the_one_that_is_tried_first() -> None:
-    compiled("triton_use_kernels", "add_one", 80, {"out": "*fp32"})
+    compiled("kernels.triton_use_kernels", "add_one", 80, {"out": "*fp32"})

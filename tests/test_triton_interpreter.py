@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ai_learning import decode_triton, loss_triton
+from ai_learning import decode_triton
+from ai_learning.kernels import loss_triton
 from ai_learning.model import GPT, GPTConfig, KVCache
 
 

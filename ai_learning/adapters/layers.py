@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..linear import PLAIN
+from ..kernels.linear import PLAIN
 from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm, is_conv1d
 from .nf4_linear import NF4Linear
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..linear import frozen_linear
-from ..products import mm
+from ..kernels.linear import frozen_linear
+from ..kernels.products import mm
 
 DenseWeight = Callable[[], Tensor]  # gives the frozen weight (O, I); called again in the backward pass
 

@@ -11,8 +11,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ..loops.compiler import fields, loop
-from ..loops.registers import prefetch
+from ..kernels.loops.compiler import fields, loop
+from ..kernels.loops.registers import prefetch
 from .nf4_kernels import BLOCKSIZE, POINTERS
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))

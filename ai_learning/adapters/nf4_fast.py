@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..loops import Loops, StoredLoop, processor_has, ready, run
-from ..pages import empty, is_plain
+from ..kernels.host_memory import empty, is_plain
+from ..kernels.loops import Loops, StoredLoop, processor_has, ready, run
 
 _LOOPS, _VECTOR_LOOPS = Loops("adapters.nf4_kernels"), Loops("adapters.nf4_avx512")
 _DEQUANTIZE = {

@@ -7,7 +7,7 @@ block, elements in all, then the addresses of the tensors.
 import numba
 import numpy as np
 
-from ..loops.compiler import array, fields, loop, on_stack
+from ..kernels.loops.compiler import array, fields, loop, on_stack
 
 BLOCKSIZE, N, POINTERS = range(3)
 """places in a job"""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..linear import PLAIN
+from ..kernels.linear import PLAIN
 from . import nf4_triton
 from .codes import dynamic_code
 from .linear import FrozenLinear, is_conv1d
@@ -139,13 +139,14 @@ class NF4Linear(nn.Module):
         """The plain layer it was made from (`plain_class`), with W or ``weight`` (out, in), and this bias."""
         weight = self.dequantize() if weight is None else weight
         with torch.device("meta"):  # nothing is allocated, no random number drawn
+            linear: nn.Module
             if issubclass(self.plain_class, nn.Linear):
                 linear = self.plain_class(self.in_features, self.out_features)
             else:  # Conv1D keeps (in, out)
                 linear = self.plain_class(self.out_features, self.in_features)
                 weight = weight.t().contiguous()
         linear.weight = nn.Parameter(weight, requires_grad=False)
-        linear.bias = None
+        linear.register_parameter("bias", None)
         if self.bias is not None:
             same = self.bias.dtype == weight.dtype
             linear.bias = (

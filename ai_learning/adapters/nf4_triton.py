@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import triton_use
-from ..triton_use import launch
+from ..kernels import triton_use
+from ..kernels.triton_use import launch
 from .codes import code_table, dynamic_code
 
 _DEQUANTIZE = {"bytes": 512, "warps": 1}

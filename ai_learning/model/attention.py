@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cpu_attention import can_loop, causal_attention
-from ..linear import Linear
+from ..kernels.cpu_attention import can_loop, causal_attention
+from ..kernels.linear import Linear
+from ..kernels.split import split
 from ..shapes import Heads, Hidden, Mask, Weights
-from ..split import split
 from .norms import RMSNorm
 from .rotary import Angles, rotate
 
@@ -167,7 +167,7 @@ class CausalSelfAttention(nn.Module):
             raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
         B, T, _ = x.shape
         widths = [heads * self.head_size for heads in (self.n_head, self.kv_heads, self.kv_heads)]
-        parts = split(self.c_attn(x), widths)  # 3 × (B, T, C)
+        parts = split(self.c_attn(x), widths)  # (B, T, H·D), 2 × (B, T, kv_heads·D)
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in parts)  # (B, H, T, D)
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cpu_mlp import can_mlp, mlp
-from ..gelu import gelu, gelu_new
-from ..linear import Linear
+from ..kernels.cpu_mlp import can_mlp, mlp
+from ..kernels.gelu import gelu, gelu_new
+from ..kernels.linear import Linear
 from ..shapes import Hidden
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..linear import Linear
+from ..kernels.linear import Linear
 from ..shapes import Hidden, Logits, Tokens
 from .attention import ATTENTION, causal_mask
 from .gpt import GPTConfig

@@ -14,7 +14,7 @@ class TinyTransformer(nn.Module):
     What attention can do alone is all that this model can do, so its weights tell the whole story.
 
     Args:
-        config: all but ``norm_first``, ``activation``, ``tie_weights`` and ``layer_norm_eps`` is used.
+        config: its sizes, ``dropout``, ``bias``, ``attention`` and ``qk_norm`` are used, nothing else.
 
     Example:
         >>> config = GPTConfig(vocab_size=12, block_size=8, n_layer=1, n_head=1, n_embd=16)

@@ -4,9 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files import write_text
 from .base import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from .bpe_tokenizer import BPETokenizer
 
 
 class ByteTokenizer:

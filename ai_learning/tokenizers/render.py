@@ -154,9 +154,7 @@ def steps_table(tokenizer: "BPETokenizer", text: str) -> "Table":
     return table
 
 
-def side_by_side(
-    tokenizers: Mapping[str, "BPETokenizer"], text: str, *, show_ids: bool = False
-) -> "Table":
+def side_by_side(tokenizers: Mapping[str, "BPETokenizer"], text: str, *, show_ids: bool = False) -> "Table":
     """The same text by several tokenizers, with counts; special tokens written out in it are those tokens."""
     from rich.table import Table
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ai_learning import pages
 from ai_learning.adapters import (
     bits_per_parameter,
     dequantize_4bit,
@@ -20,7 +19,8 @@ from ai_learning.adapters import (
 from ai_learning.adapters.codes import code_table, dynamic_code, nf4_code, thresholds
 from ai_learning.adapters.nf4 import dequantize_blockwise, quantize_blockwise
 from ai_learning.errors import InputError
-from ai_learning.loops import threads
+from ai_learning.kernels import host_memory as pages
+from ai_learning.kernels.loops import threads
 
 # Dettmers et al. 2023, appendix E.
 PAPER = [

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_learning import triton_use
 from ai_learning.adapters import NF4Linear, nf4_triton
 from ai_learning.adapters.codes import code_table
 from ai_learning.adapters.nf4 import QuantState, dequantize_4bit, quantize_4bit
+from ai_learning.kernels import triton_use
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 5), (1, 64), (7, 30), (65, 66), (48, 80), (33, 1026), (130, 256))

@@ -49,7 +49,7 @@ def test_what_autograd_keeps(shape: tuple[int, ...], low: bool, monkeypatch: pyt
 PEAK = """
 import sys
 import torch
-from ai_learning.loops import ready
+from ai_learning.kernels.loops import ready
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig, mlp
 from ai_learning.optim import adamw

@@ -1,7 +1,7 @@
 """Compiled loops on PyTorch's own threads, where PyTorch has no kernel that is fast enough.
 
 A loop is written in Python in a file named ``…_kernels.py`` (`compiler` has its words), and is used without
-importing that file: ``run(Loops("training_kernels").adamw, …)``. numba compiles it once on a machine
+importing that file: ``run(Loops("kernels.training_kernels").adamw, …)``. numba compiles it once on a machine
 (`store`), and `threads` runs it.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..pages import is_plain
+from ..host_memory import is_plain
 from . import threads
 from .store import StoredLoop, processor_has
 from .threads import run
@@ -25,7 +25,7 @@ class Loops:
 
     Example:
         >>> x, y = torch.ones(5), torch.zeros(5)
-        >>> gelu = Loops("gelu_kernels").portable_gelu_new
+        >>> gelu = Loops("kernels.gelu_kernels").portable_gelu_new
         >>> if ready(gelu):
         ...     run(gelu, 0, 5, 5, (5,), (x, y))
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
 
-_LOOPS = Loops("gelu_kernels")
+_LOOPS = Loops("kernels.gelu_kernels")
 _WORTH_IT = 2**17
 """elements from which on compiled loops are used; of the tanh form PyTorch's take up to five times as long"""
 _LANES = 16

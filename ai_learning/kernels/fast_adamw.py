@@ -23,7 +23,7 @@ CHUNK_FIELDS = 6
 """of a chunk: addresses of its part of parameter, gradient, mean and mean of squares; length; group"""
 RATES = 8
 """of a group: 1 − lr·decay, lr/(1 − beta1^t), 1/√(1 − beta2^t), eps, 1 − beta1, beta2, 1 − beta2, scale"""
-_LOOPS = Loops("training_kernels")
+_LOOPS = Loops("kernels.training_kernels")
 _CHUNK = 2**14  # elements: of four tensors, they fit the nearest caches
 _STATE = ("exp_avg", "exp_avg_sq", "step")  # of a parameter, by PyTorch's names
 

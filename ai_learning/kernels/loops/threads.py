@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..pages import is_plain
+from ..host_memory import is_plain
 from .store import StoredLoop
 
 SHARES, FIRST, LAST, LOOP, THREADS, WHICH, FIELDS = range(7)
@@ -42,7 +42,7 @@ class AnyLoop(Protocol):
         """The function itself."""
 
 
-work = StoredLoop("loops.compiler", "work")
+work = StoredLoop("kernels.loops.compiler", "work")
 """what every thread does"""
 
 

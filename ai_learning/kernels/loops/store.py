@@ -20,9 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_path, digest_of_sources
+from ...files import atomic_path, digest_of_sources
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent.parent.parent
 _HERE = Path(__file__).parent
 _ON_ERRORS = (
     "numba_gil_ensure", "numba_gil_release", "numba_do_raise", "numba_unpickle",

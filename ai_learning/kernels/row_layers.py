@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .host_memory import is_plain
 from .loops import Loops, StoredLoop, ready, run
-from .pages import is_plain
 from .products import PANEL, STEP_BYTES, has_tiles, scratch
 
 # What the loops are told, in this order; sizes in panels of 32, addresses, 0 for what is not there. A linear
@@ -50,7 +50,7 @@ _ROWS_OF_A_THREAD = 4 * PANEL
 """fewer would not pay for cutting the weights"""
 _ENOUGH_ROWS = 2 * _ROWS_OF_A_THREAD
 _SHARES = 8  # in which the parts' sums are added up
-_LOOPS = Loops("row_kernels")
+_LOOPS = Loops("kernels.row_kernels")
 
 
 class Form(NamedTuple):

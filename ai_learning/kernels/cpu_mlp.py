@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from . import row_layers
+from .compile_ops import constant_in_graphs, is_exporting, operation
 from .gelu import gelu_form, gelu_gradient, gelu_of
-from .graphs import constant_in_graphs, is_exporting, operation
+from .host_memory import is_plain
 from .linear import PLAIN, frozen_linear
 from .loops import usable
-from .pages import is_plain
 from .products import mm
 from .row_layers import FORMS, are_enough, may_fit
 

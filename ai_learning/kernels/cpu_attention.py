@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graphs import constant_in_graphs, is_exporting, operation
+from ..shapes import Heads
+from .compile_ops import constant_in_graphs, is_exporting, operation
+from .host_memory import is_plain
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
-from .pages import is_plain
-from .shapes import Heads
 
 # What a loop is told: these numbers, then `FIELDS` for each of its tensors, then the marks of taken scratch.
 HEADS = 0  # H
@@ -35,7 +35,7 @@ BLOCK = 32
 _PAD = 16  # numbers behind each row of scratch: rows a power of two apart share a place in the cache
 _LONGEST = 1024  # places; with more, PyTorch's matrices are large enough
 _WORTH_IT = 2**21  # products of two numbers; fewer take less time than calling the loops
-_LOOPS = Loops("attention_kernels")
+_LOOPS = Loops("kernels.attention_kernels")
 
 
 def can_loop(q: Heads, k: Heads, v: Heads) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import row_layers
-from .graphs import constant_in_graphs, is_exporting, operation
+from .compile_ops import constant_in_graphs, is_exporting, operation
 from .loops import usable
 from .products import can_tile, has_tiles, mm, takes
 

@@ -57,7 +57,7 @@ _OWN_AT_ONCE, _OTHER_AT_ONCE, _STEPS_AT_ONCE = 2, 16, 12
 _WORTH_IT = 2**26  # products of two numbers; fewer take as long as by PyTorch's library
 _FEW_PARTS = 4  # sums of more parts of k would take too long to add up
 _SUMS_BYTES = 32 * 2**20  # of all parts together, at most
-_LOOPS = Loops("product_kernels")
+_LOOPS = Loops("kernels.product_kernels")
 
 
 @cache
