@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ai_learning import loss as loss_module
+from ai_learning.kernels import frozen_head_loss, tied_embedding
 from ai_learning.kernels.loops import Loops, ready
-from ai_learning.loss import bits_per_byte, linear_cross_entropy, next_token_loss, perplexity
+from ai_learning.loss import (
+    bits_per_byte,
+    linear_cross_entropy,
+    next_token_loss,
+    perplexity,
+    reference_next_token_loss,
+)
 from ai_learning.model import GPT, GPTConfig
 
 
@@ -26,7 +33,7 @@ def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def softmax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     compiled = request.param.startswith("compiled")
     monkeypatch.setattr(loss_module, "_FEW_LOGITS", 0)
-    monkeypatch.setattr(loss_module, "_WORTH_ROWS", 0)
+    monkeypatch.setattr(tied_embedding, "_WORTH_ROWS", 0)
     monkeypatch.setattr(loss_module, "_WORTH_COMPILED", 0 if compiled else math.inf)
     return request.param
 
@@ -37,6 +44,19 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
     targets = torch.randint(0, 11, (2, 5))
     targets[0, 2] = -100
     return hidden, weight, targets
+
+
+def test_the_definition_in_three_lines() -> None:
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    idx, targets = torch.randint(0, 11, (2, 2, 8)).unbind()
+    targets[0, 3] = -100
+    parameters = list(model.parameters())
+    ours, plain = next_token_loss(model, idx, targets), reference_next_token_loss(model, idx, targets)
+    torch.testing.assert_close(ours, plain)
+    for one, other in zip(
+        torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters), strict=True
+    ):
+        torch.testing.assert_close(one.to_dense(), other)
 
 
 def test_equals_cross_entropy_with_gradients(chunk_rows: int) -> None:
@@ -163,10 +183,10 @@ def frozen(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient with a frozen head, so many ids at a time."""
     calls = []
-    plain = loss_module._columns_at_a_time
-    patch.setattr(loss_module, "_columns_at_a_time", lambda *args: calls.append(1) or plain(*args))
-    patch.setattr(loss_module, "_BLOCK_POSITIONS", 4)
-    patch.setattr(loss_module, "_BLOCK_BYTES", 4 * 4 * columns)
+    plain = frozen_head_loss._columns_at_a_time
+    patch.setattr(frozen_head_loss, "_columns_at_a_time", lambda *args: calls.append(1) or plain(*args))
+    patch.setattr(frozen_head_loss, "_BLOCK_POSITIONS", 4)
+    patch.setattr(frozen_head_loss, "BLOCK_BYTES", 4 * 4 * columns)
     loss = linear_cross_entropy(hidden, weight.detach(), *rest)
     assert calls
     return loss.detach(), torch.autograd.grad(loss, hidden)[0]
@@ -185,7 +205,7 @@ def test_a_frozen_head_takes_some_columns_at_a_time(
     weights = torch.rand(N) if is_weighted else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "_FEW_LOGITS", 0)
-        patch.setattr(loss_module, "_by_columns", lambda *args: True)
+        patch.setattr(frozen_head_loss, "by_columns", lambda *args: True)
         ours = frozen(patch, columns, hidden, weight, targets, weights)
     exact = hidden.detach().double().requires_grad_()
     logits, counted = exact @ weight.double().T, targets != -100
@@ -220,7 +240,7 @@ def test_columns_that_are_ruled_out_infinite_or_nan(monkeypatch: pytest.MonkeyPa
 
 @columns_needed
 def test_a_trained_head_gets_its_gradient_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(frozen_head_loss, "BLOCK_BYTES", 1)
     hidden, weight, targets = inputs()
     ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
     plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
@@ -231,11 +251,11 @@ def test_a_trained_head_gets_its_gradient_whatever_the_size(monkeypatch: pytest.
 @columns_needed
 def test_without_gradients_only_the_loss_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = torch.randn(9, 5), torch.randn(77, 5), torch.randint(0, 77, (9,))
-    calls, plain = [], loss_module._columns_at_a_time
+    calls, plain = [], frozen_head_loss._columns_at_a_time
     monkeypatch.setattr(
-        loss_module, "_columns_at_a_time", lambda *args: calls.append(args[3]) or plain(*args)
+        frozen_head_loss, "_columns_at_a_time", lambda *args: calls.append(args[3]) or plain(*args)
     )
-    monkeypatch.setattr(loss_module, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(frozen_head_loss, "BLOCK_BYTES", 64)
     monkeypatch.setattr(torch.Tensor, "addmm_", lambda *args, **options: pytest.fail("a gradient for nobody"))
     with torch.no_grad():
         loss = linear_cross_entropy(hidden, weight, targets)
@@ -444,14 +464,14 @@ def test_a_forgotten_loss_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch)
     """The tie knows the embedding's node weakly: no ring that only the collector of garbage would break."""
     model, idx = tied()
     nodes: list[weakref.ref] = []
-    look_up = loss_module._look_up
+    look_up = tied_embedding._look_up
 
     def noted(*args) -> torch.Tensor:  # type: ignore[no-untyped-def]
         rows = look_up(*args)
         nodes.append(weakref.ref(rows.grad_fn))
         return rows
 
-    monkeypatch.setattr(loss_module, "_look_up", noted)
+    monkeypatch.setattr(tied_embedding, "_look_up", noted)
     gc.collect()
     gc.disable()
     try:

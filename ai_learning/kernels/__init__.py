@@ -3,6 +3,7 @@
 Every function is a drop-in for PyTorch's own operations, which are taken wherever a kernel cannot be.
 
 linear, gelu, split                     what the model's layers call
+tied_embedding, frozen_head_loss        what the loss calls
 cpu_attention, cpu_mlp, row_layers      attention, an MLP, small layers on a CPU
 products, fast_adamw                    large matrix products; AdamW with clipping
 …_kernels, loops                        the compiled loops under them, and what all loops share

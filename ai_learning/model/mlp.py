@@ -41,6 +41,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Hidden) -> Hidden:
         """(B, T, C) → (B, T, 4C) → (B, T, C)."""
+        # The last line in one go, its wide middle never leaving the cache: on a CPU that can, in training.
         if can_mlp(x, self.c_fc, self.activation, self.c_proj):
             return self.dropout(mlp(x, self.c_fc, self.activation, self.c_proj))
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
