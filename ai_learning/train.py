@@ -1,18 +1,16 @@
 """The training loop: one for pre-training and fine-tuning, on any model that has a ``config``.
 
 It is the same loop on one process and on many (``torchrun``): what differs is in ``distributed.Team``.
-A resumed run is the uninterrupted run, bit for bit on CPU: batches are a function of the step, and the
-checkpoint holds weights, optimizer, random state and step.
+A resumed run is the uninterrupted run, bit for bit on CPU (`run_state`).
 """
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .adapters import make_optimizer
-from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
 from .device import (
     autocast,
     checkpointed,
@@ -34,17 +31,7 @@ from .device import (
     pick_dtype,
     to_device,
 )
-from .distributed import (
-    PARALLEL,
-    Team,
-    latest,
-    load_shards,
-    peers_in_reach,
-    read_state,
-    save_shards,
-    spread,
-    world,
-)
+from .distributed import PARALLEL, Team, latest, peers_in_reach, world
 from .errors import InputError
 from .optim import (
     OPTIMIZERS,
@@ -57,6 +44,7 @@ from .optim import (
     parameter_groups,
 )
 from .run_folder import RunFolder
+from .run_state import RunState, seed_of
 
 Batch = Any
 Metrics = dict[str, Any]
@@ -139,13 +127,6 @@ class TrainConfig:
             raise ValueError(f"parallel={self.parallel!r} is not known; use {', '.join(PARALLEL)}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} is not known; use auto, float32 or bfloat16")
-
-
-# Fields that may differ between a run and its continuation: they change no weight.
-_FREE_FIELDS = {
-    "eval_every", "save_every", "sample_every", "log_every", "device", "compile", "checkpoint_activations",
-    "parallel", "tensorboard",
-}  # fmt: skip
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -241,7 +222,7 @@ def train(
     ):
         with team.agreed():
             folder = stack.enter_context(RunFolder(out, writes=here.is_main))
-        torch.manual_seed(_seed_of(config.seed, here.rank))
+        torch.manual_seed(seed_of(config.seed, here.rank))
         model = model.to(device)
         if config.checkpoint_activations:
             stack.enter_context(checkpointed(model))
@@ -250,12 +231,12 @@ def train(
             fixed_shapes = device.type == "cpu" or getattr(batches, "fixed_shapes", False)
             stack.enter_context(compiled(model, as_one=in_one_piece and fixed_shapes))
         trainer = _Trainer(
-            model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer
-        )
-        trainer.extra, trainer.identity = dict(extra or {}), dict(identity or {})
+            model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer,
+            identity or {}, extra or {},
+        )  # fmt: skip
         with team.agreed():
             restarted = team.highest(here.restarts) > 0  # torchrun started again what had failed
-            trainer.start(resume or restarted)
+            trainer.state.start(resume or restarted)
         with team.agreed():
             if here.is_main:
                 on_start()
@@ -266,11 +247,6 @@ def train(
         finally:
             if trainer.board:
                 trainer.board.close()
-
-
-def _seed_of(seed: int, rank: int, step: int = 0) -> int:
-    """Of dropout: another on each process; rank 0's first is the run's own."""
-    return seed + 1_000_003 * rank + 7_919 * step
 
 
 def _saved(out: Path) -> str:
@@ -293,7 +269,9 @@ class _Trainer:
         evaluate: Callable[[nn.Module], Metrics] | None,
         sample: Callable[[nn.Module], str] | None,
         listener: Callable[[Metrics], None],
-        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None,
+        identity: Mapping[str, Any],
+        extra: Mapping[str, Any],
     ) -> None:
         self.model, self.loss_fn, self.batches, self.config = model, loss_fn, batches, config
         self.folder, self.evaluate, self.sample, self.listener = folder, evaluate, sample, listener
@@ -308,62 +286,72 @@ class _Trainer:
         )
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.autocast = autocast(self.device, dtype)
-        self.step = 0
-        self.loss = math.nan
-        self.best: float | None = None
-        self.metrics: Metrics = {}
-        self.best_metrics: Metrics = {}
-        self.elapsed = 0.0
-        self.extra: dict[str, Any] = {}
-        self.identity: dict[str, Any] = {}
+        self.state = RunState(
+            model, self.optimizer, config, folder, team, self.device, dict(identity), dict(extra)
+        )
+        self.progress = self.state.progress
         self.peak_flops = peak_flops(self.device)
         self.board = _tensorboard(folder.path) if config.tensorboard and team.world.is_main else None
 
     def run(self, stop_requested: Callable[[], int | None]) -> TrainResult:
+        at = self.progress
         config = self.config
-        before, started = self.elapsed, time.perf_counter()
-        if self.step == 0:
+        before, started = at.elapsed, time.perf_counter()
+        if at.step == 0:
             self._evaluate()
         self.model.train()
         since, tokens = time.perf_counter(), 0  # of training alone: saving and the like are left out
         step_seconds: list[float] = []  # of the first two, if they compile
-        while self.step < config.steps:
+        while at.step < config.steps:
             step_started = time.perf_counter()
             loss, grad_norm, n_tokens, lr = self._train_step()
             tokens += n_tokens
-            done = self.step == config.steps
+            done = at.step == config.steps
             signum = self.team.highest(stop_requested() or 0)  # all stop after the same step
-            wants_save = done or signum != 0 or self.step % config.save_every == 0
-            wants_eval = done or self.step % config.eval_every == 0
-            wants_log = done or self.step % config.log_every == 0 or self.step == 1
+            wants_save = done or signum != 0 or at.step % config.save_every == 0
+            wants_eval = done or at.step % config.eval_every == 0
+            wants_log = done or at.step % config.log_every == 0 or at.step == 1
             if wants_log or wants_save or wants_eval or self.device.type == "cpu":
-                self.loss = float(self.team.mean(loss))  # waits for an accelerator: not every step
-                self._check_finite("loss", self.loss)
+                at.loss = float(self.team.mean(loss))  # waits for an accelerator: not every step
+                self._check_finite("loss", at.loss)
                 self._check_finite("gradient norm", float(grad_norm))
-            self.elapsed = before + time.perf_counter() - started
+            at.elapsed = before + time.perf_counter() - started
             if config.compile and len(step_seconds) < 2:
                 step_seconds.append(self._finished() - step_started)
             if wants_log:
                 rate = tokens / (time.perf_counter() - since)
-                row = {"step": self.step, "loss": self.loss, "lr": lr, "grad_norm": float(grad_norm)}
-                self._log({**row, **self._speed(rate), "elapsed_s": round(self.elapsed, 3)})
+                row = {
+                    "step": at.step,
+                    "loss": at.loss,
+                    "lr": lr,
+                    "grad_norm": float(grad_norm),
+                }
+                self._log({**row, **self._speed(rate), "elapsed_s": round(at.elapsed, 3)})
                 since, tokens = time.perf_counter(), 0
             if config.compile and len(step_seconds) == 2:  # the first compiled
-                self._log({"step": self.step, "compile_s": round(step_seconds[0] - step_seconds[1], 2)})
+                self._log({"step": at.step, "compile_s": round(step_seconds[0] - step_seconds[1], 2)})
                 step_seconds.append(0.0)
                 since, tokens = time.perf_counter(), 0
             paused = time.perf_counter()
             if wants_eval:
                 self._evaluate()
-            if config.sample_every and self.sample and self.step % config.sample_every == 0:
-                self._log({"step": self.step, "sample": self._in_eval_mode(self.sample)})
+            if config.sample_every and self.sample and at.step % config.sample_every == 0:
+                self._log({"step": at.step, "sample": self._in_eval_mode(self.sample)})
             if wants_save:
-                self.elapsed = before + time.perf_counter() - started
-                saved = self._save(self.folder.last, resumable=True)
+                at.elapsed = before + time.perf_counter() - started
+                self._check_weights()
+                saved = self.state.save(self.folder.last, resumable=True)
             since += time.perf_counter() - paused
             if signum and not done:
-                raise Interrupted(signum, self.step, saved)
-        return TrainResult(self.step, self.loss, self.best, self.elapsed, self.metrics, self.best_metrics)
+                raise Interrupted(signum, at.step, saved)
+        return TrainResult(
+            at.step,
+            at.loss,
+            at.best,
+            at.elapsed,
+            at.metrics,
+            at.best_metrics,
+        )
 
     def _finished(self) -> float:
         """The time when all that was asked of the device is done."""
@@ -372,13 +360,14 @@ class _Trainer:
         return time.perf_counter()
 
     def _train_step(self) -> tuple[Tensor, Tensor, int, float]:
+        at = self.progress
         config = self.config
-        factor = lr_factor(self.step, config.steps, config.schedule, config.warmup, config.lr_floor)
+        factor = lr_factor(at.step, config.steps, config.schedule, config.warmup, config.lr_floor)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
         total, n_tokens = torch.zeros((), device=self.device), 0
         for micro in range(config.grad_accum):
-            batch = to_device(self.batches(self.step * config.grad_accum + micro), self.device)
+            batch = to_device(self.batches(at.step * config.grad_accum + micro), self.device)
             with (
                 self.team.synchronised(self.root, last=micro == config.grad_accum - 1),
                 on_a_gpu(self.model, self.device, self.dtype, self.fixed_shapes),
@@ -392,7 +381,7 @@ class _Trainer:
         if isinstance(grad_norm, DTensor):  # each process has the norm of its share
             grad_norm = grad_norm.full_tensor()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        at.step += 1
         return total, grad_norm, n_tokens, config.lr * factor
 
     def _check_finite(self, what: str, value: float) -> None:
@@ -401,7 +390,8 @@ class _Trainer:
         last = latest(self.folder.path) or self.folder.last
         where = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was saved yet"
         raise DivergedError(
-            f"the {what} is {value} at step {self.step}; {where}; try a lower lr than {self.config.lr}"
+            f"the {what} is {value} at step {self.progress.step}; {where}; "
+            f"try a lower lr than {self.config.lr}"
         )
 
     def _in_eval_mode(self, function: Callable[[nn.Module], Any]) -> Any:
@@ -414,14 +404,18 @@ class _Trainer:
             self.team.settle(self.root)
 
     def _evaluate(self) -> None:
+        at = self.progress
         if self.evaluate is None:
             return
-        self.metrics = self._in_eval_mode(self.evaluate)
-        self._check_finite("held-out loss", self.metrics["val_loss"])
-        self._log({"step": self.step, **self.metrics})
-        if self.best is None or self.metrics["val_loss"] < self.best:
-            self.best, self.best_metrics = self.metrics["val_loss"], self.metrics
-            self._save(self.folder.best, resumable=False)
+        at.metrics = self._in_eval_mode(self.evaluate)
+        self._check_finite("held-out loss", at.metrics["val_loss"])
+        self._log({"step": at.step, **at.metrics})
+        if at.best is None or at.metrics["val_loss"] < at.best:
+            at.best, at.best_metrics = (
+                at.metrics["val_loss"],
+                at.metrics,
+            )
+            self.state.save(self.folder.best, resumable=False)
 
     def _speed(self, tokens_per_s: float) -> Metrics:
         speed: Metrics = {"tokens_per_s": round(tokens_per_s, 1)}
@@ -440,163 +434,12 @@ class _Trainer:
                 if name != "step" and isinstance(value, float):
                     self.board.add_scalar(name, value, row["step"])
 
-    def _save(self, path: Path, resumable: bool) -> Path:
-        """Write a checkpoint; where it stands in the end."""
-        state: dict[str, Any] = {
-            "step": self.step,
-            "best_val_loss": self.best,
-            "train_config": asdict(self.config),
-            "best_metrics": self.best_metrics,
-            "identity": self.identity,
-            **self.extra,
-        }
-        if not resumable:
-            self._write(path, state)
-            return path
-        self._check_weights()
-        state |= {"loss": self.loss, "metrics": self.metrics, "elapsed_s": self.elapsed}
-        # Batches are a function of (seed, number): this is the whole position in the data.
-        state["next_batch"] = self.step * self.config.grad_accum
-        state["world_size"] = self.team.world.size
-        if self.team.distributed:
-            plain = {**state, "config": asdict(model_config(self.model))}
-            tensors = {**self._tensors(), **_random_state(self.device, self._rank_key)}
-            shards = save_shards(self.team, self.folder.path, self.step, tensors, plain)
-            if self.step < self.config.steps:
-                return shards
-        state["optimizer"] = self.optimizer.state_dict()
-        state["rng"] = _random_state(self.device)
-        self._write(path, state)
-        return path
-
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        """One file with whole tensors, by rank 0."""
-        weights = self.model.state_dict()
-        if self.team.distributed:
-            weights, state = self.team.whole(weights), self.team.whole(state)
-        if self.team.world.is_main:
-            save_checkpoint(self.model, path, state_dict=weights, **state)
-        self.team.barrier()
-
-    @property
-    def _rank_key(self) -> str:
-        return f"rng.{self.team.world.rank}."
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Weights and the optimizer's state by name, in place: to be written, or to be filled."""
-        aliases = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        aliases -= {name for name, _ in self.model.named_parameters()}  # tied weights stand once
-        tensors = {
-            f"model.{name}": value for name, value in self.model.state_dict().items() if name not in aliases
-        }
-        for number, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, Tensor)
-            }
-        return tensors
-
     def _check_weights(self) -> None:
         """Weights that the last step ruined show only in the next loss: look before they are saved."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            batch = to_device(self.batches(self.step * self.config.grad_accum), self.device)
+            batch = to_device(self.batches(self.progress.step * self.config.grad_accum), self.device)
             loss = self._in_eval_mode(lambda model: self.loss_fn(model, batch))
             self._check_finite("next loss", float(self.team.mean(loss)))
-
-    def start(self, resume: bool) -> None:
-        """Begin, or go on from what the folder holds.
-
-        Raises:
-            InputError: a run is there and ``resume`` is off, or it was made otherwise.
-        """
-        file, shards = self.folder.last, latest(self.folder.path)
-        has_file = file.exists() or previous_path(file).exists()
-        has_file, shards = self.team.from_main((has_file, shards))
-        if not has_file and shards is None:  # also what is left of a run killed before its first checkpoint
-            self.folder.rewind(-1)
-            return
-        if not resume:
-            raise InputError(f"{self.folder.path} already holds a run: --resume it, or choose another folder")
-        if has_file:
-            checkpoint = load_checkpoint(file, "cpu" if self.team.distributed else self.device)
-            if shards is None or checkpoint["step"] >= read_state(shards)["step"]:
-                self._resume_from_file(checkpoint)
-                return
-        assert shards is not None
-        self._resume_from_shards(shards)
-
-    def _resume_from_file(self, checkpoint: dict[str, Any]) -> None:
-        if "optimizer" not in checkpoint:
-            raise InputError(f"{self.folder.last} cannot be resumed: it holds weights only")
-        self._check_same_run(checkpoint, self.folder.last)
-        weights, optimizer = checkpoint["state_dict"], checkpoint["optimizer"]
-        if self.team.distributed:
-            self._allocate_optimizer_state()
-            own = self.model.state_dict()
-            weights = {name: spread(value, own[name]) for name, value in weights.items()}
-            like = self.optimizer.state_dict()["state"]
-            for number, values in optimizer["state"].items():
-                for name, value in values.items():
-                    if isinstance(value, Tensor):
-                        values[name] = spread(value, like[number][name])
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
-        rng = {name: state.cpu() for name, state in checkpoint["rng"].items()}
-        self._go_on(checkpoint, rng if self.team.world.size == checkpoint.get("world_size", 1) == 1 else None)
-
-    def _resume_from_shards(self, path: Path) -> None:
-        state = read_state(path)
-        self._check_same_run(state, path)
-        self._allocate_optimizer_state()
-        same_ranks = state["world_size"] == self.team.world.size
-        rng = _random_state(self.device, self._rank_key) if same_ranks else {}
-        load_shards(path, {**self._tensors(), **rng})
-        rng = {name.removeprefix(self._rank_key): value for name, value in rng.items()}
-        self._go_on(state, rng if same_ranks else None)
-
-    def _check_same_run(self, saved: dict[str, Any], path: Path) -> None:
-        # Through JSON, as distributed checkpoints are: tuples become lists.
-        config = model_config(self.model)
-        if _plain(_as_now(saved["config"], type(config))) != _plain(asdict(config)):
-            raise InputError(f"{path} is of a model with another config: resume with the run's own")
-        # A checkpoint from before a field existed was made as its default says.
-        old = _plain({**asdict(TrainConfig()), **saved["train_config"], **saved["identity"]})
-        new = _plain({**asdict(self.config), **self.identity})
-        old |= {
-            name: {**new[name], **part}
-            for name, part in old.items()
-            if isinstance(part, dict) and new.get(name)
-        }
-        changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"the run in {self.folder.path} was started with {name}={old.get(name)}, not {new[name]}: "
-                "resume it unchanged, or start another"
-            )
-
-    def _allocate_optimizer_state(self) -> None:
-        """A step that changes nothing: optimizers make their state at the first one."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-    def _go_on(self, saved: dict[str, Any], rng: dict[str, Tensor] | None) -> None:
-        self.step, self.best = saved["step"], saved["best_val_loss"]
-        self.loss, self.metrics = saved["loss"], saved["metrics"]
-        self.best_metrics, self.elapsed = saved["best_metrics"], saved["elapsed_s"]
-        if rng is None:  # another number of processes: dropout draws anew
-            torch.manual_seed(_seed_of(self.config.seed, self.team.world.rank, self.step))
-        else:
-            torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and self.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
-        self.folder.rewind(self.step)
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
@@ -612,25 +455,6 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
         )
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     return make_optimizer(groups, config.optimizer, lr=config.lr, betas=betas)
-
-
-def _as_now(saved: dict[str, Any], config: type[Any]) -> dict[str, Any]:
-    """A config as a checkpoint keeps it, with the defaults of the fields that have come since."""
-    try:
-        return asdict(config(**saved))
-    except (TypeError, ValueError):  # of another kind of model
-        return saved
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(values)))
-
-
-def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
-    states = {f"{prefix}cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states[f"{prefix}cuda"] = torch.cuda.get_rng_state(device)
-    return states
 
 
 def _first(batch: Batch) -> Tensor:

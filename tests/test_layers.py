@@ -16,7 +16,17 @@ LAYERS = [
     {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "generate", "decode_triton", "int8", "shortlist", "speculative"}
     | {"pretrained", "run_folder", "viz"},
-    {"checkpoint", "device", "train", "distributed", "evaluate", "multiple_choice", "finetune", "sft"}
+    {
+        "checkpoint",
+        "device",
+        "train",
+        "run_state",
+        "distributed",
+        "evaluate",
+        "multiple_choice",
+        "finetune",
+        "sft",
+    }
     | {"adapted", "memory"},
     {"toolformer", "reflexion", "chat_model", "lm_harness", "trace", "checks", "presets", "recipes"},
     {"cli", "web"},

@@ -1,0 +1,255 @@
+"""A run as it stands: written to its folder, found there again, and put back.
+
+Beside the weights: the optimizer's state, random state, step and figures. Batches are a function of the step,
+so that is the whole position in the data. One process writes ``last.pt``; many write distributed checkpoints
+on the way, which open on any number of processes.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
+from .distributed import Team, latest, load_shards, read_state, save_shards, spread
+from .errors import InputError
+from .optim import Together
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from .train import TrainConfig
+
+# Fields that may differ between a run and its continuation: they change no weight.
+_FREE_FIELDS = {
+    "eval_every", "save_every", "sample_every", "log_every", "device", "compile", "checkpoint_activations",
+    "parallel", "tensorboard",
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """optimizer steps taken"""
+    loss: float = math.nan
+    """of the last step"""
+    best: float | None = None
+    """lowest held-out loss"""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """the last held-out figures"""
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    """those of the weights in ``best.pt``"""
+    elapsed: float = 0.0
+    """seconds, over all its continuations"""
+
+
+@dataclass
+class RunState:
+    """What a run consists of, and where it is kept.
+
+    Attributes:
+        model: in training; under FSDP its parameters are shared out.
+        optimizer: of its parameters.
+        config: how it is trained.
+        folder: the run's.
+        team: the processes.
+        device: this process's.
+        identity: what else decides the weights; a run goes on only where it is the same.
+        extra: what to add to every checkpoint.
+        progress: how far it is.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | Together
+    config: "TrainConfig"
+    folder: RunFolder
+    team: Team
+    device: torch.device
+    identity: dict[str, Any]
+    extra: dict[str, Any]
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self, path: Path, resumable: bool) -> Path:
+        """Write a checkpoint; where it stands in the end."""
+        at = self.progress
+        state: dict[str, Any] = {
+            "step": at.step,
+            "best_val_loss": at.best,
+            "train_config": asdict(self.config),
+            "best_metrics": at.best_metrics,
+            "identity": self.identity,
+            **self.extra,
+        }
+        if not resumable:
+            self._write(path, state)
+            return path
+        state |= {
+            "loss": at.loss,
+            "metrics": at.metrics,
+            "elapsed_s": at.elapsed,
+        }
+        # Batches are a function of (seed, number): this is the whole position in the data.
+        state["next_batch"] = at.step * self.config.grad_accum
+        state["world_size"] = self.team.world.size
+        if self.team.distributed:
+            plain = {**state, "config": asdict(model_config(self.model))}
+            tensors = {**self._tensors(), **_random_state(self.device, self._rank_key)}
+            shards = save_shards(self.team, self.folder.path, at.step, tensors, plain)
+            if at.step < self.config.steps:
+                return shards
+        state["optimizer"] = self.optimizer.state_dict()
+        state["rng"] = _random_state(self.device)
+        self._write(path, state)
+        return path
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        """One file with whole tensors, by rank 0."""
+        weights = self.model.state_dict()
+        if self.team.distributed:
+            weights, state = self.team.whole(weights), self.team.whole(state)
+        if self.team.world.is_main:
+            save_checkpoint(self.model, path, state_dict=weights, **state)
+        self.team.barrier()
+
+    @property
+    def _rank_key(self) -> str:
+        return f"rng.{self.team.world.rank}."
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and the optimizer's state by name, in place: to be written, or to be filled."""
+        aliases = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        aliases -= {name for name, _ in self.model.named_parameters()}  # tied weights stand once
+        tensors = {
+            f"model.{name}": value for name, value in self.model.state_dict().items() if name not in aliases
+        }
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, Tensor)
+            }
+        return tensors
+
+    def start(self, resume: bool) -> None:
+        """Begin, or go on from what the folder holds.
+
+        Raises:
+            InputError: a run is there and ``resume`` is off, or it was made otherwise.
+        """
+        file, shards = self.folder.last, latest(self.folder.path)
+        has_file = file.exists() or previous_path(file).exists()
+        has_file, shards = self.team.from_main((has_file, shards))
+        if not has_file and shards is None:  # also what is left of a run killed before its first checkpoint
+            self.folder.rewind(-1)
+            return
+        if not resume:
+            raise InputError(f"{self.folder.path} already holds a run: --resume it, or choose another folder")
+        if has_file:
+            checkpoint = load_checkpoint(file, "cpu" if self.team.distributed else self.device)
+            if shards is None or checkpoint["step"] >= read_state(shards)["step"]:
+                self._resume_from_file(checkpoint)
+                return
+        assert shards is not None
+        self._resume_from_shards(shards)
+
+    def _resume_from_file(self, checkpoint: dict[str, Any]) -> None:
+        if "optimizer" not in checkpoint:
+            raise InputError(f"{self.folder.last} cannot be resumed: it holds weights only")
+        self._check_same_run(checkpoint, self.folder.last)
+        weights, optimizer = checkpoint["state_dict"], checkpoint["optimizer"]
+        if self.team.distributed:
+            self._allocate_optimizer_state()
+            own = self.model.state_dict()
+            weights = {name: spread(value, own[name]) for name, value in weights.items()}
+            like = self.optimizer.state_dict()["state"]
+            for number, values in optimizer["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor):
+                        values[name] = spread(value, like[number][name])
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        rng = {name: state.cpu() for name, state in checkpoint["rng"].items()}
+        self._go_on(checkpoint, rng if self.team.world.size == checkpoint.get("world_size", 1) == 1 else None)
+
+    def _resume_from_shards(self, path: Path) -> None:
+        state = read_state(path)
+        self._check_same_run(state, path)
+        self._allocate_optimizer_state()
+        same_ranks = state["world_size"] == self.team.world.size
+        rng = _random_state(self.device, self._rank_key) if same_ranks else {}
+        load_shards(path, {**self._tensors(), **rng})
+        rng = {name.removeprefix(self._rank_key): value for name, value in rng.items()}
+        self._go_on(state, rng if same_ranks else None)
+
+    def _check_same_run(self, saved: dict[str, Any], path: Path) -> None:
+        # Through JSON, as distributed checkpoints are: tuples become lists.
+        config = model_config(self.model)
+        if _plain(_as_now(saved["config"], type(config))) != _plain(asdict(config)):
+            raise InputError(f"{path} is of a model with another config: resume with the run's own")
+        # A checkpoint from before a field existed was made as its default says.
+        old = _plain({**asdict(type(self.config)()), **saved["train_config"], **saved["identity"]})
+        new = _plain({**asdict(self.config), **self.identity})
+        old |= {
+            name: {**new[name], **part}
+            for name, part in old.items()
+            if isinstance(part, dict) and new.get(name)
+        }
+        changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
+        if changed:
+            name = changed[0]
+            raise InputError(
+                f"the run in {self.folder.path} was started with {name}={old.get(name)}, not {new[name]}: "
+                "resume it unchanged, or start another"
+            )
+
+    def _allocate_optimizer_state(self) -> None:
+        """A step that changes nothing: optimizers make their state at the first one."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _go_on(self, saved: dict[str, Any], rng: dict[str, Tensor] | None) -> None:
+        at = self.progress
+        at.step, at.best = saved["step"], saved["best_val_loss"]
+        at.loss, at.metrics = saved["loss"], saved["metrics"]
+        at.best_metrics, at.elapsed = saved["best_metrics"], saved["elapsed_s"]
+        if rng is None:  # another number of processes: dropout draws anew
+            torch.manual_seed(seed_of(self.config.seed, self.team.world.rank, at.step))
+        else:
+            torch.set_rng_state(rng["cpu"])
+            if "cuda" in rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.folder.rewind(at.step)
+
+
+def seed_of(seed: int, rank: int, step: int = 0) -> int:
+    """Of dropout: another on each process; rank 0's first is the run's own."""
+    return seed + 1_000_003 * rank + 7_919 * step
+
+
+def _as_now(saved: dict[str, Any], config: type[Any]) -> dict[str, Any]:
+    """A config as a checkpoint keeps it, with the defaults of the fields that have come since."""
+    try:
+        return asdict(config(**saved))
+    except (TypeError, ValueError):  # of another kind of model
+        return saved
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(values)))
+
+
+def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
+    states = {f"{prefix}cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"{prefix}cuda"] = torch.cuda.get_rng_state(device)
+    return states
