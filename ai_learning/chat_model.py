@@ -8,7 +8,7 @@ open_chat_model("qwen3", base_url="http://localhost:8000/v1")    an OpenAI-compa
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,8 @@ class TransformersChatModel(LocalChatModel):
             raise failure[0]
 
     def _texts(self, ids: Iterator[int], stop: Sequence[str]) -> Iterator[str]:
+        from .generate import cut_stream
+
         return cut_stream(self._pieces(ids), stop)
 
     def _pieces(self, ids: Iterator[int]) -> Iterator[str]:
@@ -285,29 +287,6 @@ class TransformersChatModel(LocalChatModel):
         text = self.tokenizer.decode(found, skip_special_tokens=True)
         if len(text) > len(shown):
             yield text[len(shown) :]
-
-
-def cut_stream(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass pieces of text on up to the first stop string; what may be the beginning of one is held back.
-
-    Example:
-        >>> "".join(cut_stream(["one t", "wo\\nOb", "servation: x"], ["\\nObservation"]))
-        'one two'
-    """
-    held = max((len(word) for word in stop), default=1) - 1
-    text, shown = "", 0
-    for piece in pieces:
-        text += piece
-        ends = [place for place in (text.find(word, max(0, shown - held)) for word in stop) if place >= 0]
-        if ends:
-            if min(ends) > shown:
-                yield text[shown : min(ends)]
-            return
-        if len(text) - held > shown:
-            yield text[shown : len(text) - held]
-            shown = len(text) - held
-    if text[shown:]:
-        yield text[shown:]
 
 
 class _Counted:

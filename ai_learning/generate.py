@@ -4,7 +4,6 @@ A context longer than ``block_size`` slides: the model then reads the last ``blo
 positions are absolute everything in the cache is out of date, so each further token costs a full pass.
 """
 
-import codecs
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from . import decode_triton, shortlist
 from .model import GPT, KVCache
 from .shapes import Tokens
 from .tokenizers import Tokenizer, encode_own
+from .tokenizers.streaming import StreamDecoder
 
 # --- from logits to a distribution ------------------------------------------------------------------------
 
@@ -370,24 +370,38 @@ def decode_stream(
     """Yield the text of ids as they come; see ``stream_text``."""
     if "" in stop:
         raise ValueError("a stop string is empty: it would end every text at once")
-    held = max((len(s) for s in stop), default=1) - 1  # what could be the beginning of a stop string
-    # Waits for the rest of a character that ends in a later token.
     errors = "ignore" if getattr(tokenizer, "errors", "replace") == "ignore" else "replace"
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    decoder = StreamDecoder(tokenizer, errors)
+
+    def pieces() -> Iterator[str]:
+        for token in ids:
+            if token == tokenizer.eos_id or should_stop():
+                break
+            yield decoder.add(token)
+        yield decoder.finish()
+
+    yield from cut_stream(pieces(), stop)
+
+
+def cut_stream(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Pass pieces of text on up to the first stop string; what may be the beginning of one is held back.
+
+    Example:
+        >>> "".join(cut_stream(["one t", "wo\\nOb", "servation: x"], ["\\nObservation"]))
+        'one two'
+    """
+    held = max((len(word) for word in stop), default=1) - 1
     text, shown = "", 0
-    for token in ids:
-        if token == tokenizer.eos_id or should_stop():
-            break
-        text += decoder.decode(tokenizer.decode_bytes([token]))
-        ends = [place for place in (text.find(s, max(0, shown - held)) for s in stop) if place >= 0]
+    for piece in pieces:
+        text += piece
+        ends = [place for place in (text.find(word, max(0, shown - held)) for word in stop) if place >= 0]
         if ends:
-            yield text[shown : min(ends)]
+            if min(ends) > shown:
+                yield text[shown : min(ends)]
             return
-        safe = len(text) - held
-        if safe > shown:
-            yield text[shown:safe]
-            shown = safe
-    text += decoder.decode(b"", final=True)
+        if len(text) - held > shown:
+            yield text[shown : len(text) - held]
+            shown = len(text) - held
     if text[shown:]:
         yield text[shown:]
 
@@ -427,10 +441,24 @@ def _last_state(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor 
     if padding is None:
         return model.hidden(idx, cache=cache)[:, -1]
     start = 0 if cache is None else cache.length
-    columns = torch.arange(start + idx.size(1), device=idx.device)  # (S,)
+    positions, mask = left_padded(padding, start, idx.size(1))
+    return model.hidden(idx, cache=cache, positions=positions, mask=mask)[:, -1]
+
+
+def left_padded(padding: Tensor, start: int, T: int) -> tuple[Tensor, Tensor]:
+    """What ``GPT.hidden`` is told of rows that begin with filling.
+
+    Args:
+        padding: (B,) how many places of filling each row begins with.
+        start: places that are in the cache already.
+        T: places that are computed now.
+
+    Returns:
+        (B, T) positions, each row counting from its own first id, and the (B, 1, T, S) mask.
+    """
+    columns = torch.arange(start + T, device=padding.device)  # (S,)
     queries = columns[start:]
-    positions = (queries - padding[:, None]).clamp(min=0)  # (B, T): each row counts from its own first id
+    positions = (queries - padding[:, None]).clamp(min=0)
     shown = columns >= padding[:, None]  # (B, S)
     own = columns == queries[:, None]  # (T, S): filling sees itself, so that no row of weights is empty
-    mask = shown[:, None, None, :] | own
-    return model.hidden(idx, cache=cache, positions=positions, mask=mask)[:, -1]
+    return positions, shown[:, None, None, :] | own

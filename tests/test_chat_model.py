@@ -8,12 +8,12 @@ import torch
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
 from transformers import AutoTokenizer
 
-from ai_learning.chat_model import GPTChatModel, TransformersChatModel, cut_stream, open_chat_model
+from ai_learning.chat_model import GPTChatModel, TransformersChatModel, open_chat_model
 from ai_learning.chat_template import end_of_answer
 from ai_learning.checkpoint import save_checkpoint, tokenizer_reference
 from ai_learning.cli.export import main as export
 from ai_learning.errors import InputError
-from ai_learning.generate import generate_text
+from ai_learning.generate import cut_stream, generate_text
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.pretrained import save_pretrained
 from ai_learning.tokenizers import ByteTokenizer

@@ -12,6 +12,7 @@ from .pretokenize import SplitPattern, _character_class
 from .special import SpecialSet
 
 if TYPE_CHECKING:
+    from .base import Tokenizer
     from .bpe_tokenizer import BPETokenizer
 
 _STREAM_CHARACTERS = 2**16
@@ -250,7 +251,7 @@ class StreamDecoder:
         ['n', '', 'é']
     """
 
-    def __init__(self, tokenizer: "BPETokenizer", errors: str = "replace") -> None:
+    def __init__(self, tokenizer: "Tokenizer", errors: str = "replace") -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..generate import left_padded
 from ..model import GPT, KVCache
 from ..shapes import Logits, Tokens
 from .calls import CallFormat
@@ -39,11 +40,7 @@ class GPTModel(LanguageModel):
         positions = mask = None
         if padding is not None:
             start = 0 if cache is None else cache.length
-            columns = torch.arange(start + ids.size(1), device=ids.device)  # (S,)
-            queries = columns[start:]
-            positions = (queries - padding[:, None]).clamp(min=0)  # (B, T): each row counts its own
-            # Filling sees itself, so that no row of weights is empty.
-            mask = (columns >= padding[:, None])[:, None, None, :] | (columns == queries[:, None])
+            positions, mask = left_padded(padding, start, ids.size(1))
         hidden = self.model.hidden(ids, cache=cache, positions=positions, mask=mask)
         # In one piece: else PyTorch takes the rows one by one and reads the head's weight for each.
         return self.model.lm_head(hidden[:, -keep:].contiguous())

@@ -149,12 +149,7 @@ class Rows:
     @torch.inference_mode()
     def feed(self, ids: Tensor) -> None:
         """(B, T) more ids."""
-        start = self.cache.length
-        columns = torch.arange(start + ids.size(1))  # (S,)
-        queries = columns[start:]  # (T,)
-        positions = (queries - self.padding[:, None]).clamp(min=0)  # (B, T): each row counts its own
-        shown = (columns >= self.padding[:, None])[:, None, None, :]  # (B, 1, 1, S)
-        mask = shown | (columns == queries[:, None])  # filling sees itself: no row of weights is empty
+        positions, mask = left_padded(self.padding, self.cache.length, ids.size(1))
         hidden = self.model.hidden(ids, cache=self.cache, positions=positions, mask=mask)
         self.logits = self.model.lm_head(hidden[:, -1])
         self.tokens = torch.cat([self.tokens, ids], dim=1)
