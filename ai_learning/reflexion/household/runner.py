@@ -10,7 +10,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from ...generate import Sampling, generate_batch, next_token
+from ...generate import Sampling, generate_batch, left_padded, next_token
 from ...model import GPT, KVCache
 from ..evaluators import heuristic
 from ..memory import Memory
