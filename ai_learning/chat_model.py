@@ -119,11 +119,9 @@ class GPTChatModel(LocalChatModel):
         Raises:
             InputError: nothing there, or no tokenizer with it.
         """
-        from .checkpoint import open_model
+        from .checkpoint import open_with_tokenizer
 
-        gpt, tokenizer, found = open_model(source, device)
-        if tokenizer is None:
-            raise InputError(f"{source} names no tokenizer")
+        gpt, tokenizer, found = open_with_tokenizer(source, device)
         return cls(
             gpt=gpt,
             tokenizer=tokenizer,

@@ -185,6 +185,20 @@ def open_model(
     return model, load(folder) if named else None, _template_beside(folder)
 
 
+def open_with_tokenizer(
+    source: Path | str, device: torch.device | str = "cpu"
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """`open_model`, for those who cannot do without the tokenizer.
+
+    Raises:
+        InputError: none is named.
+    """
+    model, tokenizer, found = open_model(source, device)
+    if tokenizer is None:
+        raise InputError(f"{source} names no tokenizer")
+    return model, tokenizer, found
+
+
 def _template_beside(tokenizer_folder: Path) -> dict[str, Any]:
     """The chat template there, by the names that checkpoints have for it; empty where there is none."""
     found = read_chat_template(tokenizer_folder)

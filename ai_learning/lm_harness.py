@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from .checkpoint import open_model
+from .checkpoint import open_with_tokenizer
 from .errors import InputError
 from .generate import generate_text
 from .model import GPT
@@ -44,9 +44,7 @@ class HarnessModel(LM):
         Raises:
             InputError: it names no tokenizer.
         """
-        model, tokenizer, _ = open_model(source, device)
-        if tokenizer is None:
-            raise InputError(f"{source} names no tokenizer")
+        model, tokenizer, _ = open_with_tokenizer(source, device)
         return cls(model, tokenizer, **options)
 
     @classmethod

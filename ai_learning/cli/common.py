@@ -21,8 +21,12 @@ from ..text import read_texts
 from ..tokenizers import ByteTokenizer, Tokenizer, load
 
 if TYPE_CHECKING:
-    from ..model import GPTConfig
+    import torch
 
+    from ..model import GPT, GPTConfig
+
+DEMO_MODEL = "runs/demo/gpt1_tiny_pretrain.pt"
+"""what ``ai-learning demo`` leaves: most commands' default"""
 console = Console(highlight=False)
 
 
@@ -85,9 +89,27 @@ def tokenizer_by_name(name: str) -> Tokenizer:
     return ByteTokenizer() if name == "bytes" else load(name)
 
 
+def open_language_model(
+    checkpoint: str, tokenizer: str | None = None, device: "torch.device | str" = "cpu"
+) -> "tuple[GPT, Tokenizer, dict[str, Any]]":
+    """``open_model``, with the tokenizer of that name in place of its own.
+
+    Raises:
+        InputError: no tokenizer, neither its own nor another.
+    """
+    from ..checkpoint import open_model  # brings torch, which not every command needs
+
+    model, found, beside = open_model(checkpoint, device)
+    if tokenizer is not None:
+        found = tokenizer_by_name(tokenizer)
+    if found is None:
+        raise InputError(f"{checkpoint} names no tokenizer: give one with --tokenizer")
+    return model, found, beside
+
+
 def read_tokens(source: str, tokenizer: Tokenizer) -> np.ndarray:
     """Ids of a source of text, or of a token file (``*.tokens``, through a memory map)."""
-    from ..batches import open_tokens, tokenize  # brings torch, which not every command needs
+    from ..batches import open_tokens, tokenize
 
     if source.endswith(".tokens"):
         return open_tokens(source, tokenizer.vocab_size, tokenizer.fingerprint).tokens

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ..checkpoint import build_model, load_checkpoint, open_model, open_tokenizer
+from ..checkpoint import build_model, load_checkpoint, open_tokenizer
 from ..device import pick_device
 from ..errors import InputError
 from ..evaluate import score_tokens
@@ -18,7 +18,7 @@ from ..int8 import quantize_int8
 from ..model.heads import TaskModel, TaskTokens
 from ..multiple_choice import evaluate_questions, read_questions
 from ..tokenizers import Tokenizer
-from .common import console, parse, read_tokens, tokenizer_by_name
+from .common import DEMO_MODEL, console, open_language_model, parse, read_tokens, tokenizer_by_name
 from .finetune import load_task
 
 
@@ -26,7 +26,7 @@ from .finetune import load_task
 class Evaluate:
     """Perplexity and bits per byte of a text; with a fine-tuned checkpoint, accuracy on its task."""
 
-    checkpoint: str = "runs/demo/gpt1_tiny_pretrain.pt"
+    checkpoint: str = DEMO_MODEL
     """a .pt file of pretrain, finetune or demo; a Hugging Face folder; or a name on the hub"""
     task: str | None = None
     """hellaswag, lambada or multiple_choice: score answers by likelihood, from --data or the hub"""
@@ -73,7 +73,11 @@ def main(args: list[str]) -> None:
                 )
         model = build_model(task_checkpoint).to(device)
         assert isinstance(model, TaskModel)
-        tokenizer = _tokenizer(options) or open_tokenizer(task_checkpoint, options.checkpoint)
+        tokenizer = (
+            open_tokenizer(task_checkpoint, options.checkpoint)
+            if options.tokenizer is None
+            else tokenizer_by_name(options.tokenizer)
+        )
         figures = _score_task(model, task_checkpoint, tokenizer, options)
     else:
         figures = _score_language(options, device)
@@ -94,15 +98,8 @@ def _task_checkpoint(options: Evaluate, device: torch.device) -> dict[str, Any] 
     return checkpoint if "task" in checkpoint["config"] else None
 
 
-def _tokenizer(options: Evaluate) -> Tokenizer | None:
-    return None if options.tokenizer is None else tokenizer_by_name(options.tokenizer)
-
-
 def _score_language(options: Evaluate, device: torch.device) -> dict[str, float]:
-    model, tokenizer, _ = open_model(options.checkpoint, device)
-    tokenizer = _tokenizer(options) or tokenizer
-    if tokenizer is None:
-        raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
+    model, tokenizer, _ = open_language_model(options.checkpoint, options.tokenizer, device)
     if options.int8:
         quantize_int8(model)
     if options.task is not None:

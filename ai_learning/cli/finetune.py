@@ -18,7 +18,7 @@ from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
 from ..run_folder import read_options
 from ..train import TrainConfig, TrainResult, train
-from .common import TrainingProgress, console, flag, parse
+from .common import DEMO_MODEL, TrainingProgress, console, flag, parse
 from .pretrain import loss_plot
 
 
@@ -31,7 +31,7 @@ class Finetune:
 
     method: Literal["head", "full", "lora", "qlora"] = "head"
     """head: a task head on all weights; full, lora, qlora: instruction data"""
-    checkpoint: Path = Path("runs/demo/gpt1_tiny_pretrain.pt")
+    checkpoint: Path = Path(DEMO_MODEL)
     """the pre-trained model"""
     data: str = "builtin:packages"
     """builtin:packages (which package of the standard library is this snippet from?) or a JSONL file"""

@@ -21,14 +21,14 @@ from ..sft import Example, Message, encode_prompt, template_of
 from ..speculative import Acceptance, speculative_stream
 from ..text import read_texts
 from ..tokenizers import Tokenizer, encode_own
-from .common import parse, tokenizer_by_name
+from .common import DEMO_MODEL, open_language_model, parse
 
 
 @dataclass(frozen=True)
 class Generate:
     """Continue a prompt with a trained model."""
 
-    checkpoint: str = "runs/demo/gpt1_tiny_pretrain.pt"
+    checkpoint: str = DEMO_MODEL
     """a .pt file of pretrain, finetune or demo; a Hugging Face folder; or a name on the hub"""
     prompt: str = "\n"
     """text to continue; - reads it from standard input"""
@@ -86,18 +86,14 @@ def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Generate, args, "generate")
     device = pick_device(options.device)
-    model, tokenizer, checkpoint = open_model(options.checkpoint, device)
-    if options.tokenizer is not None:
-        tokenizer = tokenizer_by_name(options.tokenizer)
-    if tokenizer is None:
-        raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
+    model, tokenizer, found = open_language_model(options.checkpoint, options.tokenizer, device)
     if options.int8:
         quantize_int8(model)
     draft = None if options.draft is None else open_model(options.draft, device)[0]
     prompt = "\n\n".join(read_texts("-")) if options.prompt == "-" else options.prompt
     stop = list(options.stop)
     if options.chat:
-        ids, end = conversation(prompt, tokenizer, options, checkpoint)
+        ids, end = conversation(prompt, tokenizer, options, found)
         shown, stop = "", stop + [end] * bool(end)
     else:
         ids, shown = encode_own(tokenizer, prompt) or [tokenizer.eos_id or 0], prompt
@@ -117,10 +113,10 @@ def main(args: list[str]) -> None:
 
 
 def conversation(
-    prompt: str, tokenizer: Tokenizer, options: Generate, checkpoint: Mapping[str, Any]
+    prompt: str, tokenizer: Tokenizer, options: Generate, found: Mapping[str, Any]
 ) -> tuple[list[int], str]:
     """Ids that ask the model for its answer to ``prompt``, and what its template writes after an answer."""
-    template = template_of(options.chat_template, checkpoint)
+    template = template_of(options.chat_template, found)
     if template.source is None:
         raise InputError(f"{options.checkpoint} brings no chat template: name one, as --chat-template chatml")
     told = () if options.system is None else (Message("system", options.system),)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ..checkpoint import open_model
 from ..device import pick_device
 from ..errors import InputError
 from ..files import write_text
@@ -16,7 +15,7 @@ from ..model import GPT
 from ..tokenizers import Tokenizer, encode_own
 from ..trace import logit_lens, record, token_losses
 from ..viz import plot_attention, plot_lens, plot_lines, plot_token_losses
-from .common import console, parse, tokenizer_by_name
+from .common import DEMO_MODEL, console, open_language_model, parse
 
 LARGEST = 256  # tokens: a plot of more cannot be read
 
@@ -25,7 +24,7 @@ LARGEST = 256  # tokens: a plot of more cannot be read
 class Inspect:
     """Attention of every head, the residual stream, the logit lens and what each token costs."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional] = "runs/demo/gpt1_tiny_pretrain.pt"
+    checkpoint: Annotated[str, tyro.conf.Positional] = DEMO_MODEL
     """a .pt file, a folder of Hugging Face's, or a name on the hub"""
     text: str = "for name in names:\n    print(name)"
     """what to look at, at most 256 tokens"""
@@ -46,11 +45,8 @@ class Inspect:
 def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Inspect, args, "inspect")
-    model, tokenizer, _ = open_model(options.checkpoint, pick_device(options.device))
-    if options.tokenizer is not None:
-        tokenizer = tokenizer_by_name(options.tokenizer)
-    if tokenizer is None:
-        raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
+    device = pick_device(options.device)
+    model, tokenizer, _ = open_language_model(options.checkpoint, options.tokenizer, device)
     ids = encode_own(tokenizer, options.text)
     most = min(LARGEST, model.config.block_size)
     if not 2 <= len(ids) <= most:

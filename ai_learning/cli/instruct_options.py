@@ -8,6 +8,7 @@ from typing import Literal
 from ..adapted import COMPUTE
 from ..adapters import LoRAConfig
 from ..train import TrainConfig
+from .common import DEMO_MODEL
 
 BUILTIN = "builtin:function-names"
 LR = {"full": 1e-3, "lora": 4e-3, "qlora": 4e-3}
@@ -24,7 +25,7 @@ class Instruct:
 
     method: Literal["full", "lora", "qlora"] = "lora"
     """full: all weights; lora: a low-rank adapter; qlora: the same on a base in four bits"""
-    checkpoint: str = "runs/demo/gpt1_tiny_pretrain.pt"
+    checkpoint: str = DEMO_MODEL
     """the base: a .pt file, a folder of Hugging Face's, or a name on the hub"""
     data: str = BUILTIN
     """builtin:function-names (docstring → name, from the standard library), a file, or hf:NAME?split=train"""

@@ -31,9 +31,8 @@ from ..sft import (
     sft_metrics,
     template_of,
 )
-from ..tokenizers import Tokenizer
 from ..train import TrainResult, train
-from .common import TrainingProgress, console, tokenizer_by_name
+from .common import TrainingProgress, console, open_language_model
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot
 
@@ -45,15 +44,10 @@ class Run:
         self.options = options
         if options.train.checkpoint_activations:
             give_back_freed_memory()
-        self.base, found, extra = open_model(options.checkpoint)
+        self.base, self.tokenizer, beside = open_language_model(options.checkpoint, options.tokenizer)
         if options.method == "full":
             self.base.float()  # small steps would be lost in 16 bits
-        if options.tokenizer is not None:
-            found = tokenizer_by_name(options.tokenizer)
-        if found is None:
-            raise InputError(f"{options.checkpoint} names no tokenizer: give one with --tokenizer")
-        self.tokenizer: Tokenizer = found
-        self.template = template_of(options.chat_template, extra)
+        self.template = template_of(options.chat_template, beside)
         self.block_size = min(self.base.config.block_size, options.max_length)
         self.bad = BadRows(fatal=options.on_bad_row == "fatal")
         self.data, self.held_out, self.examples = self._read()

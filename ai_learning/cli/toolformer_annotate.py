@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import InputError
 from ..files import write_text
 from ..run_folder import read_options
-from .common import console, flag, parse
+from .common import DEMO_MODEL, console, flag, parse
 
 COMMAND = "toolformer annotate"
 
@@ -21,7 +21,7 @@ COMMAND = "toolformer annotate"
 class Annotate:
     """Sample calls in plain text, execute them, and keep those that make the text likelier."""
 
-    model: str = "runs/demo/gpt1_tiny_pretrain.pt"
+    model: str = DEMO_MODEL
     """a checkpoint (.pt), a folder of transformers, or a name on the hub"""
     data: str = "builtin:reference"
     """a text source (see data prepare), or JSON lines with text and, where known, date or url"""

@@ -10,7 +10,7 @@ from ..adapters import LoRAConfig
 from ..errors import InputError
 from ..run_folder import read_options
 from ..train import TrainConfig
-from .common import TrainingProgress, console, flag, parse
+from .common import DEMO_MODEL, TrainingProgress, console, flag, parse
 from .pretrain import loss_plot
 
 COMMAND = "toolformer train"
@@ -20,7 +20,7 @@ COMMAND = "toolformer train"
 class Train:
     """Fine-tune a model on C*: documents with their kept calls (by default as in the paper's appendix B)."""
 
-    model: str = "runs/demo/gpt1_tiny_pretrain.pt"
+    model: str = DEMO_MODEL
     """a checkpoint (.pt), a folder of transformers, or a name on the hub"""
     data: Path = Path("runs/toolformer/annotated")
     """folder or file of annotated documents"""

@@ -4,23 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import open_model
 from ..device import pick_device
 from ..errors import InputError
 from ..tokenizers import Tokenizer, load
-from .common import console, parse
-
-DEMO = "runs/demo/gpt1_tiny_pretrain.pt"
+from .common import DEMO_MODEL, console, open_language_model, parse
 
 
 @dataclass(frozen=True)
 class Web:
     """Serve a page that shows a model at work: tokens, attention, next token, training, adapters, agents."""
 
-    checkpoint: str = DEMO
+    checkpoint: str = DEMO_MODEL
     """a .pt file of pretrain, finetune or demo, a Hugging Face folder, or a hub name"""
-    tokenizer: Path | None = None
-    """folder of the model's tokenizer, where the checkpoint names none"""
+    tokenizer: str | None = None
+    """bytes or a folder, where the checkpoint names none"""
     tokenizers: tuple[Path, ...] = ()
     """folders of further tokenizers to compare with; those below --runs are found by themselves"""
     adapters: tuple[Path, ...] = ()
@@ -63,13 +60,10 @@ def make_bench(options: Web) -> Any:
     """
     from ..web.bench import Bench, Opened
 
-    if options.checkpoint == DEMO and not Path(DEMO).exists():
-        raise InputError(f"no checkpoint at {DEMO}: run `ai-learning demo`, or give --checkpoint")
+    if options.checkpoint == DEMO_MODEL and not Path(DEMO_MODEL).exists():
+        raise InputError(f"no checkpoint at {DEMO_MODEL}: run `ai-learning demo`, or give --checkpoint")
     device = pick_device(options.device)
-    model, tokenizer, _ = open_model(options.checkpoint, device)
-    tokenizer = load(options.tokenizer) if options.tokenizer else tokenizer
-    if tokenizer is None:
-        raise InputError(f"{options.checkpoint} names no tokenizer: give its folder with --tokenizer")
+    model, tokenizer, _ = open_language_model(options.checkpoint, options.tokenizer, device)
     for folder in options.adapters:
         if not (folder / "adapter_config.json").is_file():
             raise InputError(f"{folder} holds no adapter_config.json: give the folder of an adapter")

@@ -147,11 +147,9 @@ def open_language_model(
     """
     path = Path(source)
     if path.suffix == ".pt" or path.is_file():
-        from ..checkpoint import open_model
+        from ..checkpoint import open_with_tokenizer
 
-        gpt, tokenizer, _ = open_model(path, device)
-        if tokenizer is None:
-            raise InputError(f"{source} names no tokenizer")
+        gpt, tokenizer, _ = open_with_tokenizer(path, device)
         return GPTModel(gpt, tokenizer, how)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -12,7 +12,7 @@ import torch
 
 from ..adapters import LoRAConfig, inject_lora, save_peft
 from ..batches import TokenBatches, digest, evaluation_batches, split, tokenize
-from ..checkpoint import open_model
+from ..checkpoint import open_with_tokenizer
 from ..errors import InputError
 from ..generate import generate_text
 from ..loss import next_token_loss
@@ -45,9 +45,7 @@ def main(args: list[str]) -> int:
 
 def run(asked: argparse.Namespace) -> None:
     """Train the adapter, and save it."""
-    model, tokenizer, _ = open_model(asked.checkpoint, asked.device)
-    if tokenizer is None:
-        raise InputError(f"{asked.checkpoint} names no tokenizer")
+    model, tokenizer, _ = open_with_tokenizer(asked.checkpoint, asked.device)
     tokens = tokenize(read_texts(asked.data), tokenizer)
     training, held_out = split(tokens, 0.1)
     length = min(model.config.block_size, max(8, len(held_out) - 1), 512)

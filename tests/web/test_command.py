@@ -27,10 +27,10 @@ def test_without_a_demo_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.
 def test_a_hugging_face_folder(tmp_path: Path) -> None:
     folder = tmp_path / "hf"
     save_pretrained(GPT(GPTConfig(vocab_size=258, block_size=16, n_layer=1, n_head=2, n_embd=16)), folder)
-    with pytest.raises(InputError, match="give its folder with --tokenizer"):
+    with pytest.raises(InputError, match="give one with --tokenizer"):
         make_bench(Web(checkpoint=str(folder), runs=tmp_path))
     ByteTokenizer().save(tmp_path / "bytes")
-    bench = make_bench(Web(checkpoint=str(folder), tokenizer=tmp_path / "bytes", runs=tmp_path))
+    bench = make_bench(Web(checkpoint=str(folder), tokenizer=str(tmp_path / "bytes"), runs=tmp_path))
     assert bench.served.model.config.n_layer == 1 and bench.served.source == str(folder)
 
 
