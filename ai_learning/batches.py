@@ -10,7 +10,7 @@ import torch
 
 from .errors import InputError
 from .shapes import Tokens
-from .token_file import TokenFile, token_dtype
+from .token_file import Shards, TokenFile, TokenFolder, token_dtype
 from .tokenizers import Tokenizer, encode_own
 
 
@@ -21,7 +21,7 @@ class TokenBatches:
     ``seed`` and ``batch_size`` give the same training on any number of ranks.
 
     Args:
-        tokens: (n,) ids, usually a memory map (``TokenFile.tokens``): only the windows are read.
+        tokens: (n,) ids, usually memory maps (``open_tokens``): only the windows are read.
         block_size: T.
         batch_size: rows over all ranks.
         seed: of the order.
@@ -43,7 +43,7 @@ class TokenBatches:
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        tokens: np.ndarray | Shards,
         block_size: int,
         batch_size: int,
         seed: int = 0,
@@ -98,7 +98,7 @@ class Prefetched:
         return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[Tokens, Tokens]:
+def windows(tokens: np.ndarray | Shards, starts: np.ndarray, block_size: int) -> tuple[Tokens, Tokens]:
     """(len(starts), T) inputs, and targets one token later."""
     rows = np.stack([tokens[start : start + block_size + 1] for start in starts]).astype(np.int64)
     block = torch.from_numpy(rows)  # (B, T + 1)
@@ -106,7 +106,7 @@ def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[To
 
 
 def evaluation_batches(
-    tokens: np.ndarray, block_size: int, batch_size: int, max_batches: int | None = None
+    tokens: np.ndarray | Shards, block_size: int, batch_size: int, max_batches: int | None = None
 ) -> list[tuple[Tokens, Tokens]]:
     """The same batches every time: windows side by side; with ``max_batches``, spread over the whole text."""
     starts = np.arange(0, len(tokens) - block_size, block_size)
@@ -119,9 +119,13 @@ def evaluation_batches(
     ]
 
 
-def split(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def split(
+    tokens: np.ndarray | Shards, held_out: float = 0.1
+) -> tuple[np.ndarray | Shards, np.ndarray | Shards]:
     """The first part to train on, the last ``held_out`` share to evaluate on (nanoGPT's split)."""
     cut = len(tokens) - int(len(tokens) * held_out)
+    if isinstance(tokens, Shards):
+        return tokens.part(slice(cut)), tokens.part(slice(cut, None))
     return tokens[:cut], tokens[cut:]
 
 
@@ -135,8 +139,11 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate([np.array(encode_own(tokenizer, text) + end, dtype) for text in texts])
 
 
-def digest(tokens: np.ndarray) -> str:
-    """A short hash that tells two corpora apart: of all tokens, or of 64 MB spread over a larger corpus."""
+def digest(tokens: np.ndarray | Shards) -> str:
+    """A short hash that tells two corpora apart: of all tokens, or of 64 MB spread over a larger corpus.
+
+    The same for one file and for shards of it.
+    """
     hasher = hashlib.sha256(f"{tokens.dtype.str} {len(tokens)}".encode())
     piece = 2**20 // tokens.itemsize
     starts = np.arange(0, len(tokens), piece)
@@ -147,13 +154,13 @@ def digest(tokens: np.ndarray) -> str:
     return hasher.hexdigest()[:16]
 
 
-def open_tokens(path: Path | str, vocab_size: int, fingerprint: str | None = None) -> TokenFile:
-    """Open a token file for a model, refusing one that another tokenizer wrote.
+def open_tokens(path: Path | str, vocab_size: int, fingerprint: str | None = None) -> TokenFile | TokenFolder:
+    """Open a token file, or a folder of them, for a model; refuse what another tokenizer wrote.
 
     Raises:
         InputError: another fingerprint, or ids that the model does not have.
     """
-    file = TokenFile(path)
+    file = TokenFolder(path) if Path(path).is_dir() else TokenFile(path)
     if fingerprint is not None and file.fingerprint != fingerprint:
         raise InputError(
             f"{path} was written by another tokenizer (fingerprint {file.fingerprint}, "

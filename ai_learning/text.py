@@ -13,7 +13,7 @@ Every source is named by one string, so that a command line, a config and a note
 ====================================  =================================================================
 
 Bytes that are not UTF-8 are ignored; line ends are kept as they are. A folder is read without hidden files,
-binary files and the folders of training runs: a run must not learn from its own output.
+binary files, folders of token files and those of training runs: a run must not learn from its own output.
 """
 
 import ast
@@ -30,9 +30,12 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from .errors import InputError
+from .token_file import SUFFIX
 
 _SNIFF_BYTES = 8192
 _RUN_FILES = ("run.json", ".lock")  # a folder that holds one of them is a run's (see run_folder.py)
+_BINARY = "{} is a binary file (it holds a zero byte): give a text file"
+_NO_TEXT = "no text in {!r}: it is empty, or holds only white space and binary files"
 
 
 def read_texts(source: str | Path) -> Iterator[str]:
@@ -75,7 +78,7 @@ def _not_empty(documents: Iterator[str], source: str) -> Iterator[str]:
             found = True
             yield document
     if not found:
-        raise InputError(f"no text in {source!r}: it is empty, or holds only white space and binary files")
+        raise InputError(_NO_TEXT.format(source))
 
 
 # --- files and folders ------------------------------------------------------------------------------------
@@ -89,18 +92,21 @@ def _path_texts(path: Path) -> Iterator[str]:
             f"no such file or folder: {path} (built-in text: {', '.join('builtin:' + n for n in BUILTIN)})"
         )
     if _is_binary(path):
-        raise InputError(f"{path} is a binary file (it holds a zero byte): give a text file")
+        raise InputError(_BINARY.format(path))
     return iter([read_file(path)])
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Text files below ``folder``, sorted; hidden and binary files and folders of runs are left out.
+    """Text files below ``folder``, sorted; hidden or binary ones, folders of runs and of tokens are left out.
 
     Raises:
-        InputError: ``folder`` itself is a run's.
+        InputError: ``folder`` itself is a run's, or holds token files.
     """
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    runs = {file.parent for file in files if file.name in _RUN_FILES}
+    shards = {file.parent for file in files if file.suffix == SUFFIX}
+    if folder in shards:
+        raise InputError(f"{folder} is a folder of token files, not of text: keep them in separate folders")
+    runs = shards | {file.parent for file in files if file.name in _RUN_FILES}
     if folder in runs:
         raise InputError(
             f"{folder} is the folder of a training run, not of text: keep text and runs in separate folders"
@@ -112,6 +118,25 @@ def text_files(folder: Path) -> list[Path]:
         and runs.isdisjoint(file.parents)
         and not _is_binary(file)
     ]
+
+
+def source_files(path: Path) -> list[Path]:
+    """The text files of ``path``: it, or those below it.
+
+    Raises:
+        InputError: it is binary, or there is no text in it.
+    """
+    files = text_files(path) if path.is_dir() else [path]
+    if path.is_file() and _is_binary(path):
+        raise InputError(_BINARY.format(path))
+    if not any(map(_has_text, files)):
+        raise InputError(_NO_TEXT.format(str(path)))
+    return files
+
+
+def _has_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        return any(block.strip() for block in iter(lambda: file.read(2**16), b""))
 
 
 def read_file(path: Path) -> str:

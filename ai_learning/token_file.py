@@ -5,14 +5,18 @@ one id after the other) and ``document_ends`` (uint64, the position after each d
 metadata names the vocabulary and the tokenizer's fingerprint, so that a model can refuse the wrong one, and
 holds a checksum of the header, so that a damaged header is not read as other tokens. The tokens themselves
 are not checked: that would read the whole file.
+
+A folder of such files (``data prepare --shard-tokens``) is one sequence: `TokenFolder`.
 """
 
 import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +25,10 @@ import numpy as np
 from .errors import InputError
 from .files import atomic_path
 
+SUFFIX = ".tokens"
+PROGRESS_FILE = "progress.json"
+"""in a folder of shards: how far ``encode_files`` is"""
+_MARK = b'{"__metadata__": {"format": "ai_learning.tokens/'  # after the eight bytes of the header's length
 _HEADER_BYTES = 4096  # reserved at the front: the counts are known only at the end
 _DTYPES = {
     name: np.dtype(code) for name, code in {"U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}.items()
@@ -210,3 +218,107 @@ def _check_layout(header: dict, n_bytes: int) -> None:
         position = end
     if position != n_bytes:
         raise ValueError(f"{n_bytes} bytes of data, expected {position}")
+
+
+def is_token_file(path: Path) -> bool:
+    """Whether a file is one by its beginning, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(8 + len(_MARK))[8:] == _MARK
+
+
+def holds_tokens(folder: Path) -> bool:
+    """Whether a folder is one of token files."""
+    return any(folder.glob("*" + SUFFIX))
+
+
+class Shards:
+    """Ids of several arrays as one sequence; ``shards[a:b]`` is an array, copied only across a border.
+
+    Args:
+        parts: arrays of one dtype, usually memory maps.
+
+    Example:
+        >>> shards = Shards([np.array([1, 2, 3]), np.array([4, 5])])
+        >>> len(shards), shards[1:3].tolist(), shards[2:5].tolist()
+        (5, [2, 3], [3, 4, 5])
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self._parts = [part for part in parts if len(part)] or list(parts[:1])
+        self._starts = list(accumulate(map(len, self._parts), initial=0))  # the last one is the length
+        self.dtype = self._parts[0].dtype
+        self.itemsize = self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        found = self._between(place)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def part(self, place: slice) -> "Shards":
+        """The same without a copy, however long."""
+        return Shards(self._between(place))
+
+    def _between(self, place: slice) -> list[np.ndarray]:
+        start, stop, step = place.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a step of {step}: only stretches can be taken of shards")
+        found: list[np.ndarray] = []
+        number = max(0, bisect_right(self._starts, start) - 1)
+        while number < len(self._parts) and (self._starts[number] < stop or not found):
+            offset = self._starts[number]
+            found.append(self._parts[number][start - offset : max(start, stop) - offset])
+            start, number = max(start, self._starts[number + 1]), number + 1
+        return found or [self._parts[0][:0]]
+
+
+class TokenFolder:
+    """The token files of a folder, in the order of their names, as one long one.
+
+    Attributes:
+        tokens: (n,) uint16 or uint32; windows may cross from one file into the next.
+        vocab_size: of the tokenizer that wrote them.
+        fingerprint: of the tokenizer that wrote them.
+
+    Raises:
+        InputError: no token files; not all by one tokenizer; or some that ``data prepare`` made are missing.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        files = [TokenFile(file) for file in sorted(self.path.glob("*" + SUFFIX))]
+        if not files:
+            raise InputError(f"no token files in {self.path}: make some with `ai-learning data prepare`")
+        first = files[0]
+        self.vocab_size, self.fingerprint = first.vocab_size, first.fingerprint
+        for file in files:
+            if (file.vocab_size, file.fingerprint) != (self.vocab_size, self.fingerprint):
+                raise InputError(
+                    f"{file.path.name} and {first.path.name} in {self.path} were written by different "
+                    f"tokenizers (fingerprints {file.fingerprint} and {first.fingerprint}): keep them apart"
+                )
+        self.tokens = Shards([file.tokens for file in files])
+        self._check_whole(len(files))
+
+    def _check_whole(self, n_files: int) -> None:
+        """Part of a corpus must not pass for all of it."""
+        path = self.path / PROGRESS_FILE
+        if not path.is_file():  # token files that were put together by hand
+            return
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            done = state["next"][0] >= len(state["settings"]["files"])
+            shards, tokens = int(state["report"]["shards"]), int(state["report"]["tokens"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"{path} is damaged ({error!r}): prepare the folder again") from None
+        if not done:
+            raise InputError(f"{self.path} is not finished: give the same `data prepare` again, it goes on")
+        if (n_files, len(self.tokens)) != (shards, tokens):
+            raise InputError(
+                f"{self.path} holds {len(self.tokens):,} tokens in {n_files} files, and `data prepare` wrote "
+                f"{tokens:,} in {shards}: prepare it again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tokens)

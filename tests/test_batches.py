@@ -159,3 +159,23 @@ def test_special_tokens_written_out_in_a_corpus_are_those_tokens(tmp_path: Path)
     saved, out = str(tmp_path / "bpe"), str(tmp_path / "a.tokens")
     data(["prepare", "--data", str(tmp_path / "a.txt"), "--tokenizer", saved, "--out", out])
     assert np.array(open_tokens(out, tokenizer.vocab_size).tokens).tolist() == ids.tolist()
+
+
+def test_a_folder_of_shards_trains_as_the_one_file(tmp_path: Path) -> None:
+    """The same digest, batches on every rank and held-out windows: across the borders, too."""
+    whole, ids = tmp_path / "one.tokens", np.arange(1000) % 258
+    with TokenFileWriter(whole, 258, "print") as writer:
+        writer.add(ids)
+    for number, part in enumerate(np.split(ids, [7, 300, 301, 999])):
+        with TokenFileWriter(tmp_path / "shards" / f"{number}.tokens", 258, "print") as writer:
+            writer.add(part)
+    one, many = (open_tokens(path, 258, "print").tokens for path in (whole, tmp_path / "shards"))
+    assert digest(one) == digest(many)
+    for rank in range(2):
+        batches = [TokenBatches(split(tokens)[0], 16, 8, 3, rank, 2) for tokens in (one, many)]
+        for step in range(20):
+            assert all(map(torch.equal, batches[0](step), batches[1](step)))
+    expected, found = (evaluation_batches(split(tokens)[1], 16, 2) for tokens in (one, many))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(expected, found, strict=True))
+    with pytest.raises(InputError, match="written by another tokenizer"):
+        open_tokens(tmp_path / "shards", 258, "ours")

@@ -158,6 +158,17 @@ def test_a_python_without_pydoc_data(monkeypatch: pytest.MonkeyPatch) -> None:
         list(read_texts("builtin:reference"))
 
 
+def test_folders_of_token_files_are_no_text(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "shard-00000.tokens").write_bytes(b"\0")
+    (shards / "progress.json").write_text('{"next": [1, 0]}')
+    (tmp_path / "a.txt").write_text("text")
+    assert list(read_texts(tmp_path)) == ["text"]
+    with pytest.raises(InputError, match="shards is a folder of token files, not of text"):
+        read_texts(shards)
+
+
 def test_bad_sources_are_one_line(tmp_path: Path) -> None:
     binary, empty, blank = tmp_path / "x.bin", tmp_path / "empty.txt", tmp_path / "blank"
     binary.write_bytes(b"ab\0cd")

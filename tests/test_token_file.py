@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ai_learning.errors import InputError
-from ai_learning.token_file import TokenFile, TokenFileWriter, token_dtype
+from ai_learning.token_file import Shards, TokenFile, TokenFileWriter, TokenFolder, is_token_file, token_dtype
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(258, np.uint16), (65536, np.uint16), (65537, np.uint32)])
@@ -167,3 +169,51 @@ def test_tensors_must_fill_the_file(tmp_path, change):
     path.write_bytes(_with_header(good, change))
     with pytest.raises(InputError, match="damaged"):
         TokenFile(path)
+
+
+# --- a folder of them -------------------------------------------------------------------------------------
+
+_PLACES = st.one_of(st.none(), st.integers(-25, 25))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5), _PLACES, _PLACES)
+def test_shards_are_cut_as_one_array(lengths, start, stop):
+    whole = np.arange(sum(lengths), dtype=np.uint16)
+    shards = Shards(np.split(whole, np.cumsum(lengths)[:-1]))
+    assert len(shards) == len(whole) and shards.dtype == shards[:].dtype == whole.dtype
+    place = slice(start, stop)
+    assert shards[place].tolist() == shards.part(place)[:].tolist() == whole[place].tolist()
+    assert shards.part(place)[1:4].tolist() == whole[place][1:4].tolist()
+
+
+def test_within_a_shard_nothing_is_copied():
+    parts = [np.arange(5), np.arange(5, 9)]
+    assert np.shares_memory(Shards(parts)[6:8], parts[1])
+    assert np.shares_memory(Shards(parts).part(slice(2, 7))[:2], parts[0])
+
+
+def test_a_folder_is_one_sequence_by_one_tokenizer(tmp_path):
+    with pytest.raises(InputError, match="no token files in"):
+        TokenFolder(tmp_path)
+    for number, ids in enumerate(([1, 2, 3], [], [4, 5])):
+        with TokenFileWriter(tmp_path / f"{number}.tokens", 258, "print") as writer:
+            writer.add(ids)
+    found = TokenFolder(tmp_path)
+    assert found.tokens[1:4].tolist() == [2, 3, 4] and len(found) == 5
+    assert (found.vocab_size, found.fingerprint) == (258, "print")
+    (tmp_path / "progress.json").write_text("[]")
+    with pytest.raises(InputError, match=r"progress\.json is damaged"):
+        TokenFolder(tmp_path)
+    with TokenFileWriter(tmp_path / "3.tokens", 258, "another") as writer:
+        writer.add([6])
+    with pytest.raises(InputError, match=r"3.tokens and 0.tokens .* different tokenizers"):
+        TokenFolder(tmp_path)
+
+
+def test_a_token_file_is_told_by_its_beginning(tmp_path):
+    with TokenFileWriter(tmp_path / "noext", 258, "print") as writer:
+        writer.add([1])
+    assert is_token_file(tmp_path / "noext")
+    for text in (b"", b"short", b"text of some length that is none, and goes on for a while" * 3):
+        (tmp_path / "a.txt").write_bytes(text)
+        assert not is_token_file(tmp_path / "a.txt")

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import redirect_stderr
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from rich.progress import (
 
 from ..errors import InputError
 from ..text import read_texts
+from ..token_file import SUFFIX, Shards, holds_tokens, is_token_file
 from ..tokenizers import ByteTokenizer, Tokenizer, load
 
 if TYPE_CHECKING:
@@ -75,13 +77,17 @@ def _split(lines: list[str]) -> list[list[str]]:
 
 
 def flag(args: list[str], name: str, default: str) -> str:
-    """Value of ``--name`` before all is parsed: some defaults depend on others (a preset's sizes)."""
-    for number, arg in enumerate(args):
-        if arg == name and number + 1 < len(args):
-            return args[number + 1]
-        if arg.startswith(name + "="):
-            return arg.split("=", 1)[1]
-    return default
+    """Value of ``--name`` before all is parsed: some defaults depend on others (a preset's sizes).
+
+    Of several the last counts, as in what is parsed later.
+    """
+    value = default
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        if arg == name and following is not None:
+            value = following
+        elif arg.startswith(name + "="):
+            value = arg.split("=", 1)[1]
+    return value
 
 
 def tokenizer_by_name(name: str) -> Tokenizer:
@@ -107,11 +113,12 @@ def open_language_model(
     return model, found, beside
 
 
-def read_tokens(source: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Ids of a source of text, or of a token file (``*.tokens``, through a memory map)."""
+def read_tokens(source: str, tokenizer: Tokenizer) -> np.ndarray | Shards:
+    """Ids of a source of text, or of a token file or a folder of them (through memory maps)."""
     from ..batches import open_tokens, tokenize
 
-    if source.endswith(".tokens"):
+    path = Path(source)
+    if source.endswith(SUFFIX) or (path.is_file() and is_token_file(path)) or holds_tokens(path):
         return open_tokens(source, tokenizer.vocab_size, tokenizer.fingerprint).tokens
     return tokenize(read_texts(source), tokenizer)
 

@@ -19,13 +19,19 @@ class Prepare:
     tokenizer: str = "bytes"
     """bytes, or a tokenizer's folder"""
     shard_tokens: int | None = None
-    """make shards of so many tokens, which an interrupted run goes on with; files and folders only"""
+    """make shards of so many tokens each, which an interrupted run goes on with; files and folders only"""
     num_workers: int | None = None
     """threads that encode; one when left out"""
     special: bool = True
     """take special tokens in the text as such (a corpus with <|endoftext|> between documents)"""
     out: Path = Path("runs/data.tokens")
     """the token file; with --shard-tokens a folder"""
+
+    def __post_init__(self) -> None:
+        if self.shard_tokens is None and self.out.is_dir():  # found out at the end otherwise
+            raise ValueError(f"out={self.out} is a folder: name a file, e.g. {self.out / 'data.tokens'}")
+        if self.shard_tokens is not None and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out={self.out} is a file: with --shard-tokens name a folder")
 
 
 def main(args: list[str]) -> int | None:
@@ -44,7 +50,7 @@ def main(args: list[str]) -> int | None:
 
 
 def _prepare(options: Prepare) -> None:
-    from ..text import read_texts, text_files
+    from ..text import read_texts, source_files
     from ..token_file import TokenFileWriter
     from ..tokenizers import BPETokenizer
     from .common import tokenizer_by_name
@@ -52,9 +58,7 @@ def _prepare(options: Prepare) -> None:
     tokenizer = tokenizer_by_name(options.tokenizer)
     source = Path(options.data)
     if isinstance(tokenizer, BPETokenizer) and (source.is_file() or source.is_dir()):
-        files = [source] if source.is_file() else list(text_files(source))
-        if not files:
-            raise InputError(f"no text files in {source}")
+        files = source_files(source)
         with _progress(sum(file.stat().st_size for file in files)) as advance:
             report = tokenizer.encode_files(
                 files,

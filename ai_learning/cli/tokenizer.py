@@ -126,6 +126,11 @@ class Bench:
     out: Path | None = None
     """also write the figures to this JSON file"""
 
+    def __post_init__(self) -> None:
+        for name in ("repeat", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
 
 def main(args: list[str]) -> int | None:
     """Entry point."""
@@ -180,7 +185,7 @@ def open_bpe(
 
 
 def _train(options: Train) -> None:
-    from ..text import read_texts, text_files
+    from ..text import read_texts, source_files
     from ..tokenizers import BPETokenizer
 
     started = time.perf_counter()
@@ -188,9 +193,7 @@ def _train(options: Train) -> None:
     data: object
     source = Path(options.data)
     if source.is_file() or source.is_dir():  # without holding whole files in memory
-        train, data = BPETokenizer.train_from_files, [source] if source.is_file() else text_files(source)
-        if not data:
-            raise InputError(f"no text files in {source}")
+        train, data = BPETokenizer.train_from_files, source_files(source)
     else:
         data = read_texts(options.data)
     tokenizer = train(

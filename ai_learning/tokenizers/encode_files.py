@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import write_text
-from ..token_file import TokenFileWriter, token_dtype
+from ..token_file import PROGRESS_FILE, TokenFileWriter, token_dtype
 from . import special
 from .special import SpecialSet
 from .streaming import read_range, safe_ranges, valid_utf8
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _CHUNK = 2**19  # bytes encoded at once: small, because large blocks of changing size fragment memory
 _BATCH = 2**21  # bytes handed to a worker at once
 _SYNC = 2**25  # bytes of text between two times that the disk is waited for
-PROGRESS_FILE = "progress.json"
 SHARD_NAME = "shard-{:05d}.tokens"
 
 
@@ -69,14 +68,15 @@ def encode_files(
     U+FFFD.
 
     A single token file appears when all is written. With shards, each appears when it is full, and the same
-    call made again after an interruption goes on behind the last one.
+    call made again after an interruption goes on behind the last one. A document may go on in the next shard:
+    together they are one sequence (``TokenFolder``).
 
     Args:
         tokenizer: any BPE tokenizer.
         paths: files, in this order.
         out: the token file; with ``shard_tokens`` a folder.
         num_workers: threads that encode (processes without the compiled path); ``None`` is one.
-        shard_tokens: start another shard when one has this many ids.
+        shard_tokens: ids in each shard; the last one has the rest.
         append_eos: end each file with ``eos_id``, if the tokenizer has one and the file does not end so
             already.
         allowed_special: special tokens whose text becomes their id; the text of others stays text.
@@ -234,12 +234,20 @@ def _batches(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
 
 
 def _write(writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport) -> None:
-    writer.add_documents(chunk.ids, chunk.ends)
+    _write_part(writer, chunk, report, 0, len(chunk.ids))
     if chunk.next_place[1] // _SYNC != (chunk.next_place[1] - chunk.n_bytes) // _SYNC:
         writer.sync()  # while the workers go on
-    report.tokens += len(chunk.ids)
-    report.documents += len(chunk.ends)
     report.n_bytes += chunk.n_bytes
+
+
+def _write_part(
+    writer: TokenFileWriter, chunk: _Encoded, report: EncodeReport, start: int, stop: int
+) -> None:
+    """Ids start … stop−1 of a chunk, with the document ends among them."""
+    ends = chunk.ends[((chunk.ends > start) | (start == 0)) & (chunk.ends <= stop)]
+    writer.add_documents(chunk.ids[start:stop], ends - start)
+    report.tokens += stop - start
+    report.documents += len(ends)
 
 
 def _encode_shards(
@@ -257,32 +265,36 @@ def _encode_shards(
         "append_eos": job.append_eos,
         "allowed_special": sorted(job.allowed),
     }
-    report, place = EncodeReport(files=len(files)), (0, 0)
+    report, place, written = EncodeReport(files=len(files)), (0, 0), 0
     progress_path = folder / PROGRESS_FILE
     if progress_path.is_file():
-        report, place = _read_progress(progress_path, settings)
+        report, place, written = _read_progress(progress_path, settings)
         report.resumed_shards = report.shards
-    chunks = _encoded(job, place, workers)
+    chunks, chunk = _encoded(job, place, workers), None
     while place[0] < len(files):
         with TokenFileWriter(
             folder / SHARD_NAME.format(report.shards), tokenizer.vocab_size, tokenizer.fingerprint
         ) as writer:
-            for chunk in chunks:
-                _write(writer, chunk, report)
-                on_bytes(chunk.n_bytes)
-                place = chunk.next_place
-                if writer.n_tokens >= shard_tokens:
-                    break
+            while writer.n_tokens < shard_tokens and place[0] < len(files):
+                chunk = chunk or next(chunks)
+                stop = min(len(chunk.ids), written + shard_tokens - writer.n_tokens)
+                _write_part(writer, chunk, report, written, stop)
+                written = stop
+                if written == len(chunk.ids):
+                    report.n_bytes += chunk.n_bytes
+                    on_bytes(chunk.n_bytes)
+                    place, written, chunk = chunk.next_place, 0, None
         report.shards += 1
-        state = {"settings": settings, "next": list(place), "report": asdict(report)}
+        # Where the chunk under way begins, and how many of its ids stand in a shard already.
+        state = {"settings": settings, "next": [*place, written], "report": asdict(report)}
         write_text(progress_path, json.dumps(state, indent=1) + "\n")
     return report
 
 
-def _read_progress(path: Path, settings: dict[str, Any]) -> tuple[EncodeReport, tuple[int, int]]:
+def _read_progress(path: Path, settings: dict[str, Any]) -> tuple[EncodeReport, tuple[int, int], int]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        found, place = state["settings"], (int(state["next"][0]), int(state["next"][1]))
+        found, (file, start, *rest) = state["settings"], map(int, state["next"])
         report = EncodeReport(**state["report"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is damaged ({error!r}): delete the folder to start anew") from None
@@ -291,4 +303,4 @@ def _read_progress(path: Path, settings: dict[str, Any]) -> tuple[EncodeReport, 
         raise InputError(
             f"{path.parent} holds shards made with another {different}: use another folder, or delete it"
         )
-    return report, place
+    return report, (file, start), rest[0] if rest else 0  # older ones ended each shard with a chunk

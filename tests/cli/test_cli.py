@@ -56,6 +56,31 @@ def test_help_shows_defaults_and_seed_and_out(command: str, capsys: pytest.Captu
 def test_preset_decides_the_defaults_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "pretrain", "--preset", "gpt1", "--help")
     assert re.search(r"--n-embd INT.*\(default: 768\)", out)
+    _, out, _ = call(
+        capsys, "pretrain", "--preset", "gpt2-tiny", "--preset=gpt1", "--help"
+    )  # the last counts
+    assert re.search(r"--n-embd INT.*\(default: 768\)", out) and "(default: gpt1)" in out
+
+
+def test_a_folder_of_shards_is_trained_on_and_scored(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bpe, shards, out = tmp_path / "bpe", tmp_path / "shards", tmp_path / "run"
+    text = ("--data", corpus, "--tokenizer", bpe)
+    assert call(capsys, "tokenizer", "train", "--data", corpus, "--vocab-size", 270, "--out", bpe)[0] == 0
+    code, said, err = call(capsys, "data", "prepare", *text, "--shard-tokens", 500, "--out", shards)
+    assert code == 0, err
+    n_tokens = re.search(r"([\d,]+) tokens", said)
+    assert n_tokens is not None and len(list(shards.glob("*.tokens"))) > 2
+    run = ("pretrain", "--data", shards, "--tokenizer", bpe, "--out", out, "--steps", 2, *SMALL)
+    code, said, err = call(capsys, *run)
+    assert code == 0 and f"{n_tokens[1]} tokens" in said, err
+    assert call(capsys, "pretrain", "--resume", "--out", out)[0] == 0
+    score = ("evaluate", "--checkpoint", out / "last.pt", "--data", shards, "--out", tmp_path / "score.json")
+    assert call(capsys, *score)[0] == 0
+    assert json.loads((tmp_path / "score.json").read_text())["n_bytes"] == corpus.stat().st_size
+    code, _, err = call(capsys, "tokenizer", "train", "--data", shards, "--out", tmp_path / "bpe2")
+    assert code == 2 and "is a folder of token files, not of text" in err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from ai_learning.cli import main
-from ai_learning.token_file import TokenFile
+from ai_learning.cli.common import read_tokens
+from ai_learning.token_file import TokenFile, TokenFolder
 from ai_learning.tokenizers import BPETokenizer, load
 
 
@@ -62,7 +63,7 @@ def test_train_on_a_folder_and_go_on_from_counts(folder, capsys):
     assert code == 2 and "counted with another source" in complaint and not (folder / "three").exists()
     (folder / "empty").mkdir()
     code, _, complaint = run(capsys, "tokenizer", "train", "--data", "empty")
-    assert code == 2 and "no text files in empty" in complaint
+    assert code == 2 and "no text in 'empty'" in complaint
 
 
 def test_show_and_convert(folder, capsys):
@@ -153,7 +154,11 @@ def test_prepare(folder, capsys):
         )[0]
         == 0
     )
-    assert TokenFile("s/shard-00000.tokens").tokens.tolist() == found.tokens.tolist()
+    assert TokenFile("s/shard-00000.tokens").tokens.tolist() == found.tokens.tolist()[:50]
+    assert TokenFolder("s").tokens[:].tolist() == found.tokens.tolist()
+    assert read_tokens("s", tokenizer)[:].tolist() == found.tokens.tolist()
+    (folder / "a.tokens").rename("noext")
+    assert read_tokens("noext", tokenizer).tolist() == found.tokens.tolist()
     assert run(capsys, "data", "prepare", "--data", "builtin:reference", "--out", "b.tokens")[0] == 0
     assert TokenFile("b.tokens").vocab_size == 258
 
@@ -170,6 +175,8 @@ def test_prepare(folder, capsys):
         (["data", "nothing"], "prepare"),
         (["data", "prepare", "--shard-tokens", "5"], "--shard-tokens"),
         (["data", "prepare", "--tokenizer", "nowhere"], "nowhere"),
+        (["data", "prepare", "--out", "."], "out=. is a folder: name a file"),
+        (["tokenizer", "bench", "--repeat", "0"], "repeat=0 must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, complaint, capsys, tmp_path, monkeypatch):
@@ -177,6 +184,35 @@ def test_bad_input_is_one_line_and_code_2(arguments, complaint, capsys, tmp_path
     code, _, err = run(capsys, *arguments)
     assert code == 2 and complaint in err and err.count("\n") == 1 and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_without_text_are_refused(folder, capsys):
+    """Read as files, without `read_texts`, and still with its complaints."""
+    (folder / "b.bin").write_bytes(b"low\0lowest" * 9)
+    (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text(" \n" * 9)
+    for name, complaint in (
+        ("b.bin", "b.bin is a binary file"),
+        ("empty.txt", "no text in 'empty.txt'"),
+        ("blank.txt", "no text in 'blank.txt'"),
+    ):
+        for command in (["tokenizer", "train"], ["data", "prepare", "--tokenizer", "tok"]):
+            code, _, err = run(capsys, *command, "--data", name, "--out", "new")
+            assert code == 2 and complaint in err and err.count("\n") == 1 and not (folder / "new").exists()
+    code, _, err = run(
+        capsys,
+        "data",
+        "prepare",
+        "--data",
+        "text.txt",
+        "--tokenizer",
+        "tok",
+        "--shard-tokens",
+        "9",
+        "--out",
+        "b.bin",
+    )
+    assert code == 2 and "out=b.bin is a file: with --shard-tokens name a folder" in err
 
 
 def test_help(capsys):

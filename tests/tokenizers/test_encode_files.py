@@ -8,7 +8,7 @@ import pytest
 from random_texts import random_text
 
 from ai_learning.errors import InputError
-from ai_learning.token_file import TokenFile, TokenFileWriter
+from ai_learning.token_file import TokenFile, TokenFileWriter, TokenFolder
 from ai_learning.tokenizers import BPETokenizer, streaming
 from ai_learning.tokenizers import encode_files as module
 
@@ -79,12 +79,37 @@ def test_shards_resume_where_they_stopped(gpt2, files, tmp_path, monkeypatch):
     assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
     shards = [TokenFile(path) for path in sorted(folder.glob("*.tokens"))]
     assert len(shards) == report.shards > 3
-    ids, _ = expected_ids(gpt2, texts)
+    assert all(len(shard) == 9000 for shard in shards[:-1]) and 0 < len(shards[-1]) <= 9000
+    ids, ends = expected_ids(gpt2, texts)
     assert [i for shard in shards for i in shard.tokens.tolist()] == ids
-    assert report.tokens == len(ids)
+    assert (report.tokens, report.documents) == (len(ids), len(ends))
+    assert report.n_bytes == sum(path.stat().st_size for path in paths)
+    together = TokenFolder(folder)
+    assert together.tokens[8_000:19_000].tolist() == ids[8_000:19_000]
     assert gpt2.encode_files(paths, folder, **options).shards == report.shards  # nothing left to do
     with pytest.raises(InputError, match="another shard_tokens"):
         gpt2.encode_files(paths, folder, shard_tokens=8000)
+
+
+def test_a_chunk_of_many_shards(gpt2, tmp_path, prose):
+    """A small file is encoded in one piece, and still fills no shard beyond what was asked for."""
+    path, folder = tmp_path / "a.txt", tmp_path / "shards"
+    path.write_text(prose[:30_000], encoding="utf-8")
+
+    def interrupt(n_bytes):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # the piece ends with the file: its first shards are there
+        gpt2.encode_files(path, folder, shard_tokens=1000, on_bytes=interrupt)
+    with pytest.raises(InputError, match="is not finished: give the same `data prepare` again"):
+        TokenFolder(folder)
+    report = gpt2.encode_files(path, folder, shard_tokens=1000)
+    ids, _ = expected_ids(gpt2, [prose[:30_000]])
+    assert report.resumed_shards == report.shards - 1 and report.documents == 1
+    assert TokenFolder(folder).tokens[:].tolist() == ids
+    (folder / "shard-00002.tokens").unlink()
+    with pytest.raises(InputError, match=r"and `data prepare` wrote .* prepare it again"):
+        TokenFolder(folder)
 
 
 def test_processes_where_there_is_no_compiled_path(tmp_path, prose):
