@@ -91,8 +91,13 @@ def flops_per_token(model: nn.Module) -> float:
 
 
 @contextmanager
-def checkpointed(model: nn.Module) -> Iterator[None]:
+def checkpointed(model: nn.Module, compiles: bool = False) -> Iterator[None]:
     """Keep of each block its input only, and compute the rest again in the backward pass (Chen et al. 2016).
+
+    Args:
+        model: its blocks are changed until the end.
+        compiles: also ``torch.compile`` what is computed again. A block compiled from outside would find this
+            in place of its forward pass, and compile nothing.
 
     Example:
         >>> with checkpointed(model):  # doctest: +SKIP
@@ -100,7 +105,8 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
-        setattr(block, "forward", partial(recomputed, block.forward, use_reentrant=False))  # noqa: B010
+        forward = torch.compile(block.forward) if compiles else block.forward
+        setattr(block, "forward", partial(recomputed, forward, use_reentrant=False))  # noqa: B010
     try:
         yield
     finally:

@@ -225,11 +225,10 @@ def train(
         torch.manual_seed(seed_of(config.seed, here.rank))
         model = model.to(device)
         if config.checkpoint_activations:
-            stack.enter_context(checkpointed(model))
-        if config.compile:
-            in_one_piece = not (team.distributed or config.checkpoint_activations)
+            stack.enter_context(checkpointed(model, compiles=config.compile))
+        elif config.compile:
             fixed_shapes = device.type == "cpu" or getattr(batches, "fixed_shapes", False)
-            stack.enter_context(compiled(model, as_one=in_one_piece and fixed_shapes))
+            stack.enter_context(compiled(model, as_one=fixed_shapes and not team.distributed))
         trainer = _Trainer(
             model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer,
             identity or {}, extra or {},

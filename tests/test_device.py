@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from ai_learning.device import compiled, on_a_gpu
+from ai_learning.device import checkpointed, compiled, on_a_gpu
+from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
 
 
@@ -31,6 +33,27 @@ def test_blocks_as_one_are_compiled_for_training_only(tiny_gpt: GPT, monkeypatch
     twin = copy.deepcopy(tiny_gpt)
     torch.nn.init.zeros_(tiny_gpt.ln_f.weight)
     assert not torch.equal(twin(idx), tiny_gpt(idx))  # a copy runs its own blocks
+
+
+def test_recomputed_blocks_are_compiled_too_and_once_for_all(tiny_gpt: GPT) -> None:
+    """`eager` hands the graph back as it is: it is seen that there is one, without waiting for its code."""
+    from torch._dynamo.utils import counters
+
+    real, idx = torch.compile, torch.arange(8)[None]
+    torch._dynamo.reset()
+    counters.clear()
+    gradients = []
+    for recompute in (False, True):
+        tiny_gpt.zero_grad()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", lambda function: real(function, backend="eager"))
+            with checkpointed(tiny_gpt, compiles=True) if recompute else nullcontext():
+                next_token_loss(tiny_gpt.train(), idx, idx).backward()
+        gradients.append([p.grad for p in tiny_gpt.parameters()])
+        assert counters["stats"]["unique_graphs"] == recompute  # one for both blocks
+    assert not counters["graph_break"] and "forward" not in vars(tiny_gpt.h[0])
+    for plain, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, plain)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -33,7 +33,7 @@ class Pretrain:
     """
 
     data: str = "builtin:stdlib"
-    """builtin:reference, :stdlib, :docstrings; a file or folder; -; hf:NAME; a .tokens file or folder of them"""
+    """builtin:reference, :stdlib, :docstrings; file or folder; -; hf:NAME; .tokens, or a folder of those"""
     tokenizer: str = "bytes"
     """bytes, or the folder of a saved tokenizer"""
     preset: str = "gpt2-tiny"
