@@ -1,8 +1,10 @@
 """Where a model runs, how precisely and how fast: devices, dtypes, FLOPs, recomputed and compiled blocks."""
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from .checkpoint import model_config
 from .distributed import World
 from .errors import InputError
-from .model import GPT, Block
+from .model import GPT, Block, GPTConfig, matrix_params
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -62,6 +64,64 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Callable[[], AbstractC
     if dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def machine_memory() -> int | None:
+    """Bytes of main memory and swap that this process may use; ``None`` where the system does not say."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # a container's, cgroups v2 and v1
+        with suppress(OSError, ValueError):
+            total = min(total, int((Path("/sys/fs/cgroup") / limit).read_text()))
+    with suppress(OSError, ValueError, IndexError):
+        total += 1024 * int(Path("/proc/meminfo").read_text().split("SwapTotal:")[1].split()[0])
+    return total
+
+
+# The least that each optimizer makes of a parameter: weight, gradient and its state.
+_BYTES_A_PARAMETER = {"adamw": 16, "muon": 12, "paged_adamw": 8, "paged_adamw8bit": 8}
+
+
+def check_size(
+    config: GPTConfig, batch_size: int, device: torch.device, here: World, optimizer: str, sharded: bool
+) -> None:
+    """Refuse a training that plainly has no room, before anything is made: it would hang, or be killed.
+
+    What is counted is the least that it can do with (weights, gradients, the optimizer's state, and what
+    recomputation keeps: each block's input), so what passes may still be too much.
+
+    Raises:
+        InputError: it needs more than the device has, or the model more than main memory.
+    """
+    n = matrix_params(config)
+    machine = machine_memory()
+    on_gpu = device.type == "cuda"
+    room = torch.cuda.get_device_properties(device).total_memory if on_gpu else machine
+    model = n * _BYTES_A_PARAMETER.get(optimizer, 10) // (here.size if sharded else 1)
+    rows, T = -(-batch_size // here.size), config.block_size
+    batch = rows * T * (16 + config.n_layer * config.n_embd * (2 if on_gpu else 4))
+    where = torch.cuda.get_device_name(device) if on_gpu else "this machine"
+    if machine is not None and 4 * n > machine:
+        room, model, where = machine, 4 * n, "this machine"
+    if room is None:
+        return
+    if model > room:
+        raise InputError(
+            f"a model of {n:,} parameters needs at least {_gigabytes(model)}, and {where} has "
+            f"{_gigabytes(room)}: choose a smaller n_layer, n_embd, vocab_size or block_size"
+        )
+    if model + batch > room:
+        raise InputError(
+            f"a batch of {rows:,} × {T:,} tokens and the model need at least {_gigabytes(batch)} and "
+            f"{_gigabytes(model)}, and {where} has {_gigabytes(room)}: lower batch_size and raise grad_accum"
+        )
+
+
+def _gigabytes(size: int) -> str:
+    """In whole numbers: sizes that are mistyped may be beyond floating point."""
+    return f"{size // 10**9:,}.{size % 10**9 // 10**8} GB"
 
 
 # Dense bf16 peak of the maker's data sheet, in FLOP/s; H200 and H100 SXM are the same chip.

@@ -94,6 +94,8 @@ def read_options(path: Path | str, command: str) -> dict[str, Any]:
         found = options.pop("command", None)
     except FileNotFoundError:
         raise InputError(f"no run in {path}: it has no run.json") from None
+    except NotADirectoryError:
+        raise InputError(f"no run in {path}: it is a file, not a run's folder") from None
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
     if found != command:

@@ -46,6 +46,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run in"):
         read_options(tmp_path, "pretrain")
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(InputError, match=r"a\.txt: it is a file, not a run's folder"):
+        read_options(tmp_path / "a.txt", "pretrain")
     for damage in ("{", "[1]"):
         (tmp_path / "run.json").write_text(damage)
         with pytest.raises(InputError, match="is damaged"):

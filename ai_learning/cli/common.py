@@ -1,6 +1,7 @@
 """What several commands need: tokenizers by name, data by source, progress of a training run."""
 
 import io
+import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..model import GPT, GPTConfig
+    from ..train import TrainConfig
 
 DEMO_MODEL = "runs/demo/gpt1_tiny_pretrain.pt"
 """what ``ai-learning demo`` leaves: most commands' default"""
@@ -136,6 +138,18 @@ def fit_vocabulary(config: "GPTConfig", tokenizer: Tokenizer) -> "GPTConfig":
     return config
 
 
+def warn_of_warmup(how: "TrainConfig") -> None:
+    """Say where the learning rate does not get to what was asked for."""
+    from ..distributed import world
+
+    if how.warmup > how.steps and world().is_main:
+        warnings.warn(
+            f"warmup={how.warmup} is more than steps={how.steps}: the learning rate ends at "
+            f"{how.lr * how.steps / how.warmup:.2g} and never reaches lr={how.lr}",
+            stacklevel=2,
+        )
+
+
 class TrainingProgress:
     """A listener for ``train``: a bar with loss, speed and time left; plain lines where there is no terminal.
 
@@ -179,12 +193,24 @@ class TrainingProgress:
         if "sample" in row:
             self.progress.print(f"--- step {row['step']} ---\n{row['sample']}\n---", markup=False)
             return
+        if "note" in row:
+            self.say(row["note"])
+            return
         self.figures |= row
         self.progress.update(self.task, completed=row["step"], figures=self._text())
         if not self.live and (row["step"] - self.last_line) >= max(1, self.total // 10):
             self._line()
 
+    def say(self, text: str) -> None:
+        """One line between the others."""
+        if self.live:
+            self.progress.print(text, markup=False)
+        else:
+            print(text, flush=True)
+
     def _line(self) -> None:
+        if not self.figures:  # a run that was finished already
+            return
         self.last_line = self.figures.get("step", 0)
         text = f"{self.title}: step {self.last_line}/{self.total}, {self._text()}"
         if text != self.last_text:

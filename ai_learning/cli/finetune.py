@@ -18,7 +18,7 @@ from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
 from ..run_folder import read_options
 from ..train import TrainConfig, TrainResult, train
-from .common import DEMO_MODEL, TrainingProgress, console, flag, parse
+from .common import DEMO_MODEL, TrainingProgress, console, flag, parse, warn_of_warmup
 from .pretrain import loss_plot
 
 
@@ -99,6 +99,7 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
     """Run it; see ``Finetune`` for what can be asked."""
     if options.train.checkpoint_activations:
         give_back_freed_memory()
+    warn_of_warmup(options.train)
     gpt, checkpoint = load_gpt(options.checkpoint)
     tokenizer = open_tokenizer(checkpoint, options.checkpoint)
     data = load_task(options.data, options.task, options.held_out, options.train.seed)

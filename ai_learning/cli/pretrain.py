@@ -10,7 +10,7 @@ import torch
 
 from ..batches import Prefetched, TokenBatches, digest, evaluation_batches, split
 from ..checkpoint import tokenizer_reference
-from ..device import pick_device
+from ..device import check_size, own_device, pick_device
 from ..distributed import sum_over_processes, world
 from ..generate import generate_text
 from ..loss import next_token_loss
@@ -21,7 +21,16 @@ from ..run_folder import read_metrics, read_options
 from ..tokenizers import Tokenizer
 from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, train
 from ..viz import plot_loss
-from .common import TrainingProgress, console, fit_vocabulary, flag, parse, read_tokens, tokenizer_by_name
+from .common import (
+    TrainingProgress,
+    console,
+    fit_vocabulary,
+    flag,
+    parse,
+    read_tokens,
+    tokenizer_by_name,
+    warn_of_warmup,
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +102,16 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     """Run it; see ``Pretrain`` for what can be asked."""
     if options.train.checkpoint_activations:
         give_back_freed_memory()
+    here, how = world(), options.train
     tokenizer = tokenizer_by_name(options.tokenizer)
     config = fit_vocabulary(options.model, tokenizer)
+    device = own_device(pick_device(how.device), here)
+    check_size(config, how.batch_size, device, here, how.optimizer, how.parallel == "fsdp")
+    warn_of_warmup(how)
     tokens = read_tokens(options.data, tokenizer)
     training, held_out = split(tokens, options.held_out)
-    here, how = world(), options.train
     batches = TokenBatches(training, config.block_size, how.batch_size, how.seed, here.rank, here.size)
-    ahead = Prefetched(batches, pin=pick_device(how.device).type == "cuda")
+    ahead = Prefetched(batches, pin=device.type == "cuda")
     val = evaluation_batches(held_out, config.block_size, options.train.batch_size, options.eval_batches)
     torch.manual_seed(options.train.seed)
     model = GPT(config)

@@ -2,7 +2,7 @@
 
 from .attention import ATTENTION, CausalSelfAttention, causal_mask, fast_attention, reference_attention
 from .cache import KVCache
-from .gpt import GPT, Block, GPTConfig
+from .gpt import GPT, Block, GPTConfig, matrix_params
 from .mlp import MLP, GatedMLP, gelu_new
 from .norms import RMSNorm
 from .rotary import RopeScaling, RotaryEmbedding, rotate
@@ -24,6 +24,7 @@ __all__ = [
     "causal_mask",
     "fast_attention",
     "gelu_new",
+    "matrix_params",
     "reference_attention",
     "rotate",
 ]

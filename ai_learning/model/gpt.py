@@ -80,16 +80,17 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.head_dim is None and self.n_embd % self.n_head:
-            divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
-            near = [h for h in divisors if h < self.n_head][-1:] + [h for h in divisors if h > self.n_head][
-                :1
-            ]
-            options = " or ".join(map(str, near))
+            small = [h for h in range(1, min(math.isqrt(self.n_embd), 10**6) + 1) if self.n_embd % h == 0]
+            divisors = sorted({*small, *(self.n_embd // h for h in small)})
+            below, above = ([h for h in divisors if (h > self.n_head) is more] for more in (False, True))
+            options = " or ".join(map(str, below[-1:] + above[:1]))
             raise ValueError(f"n_head={self.n_head} must divide n_embd={self.n_embd}; try {options}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.layer_norm_eps <= 0:
+        if not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must be positive, e.g. 1e-5")
+        if not 1e-30 < self.rope_theta < 1e30:  # its powers are float32
+            raise ValueError(f"rope_theta={self.rope_theta} must be positive, e.g. 10000")
         if isinstance(self.rope_scaling, dict):  # as a checkpoint keeps it
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         for name in ("n_kv_head", "head_dim", "intermediate_size"):
@@ -125,6 +126,21 @@ class GPTConfig:
     def mlp_width(self) -> int:
         """Hidden features of the MLP."""
         return self.intermediate_size or 4 * self.n_embd
+
+
+def matrix_params(config: GPTConfig) -> int:
+    """Parameters in matrices and embeddings, without building them: nearly all that there are.
+
+    Example:
+        >>> f"{matrix_params(GPTConfig()) / 1e6:.1f} of GPT-2's 124.4 million"
+        "124.3 of GPT-2's 124.4 million"
+    """
+    C = config.n_embd
+    attention = 2 * C * config.head_size * (config.n_head + config.kv_heads)  # q and output, k and v
+    mlp = (3 if config.mlp == "gated" else 2) * C * config.mlp_width
+    tables = config.vocab_size * (1 if config.tie_weights else 2)
+    tables += config.block_size if config.positions == "learned" else 0
+    return tables * C + config.n_layer * (attention + mlp)
 
 
 class Block(nn.Module):

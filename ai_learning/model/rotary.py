@@ -29,7 +29,8 @@ class RopeScaling:
     """context of pre-training, in tokens"""
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+        ordered = 0 < self.low_freq_factor < self.high_freq_factor < math.inf
+        if not 1 <= self.factor < math.inf or not ordered:
             raise ValueError(
                 f"rope_scaling needs factor ≥ 1 and 0 < low_freq_factor < high_freq_factor, got {self}"
             )

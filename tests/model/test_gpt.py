@@ -201,6 +201,10 @@ def test_a_full_cache_raises(tiny_gpt: GPT) -> None:
         (dict(activation="gelu-new"), "activation='gelu-new' is not known; did you mean 'gelu_new'"),
         (dict(attention="flash"), "attention='flash' is not known"),
         (dict(layer_norm_eps=0.0), "layer_norm_eps=0.0 must be positive"),
+        (dict(layer_norm_eps=float("nan")), "layer_norm_eps=nan must be positive"),
+        (dict(rope_theta=0.0), "rope_theta=0.0 must be positive"),
+        (dict(rope_theta=float("nan")), "rope_theta=nan must be positive"),
+        (dict(n_embd=10**9, n_head=3), "n_head=3 must divide n_embd=1000000000; try 2 or 4"),
     ],
 )
 def test_bad_configs_name_value_and_way_out(values: dict[str, object], message: str) -> None:
