@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -235,6 +236,14 @@ class Team:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def union(self, values: dict[str, T]) -> dict[str, T]:
+        """Every process's entries together."""
+        if self.world.size == 1:
+            return values
+        found: list[dict[str, T]] = [{} for _ in range(self.world.size)]
+        dist.all_gather_object(found, values)
+        return {name: value for part in found for name, value in part.items()}
+
     def barrier(self) -> None:
         """Wait for the others."""
         self.highest(0)
@@ -339,7 +348,7 @@ def first_to_say(message: str) -> bool:
 #
 # checkpoints/latest            the name of the newest whole one, written last and atomically
 # checkpoints/step-00000100/    tensors, each process its share (torch.distributed.checkpoint)
-#              state.json       the plain values
+#              state.json       the plain values, and checksums of all files
 
 
 def latest(folder: Path) -> Path | None:
@@ -347,13 +356,46 @@ def latest(folder: Path) -> Path | None:
     pointer = folder / "checkpoints" / "latest"
     with suppress(FileNotFoundError):
         path = folder / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
-        if (path / ".metadata").exists() and (path / "state.json").exists():
+        if _is_whole(path):
             return path
         raise CheckpointError(f"{pointer} names {path.name}, which is not there or not whole")
     return None
 
 
-def save_shards(team: Team, folder: Path, step: int, tensors: Mapping[str, Tensor], state: Any) -> Path:
+def checkpoints(folder: Path) -> list[Path]:
+    """What `latest` names, whole or not, and the whole ones before it, newest first.
+
+    One that comes after it was left by a run that died before all of it was written.
+    """
+    home = folder / "checkpoints"
+    try:
+        newest = home / (home / "latest").read_text(encoding="utf-8").strip()
+        step_of(newest)
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CheckpointError(f"{home}/latest is damaged: {error}") from None
+    older = (path for path in home.glob("step-*") if path.name < newest.name and _is_whole(path))
+    return [newest, *sorted(older, reverse=True)]
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / ".metadata").exists() and (path / "state.json").exists()
+
+
+def step_of(path: Path) -> int:
+    """The step that a distributed checkpoint was made after."""
+    return int(path.name.removeprefix("step-"))
+
+
+def save_shards(
+    team: Team,
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    previous: Path | None = None,
+) -> Path:
     """Write a checkpoint of all processes; a crash at any moment leaves the one before as the latest.
 
     Args:
@@ -362,23 +404,69 @@ def save_shards(team: Team, folder: Path, step: int, tensors: Mapping[str, Tenso
         step: names it.
         tensors: by name; shares (DTensors) are written by their owners, equal ones once.
         state: plain values for ``state.json``; rank 0's count.
+        previous: another one that stays; all others are deleted in the end.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: it cannot be written (disk full, no permission).
     """
     home = folder / "checkpoints"
-    path, previous = home / f"step-{step:08d}", latest(folder)
-    if team.world.is_main and path.exists():  # left by a run that died while writing it
+    path = home / f"step-{step:08d}"
+    if team.world.is_main and path.exists():  # left by a run that died while writing it, or damaged
         shutil.rmtree(path)
     team.barrier()
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))
+    try:
+        with team.agreed(), _told_in_one_line(path):
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))
+            own = path.glob(f"__{team.world.rank}_*.distcp")  # each looks at what it wrote itself
+            own_sums = {file.name: _crc32(file) for file in own}
+        sums = team.union(own_sums)
+        with team.agreed(), _told_in_one_line(path):
+            if team.world.is_main:
+                sums[".metadata"] = _crc32(path / ".metadata")
+                write_text(path / "state.json", json.dumps(_sealed({**state, _SUMS: sums})))
+                write_text(home / "latest", path.name + "\n")
+    except CheckpointError:
+        if team.world.is_main:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     if team.world.is_main:
-        write_text(path / "state.json", json.dumps(state))
-        write_text(home / "latest", path.name + "\n")
         for old in set(home.glob("step-*")) - {path, previous}:
             shutil.rmtree(old, ignore_errors=True)
     team.barrier()
     return path
+
+
+@contextmanager
+def _told_in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, dcp.CheckpointException) as error:
+        if _LOST.search(_last_line(error)):
+            raise
+        raise CheckpointError(
+            f"cannot write {path}: {_last_line(error)}; the previous checkpoint is untouched"
+        ) from error
+
+
+_SUMS, _SEAL = "checksums", "crc32"  # in state.json: of the files beside it, and of itself
+
+
+def _sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """With a checksum of everything else in it."""
+    plain = {name: value for name, value in state.items() if name != _SEAL}
+    return {**plain, _SEAL: f"{zlib.crc32(json.dumps(plain).encode()):08x}"}
+
+
+def _crc32(file: Path) -> str:
+    """CRC-32 of a file's bytes, as eight hexadecimal digits."""
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -388,9 +476,35 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: damaged.
     """
     try:
-        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        state = dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}/state.json is damaged: {error}") from None
+    if _SEAL in state and _sealed(state) != state:  # older ones have none
+        raise CheckpointError(f"{path}/state.json is damaged: its checksum does not match")
+    return state
+
+
+def check_shards(team: Team, path: Path) -> None:
+    """Compare the files with their checksums, which reading them does not: a flipped bit is a wrong weight.
+
+    Args:
+        team: every process of it calls this, and reads its share of the files.
+        path: the checkpoint's folder; one from before there were checksums passes.
+
+    Raises:
+        CheckpointError: damaged, or not whole; on every process.
+    """
+    with team.agreed():
+        if not _is_whole(path):
+            raise CheckpointError(f"{path} is not there or not whole")
+        sums = sorted(read_state(path).get(_SUMS, {}).items())
+        for name, expected in sums[team.world.rank :: team.world.size]:
+            try:
+                found = _crc32(path / name)
+            except OSError as error:
+                raise CheckpointError(f"cannot read {path / name}: {error.strerror}") from None
+            if found != expected:
+                raise CheckpointError(f"{path / name} is damaged: its checksum does not match")
 
 
 def load_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -419,7 +533,11 @@ _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, AttributeError, TypeErro
 
 
 def _last_line(error: BaseException) -> str:
-    """The reason at the end of the tracebacks that a ``CheckpointException`` carries."""
+    """The reason: of a ``CheckpointException``, which carries tracebacks, a failed process's own."""
+    for failure, _ in getattr(error, "failures", {}).values():
+        return _last_line(failure)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())
 
 

@@ -7,6 +7,7 @@ on the way, which open on any number of processes.
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, model_config, previous_path, save_checkpoint
-from .distributed import Team, latest, load_shards, read_state, save_shards, spread
-from .errors import InputError
+from .distributed import (
+    Team,
+    check_shards,
+    checkpoints,
+    load_shards,
+    read_state,
+    save_shards,
+    spread,
+    step_of,
+)
+from .errors import CheckpointError, InputError
 from .optim import Together
 from .run_folder import RunFolder
 
@@ -62,6 +72,8 @@ class RunState:
         identity: what else decides the weights; a run goes on only where it is the same.
         extra: what to add to every checkpoint.
         progress: how far it is.
+        notes: what `start` has to say to who looks on.
+        shards: the last distributed checkpoint that is known to be good.
     """
 
     model: nn.Module
@@ -73,6 +85,8 @@ class RunState:
     identity: dict[str, Any]
     extra: dict[str, Any]
     progress: Progress = field(default_factory=Progress)
+    notes: list[str] = field(default_factory=list)
+    shards: Path | None = None
 
     def save(self, path: Path, resumable: bool) -> Path:
         """Write a checkpoint; where it stands in the end."""
@@ -99,9 +113,11 @@ class RunState:
         if self.team.distributed:
             plain = {**state, "config": asdict(model_config(self.model))}
             tensors = {**self._tensors(), **_random_state(self.device, self._rank_key)}
-            shards = save_shards(self.team, self.folder.path, at.step, tensors, plain)
+            self.shards = save_shards(
+                self.team, self.folder.path, at.step, tensors, plain, previous=self.shards
+            )
             if at.step < self.config.steps:
-                return shards
+                return self.shards
         state["optimizer"] = self.optimizer.state_dict()
         state["rng"] = _random_state(self.device)
         self._write(path, state)
@@ -112,9 +128,9 @@ class RunState:
         weights = self.model.state_dict()
         if self.team.distributed:
             weights, state = self.team.whole(weights), self.team.whole(state)
-        if self.team.world.is_main:
-            save_checkpoint(self.model, path, state_dict=weights, **state)
-        self.team.barrier()
+        with self.team.agreed():
+            if self.team.world.is_main:
+                save_checkpoint(self.model, path, state_dict=weights, **state)
 
     @property
     def _rank_key(self) -> str:
@@ -139,21 +155,40 @@ class RunState:
         Raises:
             InputError: a run is there and ``resume`` is off, or it was made otherwise.
         """
-        file, shards = self.folder.last, latest(self.folder.path)
+        file, shards = self.folder.last, checkpoints(self.folder.path)
         has_file = file.exists() or previous_path(file).exists()
         has_file, shards = self.team.from_main((has_file, shards))
-        if not has_file and shards is None:  # also what is left of a run killed before its first checkpoint
+        if not has_file and not shards:  # also what is left of a run killed before its first checkpoint
             self.folder.rewind(-1)
             return
         if not resume:
             raise InputError(f"{self.folder.path} already holds a run: --resume it, or choose another folder")
+        checkpoint: dict[str, Any] = {}
         if has_file:
-            checkpoint = load_checkpoint(file, "cpu" if self.team.distributed else self.device)
-            if shards is None or checkpoint["step"] >= read_state(shards)["step"]:
-                self._resume_from_file(checkpoint)
+            try:
+                checkpoint = load_checkpoint(file, "cpu" if self.team.distributed else self.device)
+            except CheckpointError as error:
+                if not shards:
+                    raise
+                has_file = False
+                self._warn(f"{error}; using {shards[0]}")
+        newer = [path for path in shards if step_of(path) > checkpoint.get("step", -1)]
+        for number, path in enumerate(newer):
+            try:
+                check_shards(self.team, path)
+                self._resume_from_shards(path)
                 return
-        assert shards is not None
-        self._resume_from_shards(shards)
+            except CheckpointError as error:
+                older = newer[number + 1] if number + 1 < len(newer) else file if has_file else None
+                if older is None:
+                    raise
+                self._warn(f"{error}; using the previous one, {older}")
+                self.notes.clear()
+        self._resume_from_file(checkpoint)
+
+    def _warn(self, message: str) -> None:
+        if self.team.world.is_main:
+            warnings.warn(message, stacklevel=3)
 
     def _resume_from_file(self, checkpoint: dict[str, Any]) -> None:
         if "optimizer" not in checkpoint:
@@ -182,6 +217,7 @@ class RunState:
         rng = _random_state(self.device, self._rank_key) if same_ranks else {}
         load_shards(path, {**self._tensors(), **rng})
         rng = {name.removeprefix(self._rank_key): value for name, value in rng.items()}
+        self.shards = path
         self._go_on(state, rng if same_ranks else None)
 
     def _check_same_run(self, saved: dict[str, Any], path: Path) -> None:
@@ -198,6 +234,12 @@ class RunState:
             if isinstance(part, dict) and new.get(name)
         }
         changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
+        if "steps" in changed and new["steps"] > old["steps"]:
+            changed.remove("steps")
+            self.notes.append(
+                f"going on to step {new['steps']}, not {old['steps']}: the learning rate follows the new "
+                f"total from here (schedule={new['schedule']})"
+            )
         if changed:
             name = changed[0]
             raise InputError(
@@ -222,6 +264,10 @@ class RunState:
         at.step, at.best = saved["step"], saved["best_val_loss"]
         at.loss, at.metrics = saved["loss"], saved["metrics"]
         at.best_metrics, at.elapsed = saved["best_metrics"], saved["elapsed_s"]
+        if at.step == self.config.steps:
+            self.notes.append(
+                f"the run was finished at step {at.step}; to go on from there, give more --steps"
+            )
         if rng is None:  # another number of processes: dropout draws anew
             torch.manual_seed(seed_of(self.config.seed, self.team.world.rank, at.step))
         else:

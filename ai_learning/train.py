@@ -33,6 +33,7 @@ from .device import (
 )
 from .distributed import PARALLEL, Team, latest, peers_in_reach, world
 from .errors import InputError
+from .kernels.loops import before_compiling
 from .optim import (
     OPTIMIZERS,
     SCHEDULES,
@@ -114,6 +115,8 @@ class TrainConfig:
                 raise ValueError(f"{name}={value} must be a number, not negative")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
+        if self.seed >= 2**63:  # PyTorch's take 64 bits, and other processes' are larger
+            raise ValueError(f"seed={self.seed} must be below 2**63 = {2**63}")
         for name, low, high in (("beta1", 0, 1), ("beta2", 0, 1), ("lr_floor", 0, 1.0000001)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
@@ -155,6 +158,10 @@ class TrainResult:
     """held-out figures of the weights in ``best.pt``"""
 
 
+def _nobody(row: Metrics) -> None:
+    """Listens to nothing."""
+
+
 def train(
     model: nn.Module,
     loss_fn: Callable[[nn.Module, Batch], Tensor],
@@ -164,7 +171,7 @@ def train(
     *,
     evaluate: Callable[[nn.Module], Metrics] | None = None,
     sample: Callable[[nn.Module], str] | None = None,
-    listener: Callable[[Metrics], None] = lambda row: None,
+    listener: Callable[[Metrics], None] = _nobody,
     on_start: Callable[[], None] = lambda: None,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     resume: bool = False,
@@ -189,10 +196,12 @@ def train(
         evaluate: held-out metrics with a ``val_loss``, the same on every process; must not draw from the
             global generator.
         sample: a text to show now and then.
-        listener: called with every row of metrics (progress bars, web pages).
+        listener: called with every row of metrics (progress bars, web pages), and with ``{"step", "note"}``
+            where something is to be said in words.
         on_start: called once the folder is ours, before the first step (to put more files there).
         optimizer: makes another optimizer than ``config.optimizer`` names; every group's ``lr`` is its peak.
-        resume: go on from ``out/last.pt``; without one (killed before the first), start.
+        resume: go on from ``out/last.pt``; without one (killed before the first), start. More ``steps`` than
+            the run had extend it; on one process ``parallel`` is left aside.
         identity: what else decides the weights (a digest of the data, weights of losses): plain values; a
             run is resumed only where they are the same.
         options: what to write into ``run.json``, so that a command can be resumed.
@@ -209,6 +218,7 @@ def train(
     """
     here = world()
     device = own_device(pick_device(config.device), here)
+    parallel = "auto" if resume and not here.launched else config.parallel  # its run had more processes
     if getattr(batches, "world_size", 1) != here.size:
         raise InputError(f"this training runs in one process, not in {here.size}: start it without torchrun")
     # Dropout draws from the global generator: seeded for the run, given back as it was.
@@ -216,10 +226,13 @@ def train(
     with (
         torch.random.fork_rng(cards),
         _stop_requests() as stop_requested,
-        Team(config.parallel, device) as team,
+        Team(parallel, device) as team,
         peers_in_reach(here, lambda: _saved(Path(out))),
         ExitStack() as stack,
     ):
+        if listener is not _nobody and here.is_main:
+            say = {"step": 0, "note": "compiling loops, once on this machine (some seconds) …"}
+            stack.enter_context(before_compiling(lambda: listener(say)))
         with team.agreed():
             folder = stack.enter_context(RunFolder(out, writes=here.is_main))
         torch.manual_seed(seed_of(config.seed, here.rank))
@@ -241,6 +254,8 @@ def train(
                 on_start()
                 if options is not None:
                     folder.save_options(dict(options))
+        for note in trainer.state.notes:
+            trainer.say(note)
         try:
             return trainer.run(stop_requested)
         finally:
@@ -432,6 +447,11 @@ class _Trainer:
             for name, value in row.items():
                 if name != "step" and isinstance(value, float):
                     self.board.add_scalar(name, value, row["step"])
+
+    def say(self, note: str) -> None:
+        """Words for the listener; they are no metrics."""
+        if self.team.world.is_main:
+            self.listener({"step": self.progress.step, "note": note})
 
     def _check_weights(self) -> None:
         """Weights that the last step ruined show only in the next loss: look before they are saved."""

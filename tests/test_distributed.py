@@ -1,9 +1,14 @@
 """Two real processes (gloo) train as one does: curves, gradients, checkpoints for other ranks, kills."""
 
+import errno
 import io
+import json
 import math
 import os
 import pickle
+import random
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -16,13 +21,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from distributed_worker import HOW, MODEL, STOP_AFTER, TOKENS, run
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
+from ai_learning import distributed
 from ai_learning.batches import TokenBatches
 from ai_learning.checkpoint import load_checkpoint
 from ai_learning.device import checkpointed
-from ai_learning.distributed import Team, _IndexUnpickler, latest, load_shards, read_state, world
+from ai_learning.distributed import (
+    Team,
+    _IndexUnpickler,
+    check_shards,
+    checkpoints,
+    latest,
+    load_shards,
+    read_state,
+    save_shards,
+    world,
+)
 from ai_learning.errors import CheckpointError, InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT
@@ -119,13 +136,89 @@ def test_a_damaged_distributed_checkpoint_is_one_line(home: Path, tmp_path: Path
     folder = shutil.copytree(home / "ddp-stopped", tmp_path / "run")
     shards = latest(folder)
     assert shards is not None
+    for older in checkpoints(folder)[1:]:
+        shutil.rmtree(older)
     for file in shards.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"step-00000004/.* is damaged: its checksum does not match"):
+        run(folder, resume=True)
+    state = json.loads((shards / "state.json").read_text())
+    (shards / "state.json").write_text(json.dumps({**state, "step": 5}))
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged: its checksum does not match"):
+        run(folder, resume=True)
+    del state["checksums"], state["crc32"]  # as it was written before there were any
+    (shards / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"cannot read .*step-00000004"):
         run(folder, resume=True)
     shutil.rmtree(shards)
-    with pytest.raises(CheckpointError, match="latest names step-00000004, which is not there or not whole"):
+    with pytest.raises(CheckpointError, match="step-00000004 is not there or not whole"):
         run(folder, resume=True)
+    (folder / "checkpoints" / "latest").write_text("step-0000000t")
+    with pytest.raises(CheckpointError, match="latest is damaged"):
+        run(folder, resume=True)
+
+
+def test_no_flipped_bit_of_a_checkpoint_is_trained_on(home: Path, tmp_path: Path) -> None:
+    shards = latest(shutil.copytree(home / "fsdp-stopped", tmp_path / "run"))
+    assert shards is not None
+    generator, names = random.Random(0), sorted(path.name for path in shards.iterdir())
+    assert names == [".metadata", "__0_0.distcp", "__1_0.distcp", "state.json"]
+    with Team("auto", torch.device("cpu")) as team:
+        check_shards(team, shards)
+        for name in names * 3:
+            good = (shards / name).read_bytes()
+            bad, place = bytearray(good), generator.randrange(len(good))
+            bad[place] ^= 1 << generator.randrange(8)
+            (shards / name).write_bytes(bad)
+            with pytest.raises(CheckpointError, match=rf"{name} is damaged|cannot read .*distcp"):
+                check_shards(team, shards)
+            (shards / name).write_bytes(good)
+        check_shards(team, shards)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(home: Path, tmp_path: Path) -> None:
+    """As `last.pt` to `last.prev.pt`: with a warning that names both, and to the same curve in the end."""
+    folder = shutil.copytree(home / "ddp-stopped", tmp_path / "run")
+    newest = latest(folder)
+    assert newest is not None
+    older = newest.with_name(f"step-{HOW.save_every:08d}")
+    assert older.is_dir()
+    shard = newest / "__1_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    left_by_a_crash = shutil.copytree(older, newest.with_name("step-00000005"))  # `latest` was not written
+    with pytest.warns(UserWarning, match=rf"{shard.name} is damaged.*; using the previous one, {older}"):
+        run(folder, resume=True)
+    assert curve(folder) == pytest.approx(curve(home / "one"), abs=1e-6)
+    assert left_by_a_crash.is_dir()
+    for file in folder.glob("last*.pt"):
+        file.unlink()
+    shard = next(older.glob("*.distcp"))
+    shard.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{older.name}.* is damaged"), pytest.warns(UserWarning):
+        run(folder, resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"x": torch.arange(10.0)}
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Team("auto", torch.device("cpu")) as team:
+        first = save_shards(team, tmp_path, 1, tensors, {"step": 1})
+        for place in (dcp.FileSystemWriter, "write_data"), (distributed, "write_text"):
+            with monkeypatch.context() as patch:
+                patch.setattr(*place, full)
+                line = r"cannot write .*step-00000002: No space left on device; the previous .* untouched$"
+                with pytest.raises(CheckpointError, match=line) as caught:
+                    save_shards(team, tmp_path, 2, tensors, {"step": 2}, first)
+            assert "\n" not in str(caught.value) and latest(tmp_path) == first
+            assert [path.name for path in first.parent.glob("step-*")] == [first.name]
+        check_shards(team, first)
 
 
 class _Evil:
@@ -176,6 +269,7 @@ def test_parallel_needs_torchrun(tmp_path: Path) -> None:
     assert world().size == 1
     with pytest.raises(InputError, match="parallel='fsdp' needs several processes: start with `torchrun"):
         run(tmp_path, replace(HOW, parallel="fsdp"))
+    run(tmp_path, replace(HOW, parallel="fsdp", steps=1), resume=True)  # a run that had several goes on
     with pytest.raises(ValueError, match="parallel='dpp' is not known; use auto, ddp, fsdp"):
         TrainConfig(parallel="dpp")
 
@@ -366,6 +460,32 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def limited(size: int) -> None:
+    """No file of this process and those it starts gets longer: as a full disk does, at one's will."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_is_one_line_on_two_processes(tmp_path: Path, options: list[str]) -> None:
+    command = [
+        *TORCHRUN, "--nproc-per-node=2", "--standalone", "-m", "ai_learning.cli", "pretrain", "--out",
+        str(tmp_path / "run"), *options, "--n-embd", "64", "--steps", "40",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: limited(300_000),
+    )
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ai-learning pretrain:")]
+    assert len(lines) == 1 and re.search(
+        r"cannot write .*checkpoints/step-00000020: .*untouched", lines[0]
+    ), lines
+    assert done.stderr.count("Traceback") == 1  # torchrun's own, of its report
 
 
 @pytest.mark.slow  # torchrun needs most of half a minute to meet again

@@ -270,3 +270,23 @@ assert dequantize_nf4(packed, state).shape == x.shape
 """
     done = in_a_new_process(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_who_waits_for_a_loop_to_be_compiled_is_told_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    told: list[int] = []
+    loops = [
+        StoredLoop("kernels.triton_use_kernels", "none"),
+        StoredLoop("kernels.loss_triton_kernels", "none"),
+    ]
+    monkeypatch.setattr(store, "import_module", lambda name: told.append(0))
+    with store.before_compiling(lambda: told.append(1)):
+        for loop in loops:
+            with pytest.raises(AttributeError):  # there is no such loop; it was asked for all the same
+                loop._compile()
+    assert told == [1, 0, 0] and not store._to_be_told
+    monkeypatch.setattr(store, "_read", lambda module, name: ("symbol", b""))
+    monkeypatch.setattr(store, "_place", lambda symbol, code: 7)
+    with store.before_compiling(lambda: told.append(1)):
+        assert StoredLoop("kernels.any", "stored").address == 7
+    assert told == [1, 0, 0] and not store._to_be_told

@@ -19,6 +19,7 @@ from ai_learning.batches import TokenBatches, evaluation_batches
 from ai_learning.checkpoint import load_checkpoint
 from ai_learning.device import flops_per_token, pick_device
 from ai_learning.errors import InputError
+from ai_learning.kernels.loops import store
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.run_folder import RunFolder, read_metrics
@@ -272,6 +273,48 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_run_can_be_made_longer(tmp_path: Path, schedule: str) -> None:
+    how, said = replace(HOW, schedule=schedule, steps=7), []
+
+    def note(row: dict) -> None:
+        said.extend([row["note"]] if "note" in row else [])
+
+    run(tmp_path / "whole", replace(how, steps=12))
+    run(tmp_path / "parts", how, listener=note)
+    run(tmp_path / "parts", how, resume=True, listener=note)
+    assert said[-1] == "the run was finished at step 7; to go on from there, give more --steps"
+    run(tmp_path / "parts", replace(how, steps=12), resume=True, listener=note)
+    assert said[-1].startswith(
+        "going on to step 12, not 7: the learning rate follows the new total from here"
+    )
+    exact = schedule == "constant"  # cosine went down to its floor at step 7
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole")) is exact
+    assert last_step(tmp_path / "parts") == 12
+    with pytest.raises(InputError, match="was started with steps=12, not 7"):
+        run(tmp_path / "parts", how, resume=True)
+    with pytest.raises(InputError, match="was started with lr="):
+        run(tmp_path / "parts", replace(how, steps=14, lr=0.5), resume=True)
+
+
+def test_compiling_is_announced_to_a_listener_and_to_nobody_else(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    said: list[str] = []
+
+    def listener(row: dict) -> None:
+        said.extend([row["note"]] if "note" in row else [])
+
+    def loss(model, batch):  # type: ignore[no-untyped-def]
+        for tell in store._to_be_told[:]:  # as a loop that is not stored does
+            store._to_be_told.remove(tell)
+            tell()
+        return next_token_loss(model, *batch)
+
+    run(tmp_path / "one", loss=loss, listener=listener)
+    assert said == ["compiling loops, once on this machine (some seconds) …"]
+    run(tmp_path / "two", loss=loss)
+    assert len(said) == 1 and not store._to_be_told and capsys.readouterr() == ("", "")
+
+
 def test_resume_refuses_another_recipe(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(InputError, match=r"was started with lr=0\.001, not 0\.1"):
@@ -382,6 +425,7 @@ def test_devices() -> None:
     ("values", "message"),
     [
         (dict(steps=0), "steps=0 must be at least 1"),
+        (dict(seed=2**63), "seed=9223372036854775808 must be below 2"),
         (dict(lr=-1.0), "lr=-1.0 must be a number, not negative"),
         (dict(lr=math.nan), "lr=nan must be a number"),
         (dict(beta2=1.5), "beta2=1.5 must be from 0 to 1"),

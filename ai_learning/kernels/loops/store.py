@@ -12,8 +12,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import version
@@ -54,9 +54,25 @@ class StoredLoop:
         return _C_FUNCTION(self.address)
 
     def _compile(self) -> tuple[str, bytes]:
+        if _to_be_told:
+            _to_be_told.pop()()
         symbol, code = getattr(import_module(f"ai_learning.{self.module}"), self.name).code()
         _write(self.module, self.name, symbol, code)
         return symbol, code
+
+
+_to_be_told: list[Callable[[], None]] = []
+
+
+@contextmanager
+def before_compiling(tell: Callable[[], None]) -> Iterator[None]:
+    """Inside, ``tell`` is called once, before the first loop that is not stored is compiled."""
+    _to_be_told.append(tell)
+    try:
+        yield
+    finally:
+        if tell in _to_be_told:
+            _to_be_told.remove(tell)
 
 
 def _read(module: str, name: str) -> tuple[str, bytes] | None:
