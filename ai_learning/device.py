@@ -103,8 +103,8 @@ def check_size(
     rows, T = -(-batch_size // here.size), config.block_size
     batch = rows * T * (16 + config.n_layer * config.n_embd * (2 if on_gpu else 4))
     where = torch.cuda.get_device_name(device) if on_gpu else "this machine"
-    if machine is not None and 4 * n > machine:
-        room, model, where = machine, 4 * n, "this machine"
+    if machine is not None and 4 * n > machine:  # each process builds all of it there
+        room, model, where = machine, 4 * n if on_gpu else max(4 * n, model), "this machine"
     if room is None:
         return
     if model > room:

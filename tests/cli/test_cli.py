@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 
 from ai_learning import finetune
 from ai_learning.cli import COMMANDS, main
+from ai_learning.cli.common import warn_of_warmup
 from ai_learning.run_folder import read_metrics
 from ai_learning.text import package_snippets
+from ai_learning.train import TrainConfig
 
 SIZES = {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 16, "batch-size": 4, "warmup": 2}
 SMALL = [part for name, value in SIZES.items() for part in (f"--{name}", value)] + ["--device", "cpu"]
@@ -61,6 +64,12 @@ def test_preset_decides_the_defaults_in_the_help(capsys: pytest.CaptureFixture[s
     assert re.search(r"--n-embd INT.*\(default: 768\)", out)
 
 
+@pytest.mark.parametrize(("warmup", "warns"), [(3, False), (4, True)])
+def test_a_warmup_longer_than_the_run_is_told(warmup: int, warns: bool) -> None:
+    with pytest.warns(UserWarning, match="never reaches lr=0.001") if warns else nullcontext():
+        warn_of_warmup(TrainConfig(steps=3, warmup=warmup))
+
+
 def test_a_folder_of_shards_is_trained_on_and_scored(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +109,8 @@ def test_a_folder_of_shards_is_trained_on_and_scored(
         (["pretrain", "--eval-batches", "0"], "eval_batches=0 must be at least 1"),
         (["pretrain", "--seed", "-3"], "seed=-3 must not be negative"),
         (["pretrain", "--data", "builtin:reference", "--device", "cpu:x"], "device 'cpu:x' is not available"),
+        (["pretrain", "--n-layer", "100000000000000"], "parameters needs at least"),
+        (["pretrain", "--batch-size", "10000000000"], "and the model need at least"),
         (["generate", "--samples", "0"], "samples=0 must be at least 1"),
         (["evaluate", "--max-tokens", "-5"], "max_tokens=-5 must not be negative"),
         (["finetune", "--lm-coef", "-1"], "lm_coef=-1.0 must not be negative"),
@@ -241,6 +252,10 @@ def test_resume_uses_the_runs_own_options(
     assert code == 0, err
     states = [torch.load(folder / "last.pt", weights_only=True)["state_dict"] for folder in (whole, parts)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    code, said, _ = call(capsys, "pretrain", "--out", parts, "--resume")
+    assert code == 0 and "the run was finished at step 60; to go on" in said and "step 0/60" not in said
+    code, said, err = call(capsys, "pretrain", "--out", parts, "--resume", "--steps", 64)
+    assert code == 0 and "going on to step 64, not 60" in said and "done: step 64" in said, err
     corpus.write_text("other text " * 500)
     code, _, err = call(capsys, "pretrain", "--out", parts, "--resume")
     assert code == 2 and "was started with data_digest=" in err
