@@ -129,7 +129,7 @@ class Team:
             # gloo besides nccl: numbers that live on the CPU travel without waiting for the GPU's queue.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             here, store = self.world, _agents_store(self.world.restarts)
-            with _peers_in_reach():
+            with peers_in_reach(here, lambda: "nothing was trained yet"):
                 dist.init_process_group(
                     backend, store=store, rank=here.rank, world_size=here.size, timeout=_TIMEOUT
                 )
@@ -222,8 +222,7 @@ class Team:
             error = caught
         if self.world.size > 1:
             errors: list[InputError | None] = [None] * self.world.size
-            with _peers_in_reach():
-                dist.all_gather_object(errors, error)
+            dist.all_gather_object(errors, error)
             error = next((e for e in errors if e is not None), None)
         if error is not None:
             raise error
@@ -299,12 +298,6 @@ class _Root(nn.Module):
 
 # What PyTorch says when the other end of a connection is gone; it has no exception of its own for that.
 _LOST = re.compile(r"(?i)gloo|nccl|socket|connection|by peer|timed out|tcpstore|failed to (recv|send)")
-
-
-@contextmanager
-def _peers_in_reach() -> Iterator[None]:
-    with peers_in_reach(world(), lambda: "nothing was trained yet"):
-        yield
 
 
 @contextmanager
