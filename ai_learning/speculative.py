@@ -45,7 +45,7 @@ def speculative_stream(
 ) -> Iterator[int]:
     """Yield up to ``max_new_tokens`` ids that continue ``idx``.
 
-    Where the draft's context ends nothing is guessed any more; where the model's ends, it slides as it does in
+    Where the draft's context ends nothing is guessed any more; where the model's ends, it slides as in
     ``generate.stream``.
 
     Args:
