@@ -192,9 +192,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.tie = tie
         total = _LinearCrossEntropy._by(mm, ctx, hidden, weight, targets, shares)
         # By tiles infinity becomes NaN (see `products`), and it can be meant: an id that is ruled out.
-        if total.is_cpu and not torch.compiler.is_compiling() and not total.isfinite():
-            if weight.isinf().any() or hidden.isinf().any():
-                total = _LinearCrossEntropy._by(by_pytorch, ctx, hidden, weight, targets, shares)
+        may_ask = total.is_cpu and not torch.compiler.is_compiling()  # an accelerator would be stalled
+        if may_ask and not total.isfinite() and (weight.isinf().any() or hidden.isinf().any()):
+            total = _LinearCrossEntropy._by(by_pytorch, ctx, hidden, weight, targets, shares)
         return total
 
     @staticmethod
