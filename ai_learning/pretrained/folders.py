@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..model import GPT
 from ..tokenizers import ByteTokenizer, Tokenizer
 from .families import family_of_hf
-from .weights import empty_gpt, fill, to_hf
+from .weights import empty_gpt, fill, note_token_ids, to_hf
 
 # safetensors' names of the dtypes that a model may compute in
 _DTYPE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -45,8 +45,9 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     theirs = to_hf(model)
     if tokenizer is not None:
-        theirs.config.eos_token_id = tokenizer.eos_id
-        theirs.generation_config.eos_token_id = tokenizer.eos_id
+        if tokenizer.eos_id is not None:  # else the model's own, if it has one
+            theirs.config.eos_token_id = tokenizer.eos_id
+            theirs.generation_config.eos_token_id = tokenizer.eos_id
         export_tokenizer(tokenizer, folder)
         if chat_template is not None:
             write_chat_template(folder, chat_template, special_tokens or {})
@@ -110,6 +111,7 @@ def load_pretrained(
         raise InputError(f"the weights in {folder} are of no dtype that a model computes in")
     ours = empty_gpt(family.ours(theirs), dtype or stored, torch.device(device))
     fill(ours, family, sources)
+    note_token_ids(ours, theirs)
     return ours.eval()
 
 
