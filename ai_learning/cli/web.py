@@ -49,6 +49,7 @@ def main(args: list[str]) -> None:
         from ..web.guard import allowed_hosts
 
         app = create_app(bench, allowed_hosts(options.host))
+        listener.listen()  # from now on who asks is let wait; somebody else may have been faster
         shown = f"[{options.host}]" if ":" in options.host else options.host  # IPv6
         console.print(f"open http://{shown}:{options.port} (Ctrl-C ends it)", markup=False)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
