@@ -126,12 +126,12 @@ class LoRAConfig:
 
     def rank(self, path: str) -> int:
         """The rank at the layer ``path``."""
-        return _by_pattern(self.rank_pattern, path, self.r)
+        return by_pattern(self.rank_pattern, path, self.r)
 
     def scaling(self, path: str) -> float:
         """``s`` at the layer ``path``: alpha / r, or alpha / √r for rsLoRA."""
         r = self.rank(path)
-        return _by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
+        return by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
             math.sqrt(r) if self.use_rslora else r
         )
 
@@ -172,7 +172,8 @@ def anchored(path: str) -> str:
     return f"^{re.escape(path)}"
 
 
-def _by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:
+def by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:
+    """The value of the first pattern that means ``path``."""
     for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", path):
             return value

@@ -1,14 +1,12 @@
 """PEFT's file format, both ways: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-Files are written with the names that a model has in transformers, so that PEFT opens them there, and read
-from such files. Our GPT and transformers' GPT-2 differ in two ways, which are seen from the module itself:
-its blocks lie under ``transformer.`` there, and its linear layers are `Conv1D` there, with the weight stored
-(in, out). Any other module keeps its own names.
+Files are written with the names that a model has in transformers (`peft_names`), so that PEFT opens them
+there, and read from such files.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import atomic_path, write_text
-from .config import LoRAConfig, anchored, exactly, find_targets, is_named
+from .config import LoRAConfig, anchored, by_pattern, exactly, find_targets, is_named
 from .layers import Adapter, LoRALayer, SavedModule
 from .linear import is_conv1d
 from .lora import (
@@ -41,11 +39,9 @@ from .lora import (
     lora_state_dict,
     set_adapter,
 )
+from .peft_names import LORA_KEY, PREFIX, Names, names_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_COMPILED = "._orig_mod"
-_LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
 # Options that change what an adapter computes; an adapter that uses one is refused rather than read wrongly.
 _UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -93,43 +89,6 @@ def _are_numbers_by_pattern(value: Any) -> bool:
         return False
 
 
-class _Names:
-    """Translates paths between a module and the same model in transformers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        # `torch.compile` puts a module around what it compiles: files know nothing of it.
-        compiled = [path for path, _ in model.named_modules() if f".{path}".endswith(_COMPILED)]
-        self.compiled = {path.replace("_orig_mod", "").strip("."): path for path in compiled}
-        model = getattr(model, "_orig_mod", model)
-        children = {name for name, _ in model.named_children()}
-        self.is_gpt = {"wte", "wpe", "h", "ln_f"} <= children and "transformer" not in children
-        # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks: names stay as
-        # they are.
-        self.is_gpt = self.is_gpt and not any(is_conv1d(module) for module in model.modules())
-
-    def there(self, path: str) -> str:
-        """A path of this module → in transformers."""
-        path = f".{path}".replace(_COMPILED, "").removeprefix(".")
-        return f"transformer.{path}" if self.is_gpt and not path.startswith("lm_head") else path
-
-    def here(self, path: str) -> str:
-        """A path in transformers → of this module."""
-        path = path.removeprefix("transformer.") if self.is_gpt else path
-        for plain, compiled in self.compiled.items():
-            if not plain or path.startswith(f"{plain}."):
-                path = f"{compiled}.{path[len(plain) :].removeprefix('.')}"
-        return path
-
-    def is_transposed(self, path: str) -> bool:
-        """Whether ``path`` is a linear weight stored the other way round there."""
-        path = f".{path}".replace(_COMPILED, "").removeprefix(".")
-        return self.is_gpt and re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", path) is not None
-
-    def tensor(self, path: str, tensor: Tensor) -> Tensor:
-        """A weight of one side in the layout of the other."""
-        return tensor.t() if self.is_transposed(path) else tensor
-
-
 def save_peft(
     model: nn.Module,
     folder: Path | str,
@@ -151,7 +110,7 @@ def save_peft(
     Raises:
         InputError: an unknown adapter.
     """
-    config, names = adapter_config(model, adapter_name), _Names(model)
+    config, names = adapter_config(model, adapter_name), names_of(model)
     if task_type == "auto":
         writes = hasattr(model, "lm_head") or hasattr(model, "prepare_inputs_for_generation")
         task_type = _registry(model).task_types.get(adapter_name, "CAUSAL_LM" if writes else None)
@@ -163,15 +122,16 @@ def save_peft(
         path, _, name = key.rpartition(".")
         if path in layers and name == "bias":  # a trained bias of a layer that PEFT, too, has wrapped
             key = f"{path}.base_layer.{name}"
-        state[_PREFIX + names.there(key)] = names.tensor(key, tensor).clone(
+        state[PREFIX + names.there(key)] = names.tensor(key, tensor).clone(
             memory_format=torch.contiguous_format
         )
+    state = names.parted(state)
     folder = Path(folder)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
-    transposed = names.is_gpt and any(names.is_transposed(f"{path}.weight") for path in layers)
+    transposed = any(names.is_transposed(f"{path}.weight") for path in layers)
     text = {
-        "alpha_pattern": _patterns_there(config.alpha_pattern, names),
+        "alpha_pattern": _patterns_there(config.alpha_pattern, layers, names),
         "base_model_name_or_path": base_model,
         "bias": config.bias,
         "fan_in_fan_out": transposed or any(is_conv1d(layer.base_layer) for layer in layers.values()),
@@ -179,10 +139,10 @@ def save_peft(
         "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
-        "modules_to_save": list(config.modules_to_save) or None,
+        "modules_to_save": _saved_there(model, config.modules_to_save, names) or None,
         "peft_type": "LORA",
         "r": config.r,
-        "rank_pattern": _patterns_there(config.rank_pattern, names),
+        "rank_pattern": _patterns_there(config.rank_pattern, layers, names),
         "target_modules": _target_names(model, config, list(layers), names),
         "task_type": task_type,
         "use_dora": config.use_dora,
@@ -214,9 +174,8 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
     swapped = _swap_known(model, folder, adapter_name)
     if swapped is not None:
         return swapped
-    names = _Names(model)
-    text = _read_config(folder)
-    weights = _read_weights(folder)
+    names = names_of(model)
+    weights, text = names.joined(_read_weights(folder), _read_config(folder))
     state, paths, foreign = _translate(weights, names)
     config = _config_here(text, model, state, paths, names)
     foreign |= _take_frozen(model, config, state)
@@ -245,22 +204,30 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str] | str:
+def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: Names) -> list[str] | str:
     """What means exactly these layers to PEFT: short names where they suffice, else paths, or a pattern."""
     narrowed = config.exclude_modules or config.layers_to_transform is not None
-    if not isinstance(config.target_modules, str) and not narrowed:
+    wanted = [there for path in paths for there in names.layers_there(path)]
+    known = {there: layer for p, layer in lora_candidates(model).items() for there in names.layers_there(p)}
+    if type(names) is Names and not isinstance(config.target_modules, str) and not narrowed:
         return sorted(config.target_modules)
-    short = sorted({path.rpartition(".")[2] for path in paths})
-    if set(find_targets(lora_candidates(model), short, set())) == set(paths):
+    short = sorted({path.rpartition(".")[2] for path in wanted})
+    if set(find_targets(known, short, set())) == set(wanted):
         return short
-    there = [names.there(path) for path in paths]
-    if isinstance(exactly(paths, lora_candidates(model)), list):
-        return there
-    return f"({'|'.join(map(re.escape, there))})"
+    if isinstance(exactly(wanted, known), list):
+        return wanted
+    return f"({'|'.join(map(re.escape, wanted))})"
 
 
-def _patterns_there(patterns: Mapping[str, Any], names: _Names) -> dict[str, Any]:
-    """Those that are anchored begin where paths begin there."""
+def _patterns_there(patterns: Mapping[str, Any], paths: Iterable[str], names: Names) -> dict[str, Any]:
+    """The same for the layers there: those that are anchored begin where paths begin there."""
+    if any(names.layers_there(path)[0].rpartition(".")[2] != path.rpartition(".")[2] for path in paths):
+        return {  # other names: layer by layer
+            anchored(there): value
+            for path in paths
+            if (value := by_pattern(patterns, path, None)) is not None
+            for there in names.layers_there(path)
+        }
     begin = re.escape(names.there(""))
     return {
         f"^{begin}{p[1:]}" if p.startswith("^") and not p.startswith("^lm_head") else p: value
@@ -317,26 +284,26 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _translate(
-    weights: Mapping[str, Tensor], names: _Names
+    weights: Mapping[str, Tensor], names: Names
 ) -> tuple[dict[str, Tensor], list[str], dict[str, Tensor]]:
     """PEFT's state → (ours, paths of the adapted layers, frozen weights that came along)."""
     state: dict[str, Tensor] = {}
     foreign: dict[str, Tensor] = {}
     paths: list[str] = []
     for key, tensor in weights.items():
-        if not key.startswith(_PREFIX):
+        if not key.startswith(PREFIX):
             raise InputError(
-                f"the adapter's weight {key!r} does not begin with {_PREFIX!r}: not PEFT's format"
+                f"the adapter's weight {key!r} does not begin with {PREFIX!r}: not PEFT's format"
             )
-        plain = key.removeprefix(_PREFIX)
+        plain = key.removeprefix(PREFIX)
         if ".original_module." in plain:  # of a module that was trained whole: never used
             continue
         if ".modules_to_save." in plain:  # bias="all" sees the trained module's bias twice
             plain = plain.replace(".modules_to_save.", ".")
-            if f"{_PREFIX}{plain}" in weights:
+            if f"{PREFIX}{plain}" in weights:
                 continue
         here = names.here(plain)
-        match = _LORA_KEY.match(here)
+        match = LORA_KEY.match(here)
         if match:
             if not tensor.is_floating_point():
                 raise InputError(f"the adapter's weight {key!r} is {tensor.dtype}: adapters hold floats")
@@ -355,7 +322,7 @@ def _translate(
 
 
 def _config_here(
-    text: Mapping[str, Any], model: nn.Module, state: dict[str, Tensor], paths: list[str], names: _Names
+    text: Mapping[str, Any], model: nn.Module, state: dict[str, Tensor], paths: list[str], names: Names
 ) -> LoRAConfig:
     """PEFT's config as a `LoRAConfig` that means exactly the layers in the file."""
     r, alpha = (8 if text.get(name) is None else text[name] for name in ("r", "lora_alpha"))
@@ -387,15 +354,35 @@ def _config_here(
         use_dora=bool(text.get("use_dora")),
         bias=text.get("bias") or "none",
         # PEFT's task types name heads of several architectures: those that this one lacks mean nothing.
-        modules_to_save=tuple(n for n in text.get("modules_to_save") or () if _has_module(model, n)),
+        modules_to_save=_saved_here(model, text.get("modules_to_save") or (), names),
         init="gaussian" if text.get("init_lora_weights") == "gaussian" else "kaiming",
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
 
 
-def _has_module(model: nn.Module, name: str) -> bool:
-    return any(is_named(path, name) for path, _ in model.named_modules())
+def _saved_there(model: nn.Module, saved: Sequence[str], names: Names) -> list[str]:
+    """``modules_to_save`` in transformers' words."""
+    found: list[str] = []
+    for name in saved:
+        for path in _modules_named(model, [name]):
+            for there in names.layers_there(path):
+                # Under another name in full: to PEFT "norm" means input_layernorm, too.
+                last = there.rpartition(".")[2]
+                word = last if name == last else there
+                found += [word] * (word not in found)
+    return found
+
+
+def _saved_here(model: nn.Module, saved: Sequence[str], names: Names) -> tuple[str, ...]:
+    """``modules_to_save`` of a file in this module's words; heads that it does not have mean nothing."""
+    found: list[str] = []
+    for name in saved:
+        for path, _ in model.named_modules():
+            if any(is_named(there, name) for there in names.layers_there(path)):
+                here = path if "." in name else path.rpartition(".")[2]
+                found += [here] * (here not in found)
+    return tuple(found)
 
 
 def _take_frozen(model: nn.Module, config: LoRAConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -405,7 +392,7 @@ def _take_frozen(model: nn.Module, config: LoRAConfig, state: dict[str, Tensor])
     whole = tuple(f"{path}." for path in _modules_named(model, config.modules_to_save))
     frozen: dict[str, Tensor] = {}
     first: dict[int, str] = {}
-    for key in [key for key in state if _LORA_KEY.match(key) is None and key in plain]:
+    for key in [key for key in state if LORA_KEY.match(key) is None and key in plain]:
         if key.startswith(whole) if whole else False:
             continue
         if config.bias != "none" and key.endswith("bias"):
@@ -433,7 +420,7 @@ def _check_shapes(
 ) -> None:
     """Fail before anything is touched when a matrix does not fit its layer."""
     for key, tensor in state.items():
-        match = _LORA_KEY.match(key)
+        match = LORA_KEY.match(key)
         if match is None:
             continue
         layer, r = LoRALayer(known[match[1]], match[1]), config.rank(match[1])
@@ -495,7 +482,7 @@ class _Swap:
 _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
+def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
     """Note how the file just loaded was laid out: the next like it is copied without being interpreted."""
     swaps = _registry(model).swaps
     swaps.pop(name, None)
@@ -514,11 +501,11 @@ def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
     for key, entry in json.loads(header).items():
         if key == "__metadata__":
             continue
-        here = names.here(key.removeprefix(_PREFIX))
+        here = names.here(key.removeprefix(PREFIX))
         target = own.get(here.replace(".base_layer.bias", ".bias"))
         if target is None or entry["dtype"] not in _SAFETENSORS:
             return  # frozen weights come along: those are checked each time
-        flip = _LORA_KEY.match(here) is None and names.is_transposed(here)
+        flip = LORA_KEY.match(here) is None and names.is_transposed(here)
         pieces.append(
             (
                 *places[id(target)],

@@ -20,6 +20,7 @@ from ai_learning.adapters import (
 )
 from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
+from ai_learning.pretrained import from_hf
 
 from .helpers import disturb, gpt, hf_pair, ids, same_state
 
@@ -429,3 +430,85 @@ def test_integers_are_no_adapter(tmp_path):
     save_file({key: tensor.to(torch.int8) for key, tensor in load_file(file).items()}, file)
     with pytest.raises(InputError, match=r"torch\.int8: adapters hold floats"):
         load_peft(gpt(), tmp_path)
+
+
+# ---- our Llama and Qwen 3, our GPT-1 -------------------------------------------------------------
+
+
+def llama_pair(qwen=False):
+    """(our GPT, transformers' model) of the Llama family with the same weights."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "head_dim": 8,
+    }  # fmt: skip
+    kind = "Qwen3" if qwen else "Llama"
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    return from_hf(theirs).eval(), theirs
+
+
+LLAMA_VARIANTS = [
+    {},
+    {"use_dora": True},
+    {"use_rslora": True, "rank_pattern": {"c_attn": 2}, "alpha_pattern": {"c_proj": 3, "c_attn": 5}},
+    {"target_modules": ["c_attn", "c_gate"]},
+    {"target_modules": ["wte", "attn.c_proj"]},
+    {"target_modules": ["c_fc"], "modules_to_save": ["ln_f", "lm_head"]},
+    {"target_modules": ["c_fc"], "modules_to_save": ["attn"]},
+    {"target_modules": "all-linear", "layers_to_transform": [1]},
+]
+
+
+@pytest.mark.parametrize("settings", LLAMA_VARIANTS, ids=str)
+@pytest.mark.parametrize("qwen", [False, True])
+def test_our_llama_opens_in_peft_and_comes_back(qwen, settings, tmp_path):
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair(qwen)
+    base = copy.deepcopy(ours)
+    disturb(inject_lora(ours, LoRAConfig(r=4, lora_alpha=7, **settings)))
+    want = ours(ids())
+    assert (want - base(ids())).abs().max() > 1e-2
+    save_peft(ours, tmp_path / "ours")
+    opened = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours").eval()
+    assert torch.allclose(opened(ids()).logits, want, atol=1e-5)
+    again = copy.deepcopy(base)
+    load_peft(again, tmp_path / "ours")
+    assert torch.allclose(again(ids()), want, atol=1e-6)
+    mine, loaded = lora_state_dict(ours), lora_state_dict(again)
+    assert mine.keys() == loaded.keys() and all(torch.equal(mine[key], loaded[key]) for key in mine)
+    opened.save_pretrained(tmp_path / "theirs")
+    fresh = copy.deepcopy(base)
+    load_peft(fresh, tmp_path / "theirs")
+    assert torch.allclose(fresh(ids()), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "up_proj"], ["k_proj"]], ids=str
+)
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
+def test_updates_of_queries_keys_and_values_become_one(settings, targets, tmp_path):
+    """Each with its own A, rank and scaling."""
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair()
+    patterns = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    config = peft.LoraConfig(r=4, lora_alpha=7, target_modules=targets, **patterns, **settings)
+    made = disturb(peft.get_peft_model(theirs, config).eval())
+    made.save_pretrained(tmp_path / "theirs")
+    load_peft(ours, tmp_path / "theirs")
+    want = made(ids()).logits
+    assert torch.allclose(ours(ids()), want, atol=1e-5)
+    save_peft(ours, tmp_path / "ours")
+    opened = peft.PeftModel.from_pretrained(made.unload(), tmp_path / "ours").eval()
+    assert torch.allclose(opened(ids()).logits, want, atol=1e-5)
+
+
+def test_our_gpt1_and_its_embedding(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    sizes = {"vocab_size": 97, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = transformers.OpenAIGPTConfig(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    theirs = transformers.OpenAIGPTLMHeadModel(config).eval()
+    ours = disturb(inject_lora(from_hf(theirs).eval(), LoRAConfig(target_modules=["wte", "c_attn"])))
+    save_peft(ours, tmp_path)
+    opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    assert torch.allclose(opened(ids()).logits, ours(ids()), atol=1e-5)
