@@ -240,7 +240,7 @@ class Run:
         else:
             base = open_model(self.options.checkpoint, self.device)[0] if chosen else None
             before = [self._answer(base, e) for e in chosen]
-        prompts = [e.prompt[-1].content if e.prompt else "" for e in chosen]
+        prompts = [e.prompt[-1].text if e.prompt else "" for e in chosen]
         return [(p, e.response, b, a) for p, e, b, a in zip(prompts, chosen, before, after, strict=True)]
 
     def _answer(self, model: Any, example: Example, longest: int = 64) -> str:

@@ -39,14 +39,14 @@ class Template:
         source = self.source or (CHATML if example.chat else None)
         if source is None:
             *given, answer = example.messages
-            return [("\n\n".join(message.content for message in given), False), (answer.content, True)]
+            return [("\n\n".join(message.text for message in given), False), (answer.text, True)]
         return self._chat_parts(source, example.messages)
 
     def prompt(self, messages: Iterable[Message], chat: bool = False) -> str:
         """What to give a model so that it answers."""
         source = self.source or (CHATML if chat else None)
         if source is None:
-            return "\n\n".join(message.content for message in messages)
+            return "\n\n".join(message.text for message in messages)
         return self._render(source, list(messages), add_generation_prompt=True)
 
     def _chat_parts(self, source: str, messages: tuple[Message, ...]) -> list[Part]:
@@ -54,7 +54,7 @@ class Template:
         parts: list[Part] = []
         done = ""
         for number, message in enumerate(messages):
-            if message.role != "assistant":
+            if not message.is_target:  # an answer of weight 0 is context, as the questions are
                 continue
             before = self._render(source, messages[:number], add_generation_prompt=True)
             after = self._render(source, messages[: number + 1])
@@ -69,7 +69,14 @@ class Template:
         return parts
 
     def _render(self, source: str, messages: Iterable[Message], add_generation_prompt: bool = False) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        # A template that knows tools writes the calls as its model was taught to; others get them as JSON.
+        knows_tools = "tool_calls" in source
+        turns = [
+            {"role": message.role, "content": message.content, **message.tool}
+            if knows_tools
+            else {"role": message.role, "content": message.text}
+            for message in messages
+        ]
         variables = dict(self.variables or {})
         return apply_chat_template(source, turns, add_generation_prompt=add_generation_prompt, **variables)
 
@@ -208,7 +215,7 @@ def _ids(text: str, tokenizer: Tokenizer, example: Example, template: Template) 
     special: set[str] = getattr(tokenizer, "special_tokens_set", set())
     if example.text is None and (template.source is not None or example.chat):
         for token in special:
-            if any(token in message.content for message in example.messages):
+            if any(token in f"{message.text} {message.tool}" for message in example.messages):
                 raise ValueError(f"a message holds the text of the special token {token!r}")
         encode: Any = tokenizer.encode
         return list(encode(text, allowed_special="all")) if special else list(tokenizer.encode(text))
