@@ -290,6 +290,40 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
         read_examples([{"x": 1}], BadRows(fatal=False))
 
 
+@pytest.mark.parametrize(
+    ("whole", "count"),
+    [
+        ({"version": "1", "tags": ["x"], "data": [ROWS["pair"]] * 3}, 3),
+        ({"data": [ROWS["openai"] | {"role": "x"}] * 2, "columns": ["messages"]}, 2),
+        (ROWS["pair"], 1),
+        (ROWS["openai"] | {"tools": [{"type": "function"}]}, 1),
+        (ROWS["sharegpt"], 1),
+        (ROWS["conversational pair"], 1),
+    ],
+    ids=["after a list of texts", "before one", "pair", "openai", "sharegpt", "conversational pair"],
+)
+def test_a_json_object_holds_the_rows_or_is_one(whole: dict[str, Any], count: int, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(whole))
+    examples = read_examples(path)
+    assert len(examples) == count
+    assert all(e.messages == (Message("user", "2 + 2?"), Message("assistant", "4")) for e in examples)
+
+
+def test_a_json_object_whose_rows_cannot_be_told(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"train": [ROWS["pair"]], "test": [ROWS["pair"]], "tags": ["x"]}))
+    with pytest.raises(InputError, match=r"several lists of objects \('train', 'test'\): keep the one"):
+        read_examples(path)
+    path.write_text(json.dumps({"tags": ["x"], "data": [ROWS["pair"], 5]}))
+    bad = BadRows(fatal=False)
+    assert len(read_examples(path, bad)) == 1
+    assert bad.found == [f"{path}, item 1: it is no object with fields"]
+    path.write_text(json.dumps({"tags": ["x"]}))
+    with pytest.raises(InputError, match=r"item 0: no messages, .* among its fields \('tags'\)"):
+        read_examples(path)
+
+
 # --- what is learned --------------------------------------------------------------------------------------
 
 
