@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chat_template import CHATML, apply_chat_template
+from ..chat_template import CHATML, apply_chat_template, check_chat_template, read_template
 from ..errors import InputError
 from ..tokenizers import Tokenizer
 from .examples import BadRows, Example, Message
@@ -89,18 +89,25 @@ def template_of(asked: str | None, brought: Mapping[str, Any]) -> Template:
         brought: what ``open_model`` found beside the model.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or a template that does not work.
     """
     if asked == "none":
         return Template()
     if asked == "chatml":
         return Template(CHATML)
-    if asked is not None:
-        path = Path(asked)
-        if not path.is_file():
-            raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
-        return Template(path.read_text(encoding="utf-8"))
-    return Template(brought.get("chat_template"), brought.get("special_tokens"))
+    if asked is not None and not Path(asked).is_file():
+        raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
+    source = brought.get("chat_template") if asked is None else read_template(Path(asked))
+    template = Template(source, brought.get("special_tokens"))
+    if source is not None:
+        try:
+            check_chat_template(source, **(template.variables or {}))
+        except InputError as error:
+            name = "of the model" if asked is None else asked
+            hint = "; another is given with --chat-template" if asked is None else ""
+            message = str(error).removeprefix("chat template: ")
+            raise InputError(f"chat template {name}: {message}{hint}") from None
+    return template
 
 
 @dataclass(frozen=True)
