@@ -84,7 +84,9 @@ class Run:
             if options.layout == "stream" and options.train.compile:
                 raise InputError("--layout stream cannot be compiled, its shapes change: use pack")
             return options.layout
-        return "stream" if self.device.type == "cpu" and not options.train.compile else "pack"
+        # The stream's mask is no tensor: only the fused attention takes it.
+        streams = self.device.type == "cpu" and self.base.config.attention == "fast"
+        return "stream" if streams and not options.train.compile else "pack"
 
     def _batches(self, data: SFTData) -> SFTBatches:
         how = self.options.train

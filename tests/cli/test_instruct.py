@@ -224,6 +224,32 @@ def test_bad_input_is_one_line(
     assert not (out / "last.pt").exists()
 
 
+def test_the_layout_fits_the_attention(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stream needs the fast attention: it is not chosen for a base with another."""
+    options = (
+        "finetune",
+        "--method",
+        "full",
+        "--checkpoint",
+        base,
+        "--data",
+        rows,
+        *QUICK,
+        "--device",
+        "cpu",
+    )
+    code, text, err = call(capsys, *options, "--out", tmp_path / "fast")
+    assert code == 0 and "parameters trained (100.0%); stream" in text, err
+    config = replace(CONFIG, attention="reference")
+    save_checkpoint(GPT(config), base, tokenizer=reference(ByteTokenizer()))
+    code, text, err = call(capsys, *options, "--out", tmp_path / "reference")
+    assert code == 0 and "parameters trained (100.0%); pack" in text, err
+    code, _, err = call(capsys, *options, "--out", tmp_path / "asked", "--layout", "stream")
+    assert code == 2 and "use layout='pack'" in err
+
+
 def test_bad_rows_are_skipped_when_asked(
     base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
