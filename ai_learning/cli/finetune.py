@@ -32,7 +32,7 @@ class Finetune:
     method: Literal["head", "full", "lora", "qlora"] = "head"
     """head: a task head on all weights; full, lora, qlora: instruction data"""
     checkpoint: Path = Path(DEMO_MODEL)
-    """the pre-trained model"""
+    """the pre-trained model: a .pt file, a folder of Hugging Face's, or a name on the hub"""
     data: str = "builtin:packages"
     """builtin:packages (which package of the standard library is this snippet from?) or a JSONL file"""
     task: Literal["classification", "entailment", "similarity", "multiple_choice"] = "classification"

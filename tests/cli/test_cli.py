@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ai_learning import finetune
-from ai_learning.checkpoint import save_checkpoint
+from ai_learning.checkpoint import load_checkpoint, save_checkpoint
 from ai_learning.cli import COMMANDS, main
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.pretrained import to_hf
 from ai_learning.run_folder import read_metrics
 from ai_learning.text import package_snippets
 
@@ -202,6 +203,13 @@ def test_a_head_on_a_model_that_names_no_tokenizer(
     assert call(capsys, "evaluate", "--checkpoint", out / "best.pt", "--out", tmp_path / "score.json")[0] == 0
     code, _, err = call(capsys, "finetune", "--resume", "--out", out)  # remembers it
     assert code == 0, err
+    half = GPT(GPTConfig(vocab_size=258, block_size=16, n_layer=1, n_head=1, n_embd=8))
+    to_hf(half).to(torch.bfloat16).save_pretrained(tmp_path / "half")  # a folder, in 16 bits
+    folder = ("--checkpoint", tmp_path / "half", "--out", tmp_path / "other", "--tokenizer", "bytes")
+    code, _, err = call(capsys, *head, *folder)
+    assert code == 0, err
+    dtypes = {p.dtype for p in load_checkpoint(tmp_path / "other" / "best.pt")["state_dict"].values()}
+    assert dtypes == {torch.float32}
     save_checkpoint(GPT(GPTConfig(vocab_size=99, block_size=16, n_layer=1, n_head=1, n_embd=8)), base)
     code, _, err = call(capsys, *head, "--tokenizer", "bytes")
     assert code == 2 and "ids, " + str(base) + " only 99: give the one it was trained with" in err
