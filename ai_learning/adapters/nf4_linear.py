@@ -20,6 +20,13 @@ _PACKED = "weight.quant_state.bitsandbytes__"
 _TENSORS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
+def is_bnb_4bit(module: nn.Module) -> bool:
+    """Whether it is bitsandbytes' Linear4bit."""
+    return any(
+        c.__name__ == "Linear4bit" and c.__module__.startswith("bitsandbytes.") for c in type(module).__mro__
+    )
+
+
 class NF4Linear(nn.Module):
     """``y = x Wᵀ + b`` with W in 4 bits (QLoRA, equation 5). The weight is frozen; the bias may be trained.
 
@@ -88,7 +95,18 @@ class NF4Linear(nn.Module):
 
     @classmethod
     def from_bnb(cls, linear: Any) -> "NF4Linear":
-        """Take over a quantized ``bitsandbytes.nn.Linear4bit``."""
+        """Take over a quantized ``bitsandbytes.nn.Linear4bit``.
+
+        Raises:
+            InputError: another kind of layer, or one that has not been quantized yet.
+        """
+        if not is_bnb_4bit(linear):
+            raise InputError(f"{type(linear).__name__} is no bitsandbytes.nn.Linear4bit: use from_linear")
+        if getattr(linear.weight, "quant_state", None) is None:
+            raise InputError(
+                "the Linear4bit is not quantized yet: bitsandbytes does so when it is moved to a device, "
+                "such as linear.to('cpu')"
+            )
         layer = cls._empty(linear.in_features, linear.out_features, compute_dtype=linear.compute_dtype)
         layer.bias = linear.bias
         layer.load_state_dict(linear.state_dict())
@@ -163,7 +181,13 @@ class NF4Linear(nn.Module):
         return x.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) → (..., out_features), in the input's dtype."""
+        """x (..., in_features) → (..., out_features), in the input's dtype.
+
+        Raises:
+            InputError: an input that is no floats.
+        """
+        if not x.is_floating_point():
+            raise InputError(f"a linear layer multiplies floats, not {x.dtype}")
         dtype = self.compute_dtype_for(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         if x.numel() == self.in_features and not torch.is_grad_enabled() and self._fused(x):
@@ -236,7 +260,8 @@ class NF4Linear(nn.Module):
         except (InputError, KeyError, TypeError, ValueError) as error:
             error_msgs.append(f"{prefix}weight is no 4-bit weight of this layer: {error}")
             return
-        device = torch.device("cpu") if self.weight is None else self.weight.device
+        assign = bool(local_metadata and local_metadata.get("assign_to_params_buffers"))
+        device = packed.device if assign or self.weight is None else self.weight.device
         self.weight = nn.Parameter(packed.to(device, copy=True), requires_grad=False)
         self.state = state.to(device)
         self.quant_type, self.blocksize = state.quant_type, state.blocksize
@@ -251,6 +276,8 @@ class NF4Linear(nn.Module):
                     f"size mismatch for {prefix}bias: it has shape {tuple(own['bias'].shape)}, "
                     f"the layer {tuple(self.bias.shape)}"
                 )
+            elif assign:
+                self.bias = nn.Parameter(own["bias"], requires_grad=self.bias.requires_grad)
             else:
                 with torch.no_grad():
                     self.bias.copy_(own["bias"])
