@@ -125,7 +125,7 @@ def build_adapted(checkpoint: dict[str, Any]) -> AdaptedGPT:
     """
     config = AdaptedConfig(**checkpoint["config"])
     try:
-        base, _, _ = open_model(config.base)
+        base, _, _ = _open_weights(config.base)  # its tokenizer may have been moved: the adapter has one
     except InputError as error:
         raise CheckpointError(
             f"the adapter's base cannot be opened ({error}): put it back, or merge the adapter's PEFT folder "
@@ -172,21 +172,13 @@ def open_model(
     Raises:
         InputError: nothing there that can be opened, or a tokenizer that is not the model's.
     """
-    from .pretrained import load_pretrained
-    from .pretrained.folders import download
-
-    path = Path(source)
-    if path.is_file() or path.suffix == ".pt":
-        model, checkpoint = load_gpt(path, device)
+    model, checkpoint, folder = _open_weights(source, device, revision)
+    if checkpoint is not None:
         if tokenizer is not None:
             check_tokenizer(tokenizer, source, model.config.vocab_size, checkpoint.get("tokenizer"))
         elif checkpoint.get("tokenizer"):
-            tokenizer = open_tokenizer(checkpoint, path)
-        return model.eval(), tokenizer, _template_beside(path.parent / "tokenizer") | checkpoint
-    if not path.is_dir() and (len(path.parts) > 2 or path.is_absolute()):
-        raise InputError(f"no checkpoint at {source}")
-    folder = path if path.is_dir() else download(str(source), revision)
-    model = load_pretrained(folder, device=device)
+            tokenizer = open_tokenizer(checkpoint, source)
+        return model, tokenizer, _template_beside(folder / "tokenizer") | checkpoint
     named = any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     )
@@ -198,6 +190,23 @@ def open_model(
             own = tokenizer_reference(load(folder))
     check_tokenizer(tokenizer, source, model.config.vocab_size, own)
     return model, tokenizer, _template_beside(folder)
+
+
+def _open_weights(
+    source: Path | str, device: torch.device | str = "cpu", revision: str | None = None
+) -> tuple[GPT, dict[str, Any] | None, Path]:
+    """The model that ``open_model`` opens, the checkpoint if it is one, and the folder where it lies."""
+    from .pretrained import load_pretrained
+    from .pretrained.folders import download
+
+    path = Path(source)
+    if path.is_file() or path.suffix == ".pt":
+        model, checkpoint = load_gpt(path, device)
+        return model.eval(), checkpoint, path.parent
+    if not path.is_dir() and (len(path.parts) > 2 or path.is_absolute()):
+        raise InputError(f"no checkpoint at {source}")
+    folder = path if path.is_dir() else download(str(source), revision)
+    return load_pretrained(folder, device=device), None, folder
 
 
 def check_tokenizer(
@@ -215,8 +224,8 @@ def check_tokenizer(
         InputError: another fingerprint, or ids that the model does not have.
     """
     if tokenizer.vocab_size > vocab_size:
-        sizes = f"{tokenizer.vocab_size} ids, the model in {source} only {vocab_size}"
-        raise InputError(f"the tokenizer has {sizes}: give the one that it was trained with")
+        sizes = f"{tokenizer.vocab_size:,} ids, {source} only {vocab_size:,}"
+        raise InputError(f"the tokenizer has {sizes}: give the one it was trained with")
     # In Hugging Face's format the bytes are a byte-pair encoding without merges: the same ids.
     found = [tokenizer.fingerprint]
     if isinstance(tokenizer, ByteTokenizer):

@@ -44,7 +44,7 @@ class Finetune:
     from_scratch: bool = False
     """start from random weights of the same shape: what pre-training is worth"""
     tokenizer: str | None = None
-    """bytes or a folder, where the checkpoint names none"""
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     held_out: float = 0.1
     """share of a JSONL file's rows to evaluate on"""
     lm_coef: float = 0.5

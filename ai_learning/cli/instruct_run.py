@@ -240,7 +240,9 @@ class Run:
             with use_adapter(model.gpt, None):
                 before = [self._answer(model.gpt, e) for e in chosen]
         else:
-            base = open_model(self.options.checkpoint, self.device)[0] if chosen else None
+            given = None if self.options.tokenizer is None else self.tokenizer  # its own may not be there
+            opened = open_model(self.options.checkpoint, self.device, tokenizer=given) if chosen else None
+            base = None if opened is None else opened[0]
             before = [self._answer(base, e) for e in chosen]
         prompts = [e.prompt[-1].text if e.prompt else "" for e in chosen]
         return [(p, e.response, b, a) for p, e, b, a in zip(prompts, chosen, before, after, strict=True)]

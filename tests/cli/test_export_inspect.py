@@ -240,7 +240,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(tmp_path: Path, capsys: pytest
         "--tokenizer",
         tmp_path / "large",
     )
-    assert code == 2 and "the tokenizer has 280 ids, the model in" in err and "only 258" in err
+    assert code == 2 and "the tokenizer has 280 ids, " in err and "nameless.pt only 258:" in err
     assert not (tmp_path / "out").exists()
     ask = ("generate", "--checkpoint", tmp_path / "nameless.pt", "--max-new-tokens", 2)
     assert call(capsys, *ask, "--tokenizer", "bytes")[0] == 0
@@ -271,6 +271,24 @@ def test_a_task_models_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert code == 2 and "is not that of" in err
     tokenizer.save(tmp_path / "moved")
     code, _, err = call(capsys, *ask, tmp_path / "moved")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_fine_tuning_with_a_tokenizer_that_was_moved(
+    method: str, bpe_run: tuple[Path, BPETokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bpe_run[0].parent / "tokenizer").rename(tmp_path / "moved")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "the cat", "response": "sat"}\n{"prompt": "the", "response": "mat"}\n' * 5)
+    ask = ("finetune", "--method", method, "--checkpoint", bpe_run[0], "--data", rows, "--steps", 2)
+    more = ("--warmup", 0, "--batch-size", 2, "--samples", 1, "--device", "cpu", "--out", tmp_path / "tuned")
+    code, _, err = call(capsys, *ask, *more, "--tokenizer", "bytes")
+    assert code == 2 and "is not that of" in err
+    code, _, err = call(capsys, *ask, *more, "--tokenizer", tmp_path / "moved")
+    assert code == 0, err
+    ask = ("generate", "--checkpoint", tmp_path / "tuned" / "best.pt", "--max-new-tokens", 3)
+    code, _, err = call(capsys, *ask)
     assert code == 0, err
 
 
