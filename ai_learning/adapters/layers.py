@@ -154,9 +154,9 @@ class LoRALayer(nn.Module):
         """The update ``s·B·A`` (out_features, in_features) of one adapter."""
         return (self.lora_B[name] @ self.lora_A[name]) * self.adapters[name].scaling
 
-    def adapted_weight(self, names: Sequence[str], base: nn.Module | None = None) -> Tensor:
+    def adapted_weight(self, names: Sequence[str]) -> Tensor:
         """``W + Σ s·B·A`` (out_features, in_features) in the adapters' precision; DoRA's rows rescaled."""
-        W = self.dense_weight(base)
+        W = self.dense_weight()
         for name in names:
             W = W.to(self.lora_A[name].dtype) + self.delta(name)
             if self.adapters[name].use_dora:
