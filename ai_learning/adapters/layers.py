@@ -154,9 +154,9 @@ class LoRALayer(nn.Module):
         """The update ``s·B·A`` (out_features, in_features) of one adapter."""
         return (self.lora_B[name] @ self.lora_A[name]) * self.adapters[name].scaling
 
-    def adapted_weight(self, names: Sequence[str], base: nn.Module | None = None) -> Tensor:
+    def adapted_weight(self, names: Sequence[str]) -> Tensor:
         """``W + Σ s·B·A`` (out_features, in_features) in the adapters' precision; DoRA's rows rescaled."""
-        W = self.dense_weight(base)
+        W = self.dense_weight()
         for name in names:
             W = W.to(self.lora_A[name].dtype) + self.delta(name)
             if self.adapters[name].use_dora:
@@ -312,6 +312,8 @@ class LoRALayer(nn.Module):
         if hooked or weight.requires_grad:
             return False
         if isinstance(base, NF4Linear):
+            if torch.compiler.is_compiling():  # has an operation of its own for graphs
+                return False
             return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
         own_forward = type(base).forward not in (plain.forward for plain in PLAIN) and not is_conv1d(base)
         return x.dtype == A.dtype == weight.dtype and not own_forward
@@ -334,6 +336,9 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _weight_norm2(self, W: Tensor | None) -> Tensor:
         """‖W‖² of every row, kept while the frozen weight stays the same tensor with the same content."""
+        if torch.compiler.is_compiling():
+            W = self.dense_weight() if W is None else W
+            return W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1)
         weight = weight_of(self.base_layer)
         key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
         if self._norm_cache is None or self._norm_cache[0] != key:

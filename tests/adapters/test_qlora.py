@@ -367,3 +367,30 @@ def test_named_parameters_make_an_optimizer():
     optimizer = make_optimizer(model.named_parameters())
     wanted = sum(p.requires_grad for p in model.parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == wanted
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"bias": "all"}, {"lora_dropout": 0.1}], ids=str
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_compiled_model_is_one_graph_that_keeps_no_dense_weight(settings, nested):
+    model = prepare_qlora(gpt(), LoRAConfig(**settings), compress_statistics=nested)
+    disturb(model)
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+
+    def passes(forward):
+        torch.manual_seed(1)
+        loss = forward(ids()).square().mean()
+        loss.backward()
+        found = [p.grad for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+        return loss.detach(), found
+
+    one, other = passes(model), passes(whole)
+    assert torch.allclose(one[0], other[0], atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one[1], other[1], strict=True))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        whole(ids())
+    dense = {layer.shape for layer in model.modules() if isinstance(layer, NF4Linear)}
+    assert saved and not dense & {*saved, *(shape[::-1] for shape in saved)}
