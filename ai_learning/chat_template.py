@@ -17,6 +17,10 @@ CHATML = (
 """The plainest template in wide use (Qwen's, SmolLM's), for tokenizers that bring none"""
 
 
+class TemplateRefusalError(InputError):
+    """The template works, and says itself that it does not write such a conversation."""
+
+
 def apply_chat_template(
     template: str,
     messages: Sequence[Mapping[str, Any]],
@@ -35,21 +39,66 @@ def apply_chat_template(
         variables: what else the template asks for: ``bos_token``, ``eos_token``, ``tools`` …
 
     Raises:
-        InputError: the template cannot be read, or refuses the conversation.
+        TemplateRefusalError: the template refuses the conversation.
+        InputError: the template cannot be read, or fails.
 
     Example:
         >>> print(apply_chat_template(CHATML, [{"role": "user", "content": "Hi"}]), end="")
         <|im_start|>user
         Hi<|im_end|>
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
         return _compile(template).render(
             messages=messages, add_generation_prompt=add_generation_prompt, **variables
         )
+    except TemplateSyntaxError as error:
+        raise InputError(f"chat template: {_one_line(error.message)} (its line {error.lineno})") from None
     except TemplateError as error:
-        raise InputError(f"chat template: {' '.join(str(error).split())}") from None
+        refused = type(error) is TemplateError  # by raise_exception; Jinja's own errors are of its subclasses
+        raise (TemplateRefusalError if refused else InputError)(
+            f"chat template: {_one_line(error)}"
+        ) from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        # What stands in the template's expressions is Python's: 1 / 0, a text plus a number.
+        raise InputError(f"chat template: {type(error).__name__}: {_one_line(error)}") from None
+
+
+def check_chat_template(template: str, **variables: Any) -> None:
+    """See that a template works, before a row of data is blamed for it.
+
+    Tried on small conversations. It may refuse some of them, one with a system message for instance.
+
+    Args:
+        template: Jinja source.
+        variables: see `apply_chat_template`.
+
+    Raises:
+        InputError: it cannot be read, fails, calls a function that there is not, or leaves out what is said.
+
+    Example:
+        >>> check_chat_template("{% for message in messages %}{{ message['role'] }}{% endfor %}")
+        Traceback (most recent call last):
+        ai_learning.errors.InputError: chat template: it does not write what the user says: ...
+    """
+    words = {"system": "zebra", "user": "quince", "assistant": "walnut"}
+    for roles in (("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2):
+        messages = [{"role": role, "content": words[role]} for role in roles]
+        try:
+            apply_chat_template(template, messages[:-1], add_generation_prompt=True, **variables)
+            text = apply_chat_template(template, messages, **variables).casefold()
+        except TemplateRefusalError:
+            continue
+        for role in ("user", "assistant"):
+            if words[role] not in text:
+                raise InputError(
+                    f"chat template: it does not write what the {role} says: "
+                    "it must write each message's role and content"
+                )
+    unknown = _unknown_functions(template) - variables.keys()
+    if unknown:  # in a branch that the conversations above do not reach
+        raise InputError(f"chat template: {min(unknown)!r} is undefined")
 
 
 def end_of_answer(template: str, **variables: Any) -> str:
@@ -90,7 +139,7 @@ def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_template(folder / "chat_template.jinja")
     if template is None:
         return None
     tokens = {}
@@ -99,6 +148,18 @@ def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
         if value is not None:
             tokens[name] = value["content"] if isinstance(value, dict) else value
     return template, tokens
+
+
+def read_template(path: Path) -> str:
+    """A template's file.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"chat template {path} is not UTF-8 ({error}): save it as UTF-8") from None
 
 
 def write_chat_template(folder: Path | str, template: str, special_tokens: Mapping[str, str]) -> None:
@@ -114,6 +175,22 @@ def write_chat_template(folder: Path | str, template: str, special_tokens: Mappi
     path = folder / "tokenizer_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_text(path, json.dumps({**special_tokens, **config}, indent=2) + "\n")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _unknown_functions(template: str) -> set[str]:
+    """What a template calls by names that stand for nothing; where it asks first, it knows."""
+    from jinja2 import meta, nodes
+
+    environment = _compile(template).environment
+    tree = environment.parse(template)
+    called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
+    tests = (test for test in tree.find_all(nodes.Test) if test.name in ("defined", "callable"))
+    asked = {test.node.name for test in tests if isinstance(test.node, nodes.Name)}
+    return (called & meta.find_undeclared_variables(tree)) - environment.globals.keys() - asked
 
 
 @lru_cache(maxsize=16)

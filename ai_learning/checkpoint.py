@@ -125,7 +125,7 @@ def build_adapted(checkpoint: dict[str, Any]) -> AdaptedGPT:
     """
     config = AdaptedConfig(**checkpoint["config"])
     try:
-        base, _, _ = open_model(config.base)
+        base, _, _ = _open_weights(config.base)  # its tokenizer may have been moved: the adapter has one
     except InputError as error:
         raise CheckpointError(
             f"the adapter's base cannot be opened ({error}): put it back, or merge the adapter's PEFT folder "
@@ -151,7 +151,11 @@ def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT,
 
 
 def open_model(
-    source: Path | str, device: torch.device | str = "cpu", revision: str | None = None
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[GPT, Tokenizer | None, dict[str, Any]]:
     """A language model and its tokenizer, whatever holds them.
 
@@ -159,30 +163,79 @@ def open_model(
         source: a checkpoint (.pt), a folder that Hugging Face's ``save_pretrained`` wrote, or a hub name.
         device: where to put the model.
         revision: branch, tag or commit on the hub.
+        tokenizer: taken in place of the model's own, which may have been moved: must be the same one.
 
     Returns:
         The model in evaluation mode, the tokenizer (``None`` where none is named), and what else was found
         there: the checkpoint's other contents, and the ``chat_template`` with its ``special_tokens``.
 
     Raises:
-        InputError: nothing there that can be opened.
+        InputError: nothing there that can be opened, or a tokenizer that is not the model's.
     """
+    model, checkpoint, folder = _open_weights(source, device, revision)
+    if checkpoint is not None:
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, source, model.config.vocab_size, checkpoint.get("tokenizer"))
+        elif checkpoint.get("tokenizer"):
+            tokenizer = open_tokenizer(checkpoint, source)
+        return model, tokenizer, _template_beside(folder / "tokenizer") | checkpoint
+    named = any(
+        (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    )
+    if tokenizer is None:
+        return model, load(folder) if named else None, _template_beside(folder)
+    own = None
+    if named:
+        with suppress(InputError):  # one that we cannot open is what another may be given for
+            own = tokenizer_reference(load(folder))
+    check_tokenizer(tokenizer, source, model.config.vocab_size, own)
+    return model, tokenizer, _template_beside(folder)
+
+
+def _open_weights(
+    source: Path | str, device: torch.device | str = "cpu", revision: str | None = None
+) -> tuple[GPT, dict[str, Any] | None, Path]:
+    """The model that ``open_model`` opens, the checkpoint if it is one, and the folder where it lies."""
     from .pretrained import load_pretrained
     from .pretrained.folders import download
 
     path = Path(source)
     if path.is_file() or path.suffix == ".pt":
         model, checkpoint = load_gpt(path, device)
-        tokenizer = open_tokenizer(checkpoint, path) if checkpoint.get("tokenizer") else None
-        return model.eval(), tokenizer, _template_beside(path.parent / "tokenizer") | checkpoint
+        return model.eval(), checkpoint, path.parent
     if not path.is_dir() and (len(path.parts) > 2 or path.is_absolute()):
         raise InputError(f"no checkpoint at {source}")
     folder = path if path.is_dir() else download(str(source), revision)
-    model = load_pretrained(folder, device=device)
-    named = any(
-        (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
-    )
-    return model, load(folder) if named else None, _template_beside(folder)
+    return load_pretrained(folder, device=device), None, folder
+
+
+def check_tokenizer(
+    tokenizer: Tokenizer, source: Path | str, vocab_size: int, reference: dict[str, str] | None
+) -> None:
+    """Refuse a tokenizer that is not the one of the model in ``source``: its text would be garbage.
+
+    Args:
+        tokenizer: the one that was given.
+        source: of the model, for the message.
+        vocab_size: of the model.
+        reference: what the model says of its own tokenizer (``tokenizer_reference``), if anything.
+
+    Raises:
+        InputError: another fingerprint, or ids that the model does not have.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        sizes = f"{tokenizer.vocab_size:,} ids, {source} only {vocab_size:,}"
+        raise InputError(f"the tokenizer has {sizes}: give the one it was trained with")
+    # In Hugging Face's format the bytes are a byte-pair encoding without merges: the same ids.
+    found = [tokenizer.fingerprint]
+    if isinstance(tokenizer, ByteTokenizer):
+        found.append(tokenizer.as_bpe().fingerprint)
+    if reference is not None and reference["fingerprint"] not in found:
+        prints = f"fingerprint {found[0]}, expected {reference['fingerprint']}"
+        raise InputError(
+            f"the tokenizer given is not that of {source} ({prints}, a {reference['class']}): "
+            "leave it out, or give the same one"
+        )
 
 
 def open_with_tokenizer(

@@ -34,7 +34,12 @@ def pick_device(name: str = "auto") -> torch.device:
         device = None
     if device is None or not available.get(device.type, False):
         raise InputError(f"device {name!r} is not available here; use {there} or auto")
-    return device
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        last = "" if count == 1 else f":0 to {device.type}:{count - 1}"
+        raise InputError(f"device {name!r} is not available here; use {device.type}{last}")
+    # The only one goes by its type: PyTorch's files are not read onto "cpu:0".
+    return device if device.type == "cuda" else torch.device(device.type)
 
 
 def own_device(device: torch.device, here: World) -> torch.device:

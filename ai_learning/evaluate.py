@@ -45,9 +45,8 @@ def score_tokens(
         InputError: fewer than two tokens, or a stride out of range.
     """
     block_size = model.config.block_size
+    check_stride(stride, block_size)
     stride = block_size if stride is None else stride
-    if not 1 <= stride <= block_size:
-        raise InputError(f"stride={stride} must be from 1 to block_size={block_size}")
     if len(tokens) < 2:
         raise InputError(f"the text has {len(tokens)} tokens: at least 2 are needed to predict one")
     device = model.wte.weight.device
@@ -68,6 +67,16 @@ def score_tokens(
             total, predicted, rows = total + nats, predicted + count, []
     loss = total / predicted
     return TextScore(loss, perplexity(loss), bits_per_byte(total, n_bytes), predicted, n_bytes)
+
+
+def check_stride(stride: int | None, block_size: int) -> None:
+    """Refuse a stride that would skip tokens, or stand still.
+
+    Raises:
+        InputError: it is not from 1 to ``block_size``.
+    """
+    if stride is not None and not 1 <= stride <= block_size:
+        raise InputError(f"stride={stride} must be from 1 to block_size={block_size}")
 
 
 def _score_rows(model: GPT, rows: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[float, int]:

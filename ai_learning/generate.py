@@ -4,10 +4,13 @@ A context longer than ``block_size`` slides: the model then reads the last ``blo
 positions are absolute everything in the cache is out of date, so each further token costs a full pass.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +21,10 @@ from .shapes import Tokens
 from .tokenizers import Tokenizer, encode_own
 from .tokenizers.streaming import StreamDecoder
 
+StopIds = SupportsIndex | Collection[SupportsIndex] | Tensor | None
+_FLOAT32 = torch.finfo(torch.float32)
+_PENALTIES = (0.01, 100.0)  # beyond, logits leave the range of 16 bits, and mean nothing long before
+
 # --- from logits to a distribution ------------------------------------------------------------------------
 
 
@@ -26,6 +33,8 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
     The largest logit is moved to 0 first, which changes no probability, so that no temperature overflows.
     """
+    # What float32 would round to 0 or infinity is taken at its ends: all on the likeliest, or all alike.
+    temperature = min(max(temperature, _FLOAT32.tiny), _FLOAT32.max)
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
 
 
@@ -40,6 +49,7 @@ def apply_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # mass of the more likely ones: 0 for the first
+    p = max(p, _FLOAT32.tiny)  # one that float32 rounds to 0 would keep nothing
     return logits.masked_fill((before >= p).scatter(-1, order, before >= p), -math.inf)
 
 
@@ -82,9 +92,10 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p} must be from 0 to 1")
-        if not 0 < self.repetition_penalty < math.inf:
+        low, high = _PENALTIES
+        if not low <= self.repetition_penalty <= high:
             given = f"repetition_penalty={self.repetition_penalty}"
-            raise ValueError(f"{given} must be positive; 1 changes nothing")
+            raise ValueError(f"{given} must be positive, from {low} to {high:g}; 1 changes nothing")
 
     @property
     def is_greedy(self) -> bool:
@@ -133,6 +144,58 @@ def next_token(
 # --- the loop ---------------------------------------------------------------------------------------------
 
 
+def check_request(idx: Tokens, max_new_tokens: int, seed: int | None) -> None:
+    """What every way to continue a prompt asks of its arguments.
+
+    Raises:
+        ValueError: ``idx`` is not (B, T), or a number is out of its range.
+    """
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
+    check_seed(seed)
+    if idx.dim() != 2:
+        raise ValueError(f"idx must have shape (B, T), got {tuple(idx.shape)}")
+
+
+def check_seed(seed: int | None) -> None:
+    """Refuse what PyTorch's generators do not take.
+
+    Raises:
+        ValueError: a seed below 0, or of more than 64 bits.
+    """
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed={seed} must not be negative")
+    if seed is not None and seed >= 2**64:
+        raise ValueError(f"seed={seed} must be below 2**64: give a smaller one")
+
+
+def seed_of_sample(seed: int | None, number: int) -> int | None:
+    """The seed of one of several samples: the first has ``seed`` itself, the others none that is near it.
+
+    Counting up would make the second sample of seed 1 the first of seed 2.
+
+    Example:
+        >>> [seed_of_sample(7, number) for number in range(2)]
+        [7, 57720475666258518]
+    """
+    if seed is None or number == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}, {number}".encode()).digest()[:8], "big")
+
+
+@contextmanager
+def evaluation_mode(*models: GPT) -> Iterator[None]:
+    """Without dropout; afterwards each model is in the mode that it was in."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
 @torch.inference_mode()
 def stream(
     model: GPT,
@@ -156,15 +219,10 @@ def stream(
         padding: (B,) how many ids at each row's beginning only fill it up; ``None`` when none do.
 
     Raises:
-        ValueError: ``idx`` is not (B, T), or a number is negative.
+        ValueError: ``idx`` is not (B, T), or a number is out of its range.
     """
     sampling = sampling or Sampling()
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed={seed} must not be negative")
-    if idx.dim() != 2:
-        raise ValueError(f"idx must have shape (B, T), got {tuple(idx.shape)}")
+    check_request(idx, max_new_tokens, seed)
     block_size = model.config.block_size
     generator = None
     if seed is not None:
@@ -179,9 +237,7 @@ def stream(
     alone = cache is not None and B == 1 and padding is None
     alone = alone and min(end, block_size) - T >= decode_triton.WORTH_STEPS
     decoder: decode_triton.Decoder | None = None  # once the prompt is in the cache
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for length in range(T, end):
             start = max(0, length - block_size)  # the window slides once the context is full
             if alone and length == T + 1 and decode_triton.suits(model):
@@ -199,8 +255,6 @@ def stream(
                 tokens = torch.cat([tokens, torch.empty_like(tokens)], dim=1)
             tokens[:, length] = chosen
             yield chosen
-    finally:
-        model.train(was_training)
 
 
 def generate(
@@ -214,7 +268,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
-    stop: int | Sequence[int] | None = None,
+    stop: StopIds = None,
     use_cache: bool = True,
 ) -> Tokens:
     """Continue ``idx`` by up to ``max_new_tokens`` tokens.
@@ -229,14 +283,15 @@ def generate(
         min_p: keep tokens at least this share as likely as the likeliest.
         repetition_penalty: above 1 discourages tokens already there.
         seed: makes the sample repeatable; ``None`` draws from the global generator.
-        stop: id or ids that end a row; a row that ended is filled up with the id that ended it.
+        stop: id or ids that end a row, numbers or a tensor; a row that ended is filled up with the id that
+            ended it.
         use_cache: keep keys and values instead of computing them again; the same ids either way.
 
     Returns:
         (B, T + n) ids, n ≤ ``max_new_tokens``: fewer when every row stopped.
 
     Raises:
-        ValueError: a sampling value out of its range, or an empty prompt.
+        ValueError: a sampling value out of its range, an empty prompt, or a stop that is no id.
 
     Example:
         >>> from ai_learning.model import GPTConfig
@@ -244,7 +299,7 @@ def generate(
         >>> tuple(generate(model, torch.zeros(2, 3, dtype=torch.long), 4, seed=0).shape)
         (2, 7)
     """
-    stops = torch.tensor([stop] if isinstance(stop, int) else list(stop or []), device=idx.device)
+    stops = torch.tensor(_stop_ids(stop), dtype=torch.int64, device=idx.device)
     columns = [idx]
     finished = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     filler = torch.zeros(idx.size(0), dtype=idx.dtype, device=idx.device)
@@ -266,7 +321,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    stop: int | Sequence[int] | None = None,
+    stop: StopIds = None,
     seed: int | None = None,
     use_cache: bool = True,
     **sampling: Any,
@@ -280,7 +335,7 @@ def generate_batch(
         model: any ``GPT``.
         prompts: lists of ids, none empty.
         max_new_tokens: how many to add to each.
-        stop: id or ids that end a row; kept as its last.
+        stop: id or ids that end a row, numbers or a tensor; kept as its last.
         seed: makes the samples repeatable.
         use_cache: keep keys and values instead of computing them again.
         sampling: fields of ``Sampling``.
@@ -299,7 +354,7 @@ def generate_batch(
     """
     if not prompts or not all(prompts):
         raise ValueError("every prompt needs at least one id")
-    stops = {stop} if isinstance(stop, int) else set(stop or ())
+    stops = set(_stop_ids(stop))
     T = max(map(len, prompts))
     # Filled up with the row's own first id: a repetition penalty then counts nothing that is not there.
     rows = [[prompt[0]] * (T - len(prompt)) + list(prompt) for prompt in prompts]
@@ -411,6 +466,20 @@ def generate_text(
 ) -> str:
     """The whole continuation that ``stream_text`` would yield."""
     return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, **options))  # type: ignore[arg-type]
+
+
+def _stop_ids(stop: StopIds) -> list[int]:
+    """Whatever holds whole numbers: one of Python's, NumPy's or PyTorch's, or several."""
+    if stop is None:
+        return []
+    try:
+        return [operator.index(cast(SupportsIndex, stop))]
+    except TypeError:  # several
+        pass
+    try:
+        return [operator.index(token) for token in cast(Iterable[SupportsIndex], stop)]
+    except TypeError:
+        raise ValueError(f"stop={stop!r} must be an id or several, whole numbers") from None
 
 
 def _picker(

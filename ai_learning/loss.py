@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .kernels import frozen_head_loss, loss_triton, triton_use
 from .kernels.loops import Loops, ready, run, usable
-from .kernels.products import PANEL, mm
+from .kernels.products import PANEL, by_pytorch, mm
 from .kernels.tied_embedding import Tie, row_gradients
 from .shapes import Hidden, Scalar, Tokens
 
@@ -144,7 +144,7 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
 
 
 def _logit_gradients(
-    hidden: Tensor, weight: Tensor, target: Tensor, out: Tensor
+    hidden: Tensor, weight: Tensor, target: Tensor, out: Tensor, product: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor | float]:
     """Fill ``out`` (n, V) with ``sums · (softmax(hidden @ weight.T) − one_hot(target))``.
 
@@ -152,7 +152,7 @@ def _logit_gradients(
         Each row's loss ``-log p(target)`` (n, 1), and ``sums`` (n, 1), or 1.
     """
     if hidden.dtype == out.dtype:
-        mm(hidden, weight.T, out)
+        product(hidden, weight.T, out)
     else:
         out.copy_(hidden @ weight.T)
     if out.numel() >= _WORTH_COMPILED and usable(out) and ready(_LOOPS.unnormalised_softmax):
@@ -190,12 +190,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, tie: Tie | None
     ) -> Tensor:
         ctx.tie = tie
+        total = _LinearCrossEntropy._by(mm, ctx, hidden, weight, targets, shares)
+        # By tiles infinity becomes NaN (see `products`), and it can be meant: an id that is ruled out.
+        may_ask = total.is_cpu and not torch.compiler.is_compiling()  # an accelerator would be stalled
+        if may_ask and not total.isfinite() and (weight.isinf().any() or hidden.isinf().any()):
+            total = _LinearCrossEntropy._by(by_pytorch, ctx, hidden, weight, targets, shares)
+        return total
+
+    @staticmethod
+    def _by(
+        product: Callable[..., Tensor],
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        shares: Tensor,
+    ) -> Tensor:
         # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
         if not ctx.needs_input_grad[1] and frozen_head_loss.by_columns(
             len(hidden) * len(weight), hidden, weight, shares
         ):
             total, d_hidden = frozen_head_loss.with_frozen_head(
-                hidden, weight, targets, shares, ctx.needs_input_grad[0]
+                hidden, weight, targets, shares, ctx.needs_input_grad[0], product
             )
             ctx.save_for_backward(d_hidden, None)
             return total
@@ -213,16 +229,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, min(start + chunk, N))
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
             p = buffer[: rows.stop - start]  # (n, V)
-            loss, sums = _logit_gradients(hidden[rows], weight, target, out=p)
+            loss, sums = _logit_gradients(hidden[rows], weight, target, p, product)
             total += (loss * share).masked_fill_(share == 0, 0).sum()  # where nothing counts, nothing matters
             if not (needs_hidden or needs_weight):
                 continue
             share = share / sums  # d loss / d logits = share · (softmax − one_hot)
             if hidden.dtype == dtype:  # scaling what is C wide is cheaper than what is V wide
                 if d_hidden is not None:
-                    mm(p, weight, d_hidden[rows]).mul_(share)
+                    product(p, weight, d_hidden[rows]).mul_(share)
                 if d_weight is not None:
-                    mm(p.T, hidden[rows] * share, d_weight, add=d_weight if start else None)
+                    product(p.T, hidden[rows] * share, d_weight, add=d_weight if start else None)
             else:
                 d_logits = p.mul_(share).to(hidden.dtype)
                 if d_hidden is not None:

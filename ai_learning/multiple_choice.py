@@ -143,7 +143,9 @@ def hellaswag(row: dict[str, Any]) -> Question:
 
 def lambada(row: dict[str, Any]) -> Question:
     """A row of LAMBADA (Paperno et al. 2016): ``text``, whose last word is asked for."""
-    context, word = row["text"].rsplit(" ", 1)
+    context, space, word = row["text"].rpartition(" ")
+    if not space or not word:
+        raise InputError(f"text must end in a word after a space, got {row['text'][-40:]!r}")
     return Question(context, (" " + word,), 0)
 
 
@@ -173,14 +175,20 @@ def read_questions(task: str, source: str | None = None, limit: int = 0) -> list
     """
     if task not in FORMATS:
         raise InputError(f"task={task!r} is not known; use {', '.join(FORMATS)}")
+    if limit < 0:
+        raise InputError(f"limit={limit} must not be negative; 0 reads all")
     questions = []
     for where, row in _rows(task, source):
         try:
             question = FORMATS[task](row)
+        except InputError as error:
+            raise InputError(f"{where}: no row of {task}: {error}") from None
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: no row of {task}: {type(error).__name__}: {error}") from None
         if not 0 <= question.label < len(question.choices):
             raise InputError(f"{where}: label {question.label} of {len(question.choices)} choices")
+        if not all(choice.strip() for choice in question.choices):
+            raise InputError(f"{where}: a choice is empty: {list(question.choices)!r}"[:200])
         questions.append(question)
         if len(questions) == limit:
             break
@@ -205,9 +213,15 @@ def _rows(task: str, source: str | None) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"{name}, row {number}", row
         return
     path = Path(source)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a file of JSON lines")
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}): give a file of JSON lines") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:

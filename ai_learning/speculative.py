@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .generate import Sampling, probabilities
+from .generate import Sampling, check_request, evaluation_mode, probabilities
 from .model import GPT, KVCache
 from .shapes import Tokens
 
@@ -45,39 +45,71 @@ def speculative_stream(
 ) -> Iterator[int]:
     """Yield up to ``max_new_tokens`` ids that continue ``idx``.
 
+    Where the draft's context ends nothing is guessed any more; where the model's ends, it slides as in
+    ``generate.stream``.
+
     Args:
-        model: whose text it is.
-        draft: a smaller model of the same vocabulary.
+        model: whose text it is; like the draft put in evaluation mode while this runs.
+        draft: a smaller model of the same tokenizer.
         idx: (1, T) prompt.
-        max_new_tokens: all must fit into both models' contexts together with the prompt.
+        max_new_tokens: at most this many.
         sampling: how to draw; ``Sampling(temperature=0)`` is greedy.
         n_guesses: tokens that the draft guesses at a time, γ in the paper.
         seed: makes the sample repeatable.
         acceptance: filled in as it goes.
 
     Raises:
-        InputError: different vocabularies, more than one row, or too long for a context.
+        InputError: different vocabularies, more than one row, or a repetition penalty.
+        ValueError: a number out of its range, or an empty prompt.
     """
     sampling = sampling or Sampling()
-    stats = acceptance or Acceptance()
+    stats = Acceptance() if acceptance is None else acceptance
+    check_draft(model, draft, sampling, n_guesses)
+    check_request(idx, max_new_tokens, seed)
+    if idx.size(0) != 1:
+        raise InputError(f"speculative decoding takes one prompt, (1, T); got {tuple(idx.shape)}")
+    with evaluation_mode(model, draft):
+        yield from _continued(model, draft, idx, max_new_tokens, sampling, n_guesses, seed, stats)
+
+
+def check_draft(model: GPT, draft: GPT, sampling: Sampling, n_guesses: int) -> None:
+    """Refuse a draft that cannot guess for the model.
+
+    Raises:
+        InputError: different vocabularies, or what a draft cannot follow.
+    """
+    if n_guesses < 1:
+        raise InputError(f"n_guesses={n_guesses} must be at least 1")
     if draft.config.vocab_size != model.config.vocab_size:
         sizes = f"{draft.config.vocab_size} and {model.config.vocab_size} ids"
         raise InputError(f"draft and model must share a tokenizer; they have {sizes}")
-    if idx.dim() != 2 or idx.size(0) != 1:
-        raise InputError(f"speculative decoding takes one prompt, (1, T); got {tuple(idx.shape)}")
     if sampling.repetition_penalty != 1.0:
         raise InputError("repetition_penalty changes with every token: leave it at 1 with a draft model")
-    end = idx.size(1) + max_new_tokens
-    room = min(model.config.block_size, draft.config.block_size)
-    if end > room:
-        raise InputError(f"{end} tokens exceed the smaller context of {room}: lower max_new_tokens")
+
+
+def _continued(
+    model: GPT,
+    draft: GPT,
+    idx: Tokens,
+    max_new_tokens: int,
+    sampling: Sampling,
+    n_guesses: int,
+    seed: int | None,
+    stats: Acceptance,
+) -> Iterator[int]:
     generator = None if seed is None else torch.Generator(device=idx.device).manual_seed(seed)
-    caches = [KVCache(m.config, 1, end, m.wte.weight.dtype, idx.device) for m in (model, draft)]
+    end = idx.size(1) + max_new_tokens
+    rooms = [m.config.block_size for m in (model, draft)]
+    caches = [
+        KVCache(m.config, 1, min(end, room), m.wte.weight.dtype, idx.device)
+        for m, room in zip((model, draft), rooms, strict=True)
+    ]
     text: list[int] = idx[0].tolist()
     while len(text) < end:
         guesses: list[int] = []
         wished: list[Tensor] = []  # the draft's distributions, one a guess
-        for _ in range(min(n_guesses, end - len(text) - 1)):
+        # The model reads all guesses, the draft all but the last: both within their contexts.
+        for _ in range(min(n_guesses, end - len(text) - 1, rooms[0] - len(text), rooms[1] - len(text) + 1)):
             q = _next(draft, caches[1], text + guesses, 1, sampling)[0]
             wished.append(q)
             guesses.append(_draw(q, generator))
@@ -103,9 +135,15 @@ def speculative_stream(
 
 
 def _next(model: GPT, cache: KVCache, text: list[int], n: int, sampling: Sampling) -> Tensor:
-    """(n, V) distributions of what follows each of the last ``n`` tokens; reads what the cache lacks."""
-    fresh = torch.tensor([text[cache.length :]], device=model.wte.weight.device)
-    hidden = model.hidden(fresh, cache=cache)[:, -n:]
+    """(n, V) distributions of what follows each of the last ``n`` tokens; reads what the cache lacks.
+
+    Past the context it reads the last ``block_size`` tokens anew: their positions have all moved.
+    """
+    room, device = model.config.block_size, model.wte.weight.device
+    if len(text) > room:
+        hidden = model.hidden(torch.tensor([text[-room:]], device=device))[:, -n:]
+    else:
+        hidden = model.hidden(torch.tensor([text[cache.length :]], device=device), cache=cache)[:, -n:]
     return probabilities(model.lm_head(hidden)[0], sampling)
 
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from ai_learning.chat_template import CHATML, apply_chat_template, read_chat_template
+from ai_learning.chat_template import (
+    CHATML,
+    TemplateRefusalError,
+    apply_chat_template,
+    check_chat_template,
+    read_chat_template,
+)
 from ai_learning.errors import InputError
 
 LLAMA3 = """{{- bos_token }}
@@ -94,11 +100,52 @@ def test_renders_as_transformers_does(template: str, prompt: bool, tokenizer: An
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely callable"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 'a' + 1 }}", "TypeError"),
     ],
 )
 def test_a_bad_or_hostile_template_is_refused(template: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         apply_chat_template(template, list(TALK))
+    assert (caught.type is TemplateRefusalError) == ("raise_exception" in template)
+
+
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        LLAMA3,
+        QWEN3,
+        TURNS,
+        TURNS + "{% if today is defined %}{{ today() }}{% endif %}",
+        TURNS + "{{ strftime_now('%Y') }}{% macro twice(x) %}{{ x }}{% endmacro %}{{ twice(1) }}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURNS,
+        "{{ raise_exception('not this either') }}",  # what it would take is not known: the rows will tell
+    ],
+)
+def test_templates_that_work(template: str) -> None:
+    check_chat_template(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}\n\n{{ m.content }\n{% endfor %}", r"unexpected '}' \(its line 3\)"),
+        ("hello", "does not write what the user says"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "what the assistant says"),
+        (TURNS + "{{ today() }}", "'today' is undefined"),
+        (TURNS + "{% if messages[0].role == 'system' %}{{ today() }}{% endif %}", "'today' is undefined"),
+        (TURNS + "{% if add_generation_prompt %}{{ today() }}{% endif %}", "'today' is undefined"),
+        (TURNS + "{% if messages[0].role == 'tool' %}{{ today() }}{% endif %}", "'today' is undefined"),
+        (TURNS + "{{ messages[0].content + 1 }}", "TypeError"),
+    ],
+)
+def test_templates_that_do_not(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^chat template: .*{message}"):
+        check_chat_template(template)
 
 
 def test_found_beside_a_tokenizer(tmp_path: Path) -> None:
@@ -108,6 +155,9 @@ def test_found_beside_a_tokenizer(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) == ("old", {"bos_token": "<s>", "eos_token": "</s>"})
     (tmp_path / "chat_template.jinja").write_text("new")
     assert read_chat_template(tmp_path) == ("new", {"bos_token": "<s>", "eos_token": "</s>"})
+    (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8"):
+        read_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))

@@ -10,12 +10,18 @@ import pytest
 import torch
 
 from ai_learning import device
-from ai_learning.device import check_size, checkpointed, compiled, on_a_gpu
+from ai_learning.device import check_size, checkpointed, compiled, on_a_gpu, pick_device
 from ai_learning.distributed import World
 from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, matrix_params
 from ai_learning.presets import preset
+
+
+def test_the_only_cpu_is_the_first() -> None:
+    assert pick_device("cpu:0") == pick_device("cpu") == torch.device("cpu")  # "cpu:0" reads no checkpoint
+    with pytest.raises(InputError, match=r"device 'cpu:7' is not available here; use cpu$"):
+        pick_device("cpu:7")
 
 
 def test_blocks_as_one_are_compiled_for_training_only(tiny_gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tyro
 import yaml
 
 import ai_learning
 from ai_learning.cli import COMMANDS
+from ai_learning.tokenizers import ByteTokenizer
 
 ROOT = Path(ai_learning.__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -124,14 +127,45 @@ def test_papers_lead_to_files_and_symbols_that_exist() -> None:
                 path = path if path.is_file() else folder / name  # beside the one named before it
                 folder, source = path.parent, path.read_text(encoding="utf-8")
             elif re.fullmatch(r"[\w.]+", name):
-                assert re.search(rf"\b{name.split('.')[-1]}\b", source), f"{name} in {cell}"
+                defined = rf"^\s*(?:def|class) {name.split('.')[-1]}\b|^{name.split('.')[-1]}\b.* = "
+                assert re.search(defined, source, flags=re.MULTILINE), f"{name} in {cell}"
 
 
-def test_commands_that_are_shown_exist(pages: dict[str, str]) -> None:
-    text = "\n".join(pages.values())
-    shown = set(re.findall(r"^ai-learning ([a-z]+)\b", text, flags=re.MULTILINE))
-    assert shown >= {"pretrain", "generate", "web", "lessons"}
-    assert shown <= COMMANDS.keys(), shown - COMMANDS.keys()
+class Parsed(Exception):  # noqa: N818 - no error
+    """A command line was read to its end."""
+
+
+def shown_commands(text: str) -> list[list[str]]:
+    """Every ``ai-learning …`` of the code blocks, with what is continued on the next line."""
+    blocks = "\n".join(re.findall(r"^(?:```.*?^```|(?: {4}.*\n?)+)", text, flags=re.MULTILINE | re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    found = [re.search(r"(?:^|\s)(?:ai-learning|ai_learning\.cli) (?!\()(.+)", line) for line in lines]
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def test_commands_that_are_shown_can_be_typed(pages: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their options exist, and take what is given; nothing is run."""
+
+    def parsed(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)
+        raise Parsed
+
+    real = tyro.cli
+    monkeypatch.setattr(tyro, "cli", parsed)
+    # Its vocabulary's size is the default of an option, so this one is opened first.
+    monkeypatch.setattr("ai_learning.cli.pretrain.tokenizer_by_name", lambda name: ByteTokenizer())
+    texts = [*pages.values(), (ROOT / "README.md").read_text(encoding="utf-8")]
+    commands = [words for text in texts for words in shown_commands(text) if words[0] in COMMANDS]
+    assert len(commands) > 60 and {words[0] for words in commands} >= COMMANDS.keys() - {"lessons", "demo"}
+    for name, *rest in commands:
+        if name == "lessons" or "--help" in rest or rest in ([], ["doctor"]):  # these have no options
+            continue
+        rest = [word for word in rest if word not in ("…", "&&")]
+        if "--resume" in rest:  # asks the run in the folder for its options
+            continue
+        module = importlib.import_module(f"ai_learning.cli.{COMMANDS[name][0]}")
+        with pytest.raises(Parsed):
+            module.main(rest)
 
 
 def test_formulas_become_mathml_and_code_stays(to_docs: ModuleType) -> None:

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +23,7 @@ from ai_learning.generate import (
     generate_text,
     likeliest,
     next_token,
+    seed_of_sample,
     stream,
     stream_text,
 )
@@ -44,7 +47,11 @@ def test_filters_by_hand() -> None:
     assert kept(apply_top_p(LOGITS, 1e-9)) == [0]  # never nothing
     assert kept(apply_min_p(LOGITS, 0.2)) == [0, 1, 2]
     assert torch.allclose(apply_temperature(LOGITS, 0.5).softmax(-1), (LOGITS * 2).softmax(-1))
-    assert apply_temperature(LOGITS, 1e-42).softmax(-1).tolist() == [[1.0, 0.0, 0.0, 0.0]]  # no overflow
+    for tiny in (1e-42, 1e-50, 5e-324):  # no overflow
+        assert apply_temperature(LOGITS, tiny).softmax(-1).tolist() == [[1.0, 0.0, 0.0, 0.0]]
+        assert kept(apply_top_p(LOGITS, tiny)) == [0]
+    ruled_out = LOGITS.masked_fill(LOGITS < -2, -math.inf)
+    assert apply_temperature(ruled_out, 1e300).softmax(-1)[0] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
 
 def test_top_p_finds_them_in_any_order() -> None:
@@ -160,6 +167,14 @@ def test_seeds(model: GPT) -> None:
     before = torch.get_rng_state()
     generate(model, idx, 16, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
+    generate(model, idx, 1, seed=2**64 - 1)
+
+
+def test_samples_of_neighbouring_seeds_do_not_overlap() -> None:
+    largest = 2**64 - 1
+    seeds = [seed_of_sample(seed, number) for seed in (0, 1, 2, 3, largest) for number in range(4)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed <= largest for seed in seeds)  # type: ignore[operator]
+    assert seed_of_sample(5, 0) == 5 and seed_of_sample(None, 3) is None
 
 
 def test_stop_ids_end_rows_one_by_one(model: GPT) -> None:
@@ -173,6 +188,16 @@ def test_stop_ids_end_rows_one_by_one(model: GPT) -> None:
         expected = new if not ends else new[: ends[0] + 1] + [new[ends[0]]] * (11 - ends[0])
         assert ids[row, 3:].tolist() == expected[: ids.size(1) - 3]
     assert generate(model, idx[:1], 12, temperature=0, stop=stop[0]).size(1) == 6
+    several: list[Any] = [stop, tuple(stop), set(stop), np.array(stop), torch.tensor(stop), np.int32(stop)]
+    for same in several:
+        assert torch.equal(generate(model, idx, 12, temperature=0, stop=same), ids)
+        assert generate_batch(model, idx.tolist(), 12, temperature=0, stop=same)[0] == ids[0, :6].tolist()
+    one: list[Any] = [np.int64(stop[0]), np.array(stop[0]), torch.tensor(stop[0]), torch.tensor(stop[:1])]
+    for same in one:
+        assert generate(model, idx[:1], 12, temperature=0, stop=same).size(1) == 6
+    for wrong in ("\n", 1.5, [1.5], torch.tensor([0.5])):
+        with pytest.raises(ValueError, match="must be an id or several, whole numbers"):
+            generate(model, idx, 1, stop=wrong)  # type: ignore[arg-type]
 
 
 def test_the_mode_is_put_back(model: GPT) -> None:
@@ -234,6 +259,9 @@ def test_text_ends_at_the_end_of_document(model: GPT) -> None:
         (dict(top_p=0.0), "top_p=0.0 must be above 0 and at most 1"),
         (dict(min_p=1.5), "min_p=1.5 must be from 0 to 1"),
         (dict(repetition_penalty=0.0), "repetition_penalty=0.0 must be positive"),
+        (dict(repetition_penalty=1e-40), "repetition_penalty=1e-40 must be positive, from 0.01 to 100;"),
+        (dict(repetition_penalty=1e300), r"repetition_penalty=1e\+300 must be"),
+        (dict(seed=2**64), "seed=18446744073709551616 must be below"),
         (dict(temperature=math.nan), "temperature=nan must be"),
         (dict(temperature=math.inf), "temperature=inf must be"),
         (dict(seed=-1), "seed=-1 must not be negative"),

@@ -135,6 +135,27 @@ def test_infinite_logits_and_nan_show(softmax: str) -> None:
         assert linear_cross_entropy(hidden, weight, torch.tensor([7])).isnan()
 
 
+@pytest.mark.parametrize("trains_head", [True, False])
+def test_an_id_that_is_ruled_out_at_a_size_for_tiles(trains_head: bool) -> None:
+    """Where products are taken by parts (`kernels/products.py`), infinity would be NaN in all of them."""
+    torch.manual_seed(0)
+    hidden, weight = torch.rand(300, 64, requires_grad=True), torch.randn(30_000, 64)
+    weight[5] = -math.inf
+    targets = torch.randint(6, 30_000, (300,))
+    targets[::7] = -100
+    weight.requires_grad_(trains_head)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    expected = F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss, expected)
+    if trains_head:
+        found, wanted = (torch.autograd.grad(each, weight)[0] for each in (loss, expected))
+        torch.testing.assert_close(found, wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), expected)
+        weight[5] = math.nan
+        assert linear_cross_entropy(hidden, weight, targets).isnan()
+
+
 def test_few_logits_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = inputs()
     chunked = linear_cross_entropy(hidden, weight, targets)

@@ -130,7 +130,31 @@ def test_faults_name_the_line(text: str, message: str, tmp_path: Path) -> None:
         read_questions("hellaswag", str(path))
 
 
-def test_bad_calls() -> None:
+@pytest.mark.parametrize("text", ["word", "a word ", "", 7])
+def test_a_text_without_a_last_word(text: object, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": text}))
+    with pytest.raises(
+        InputError, match=r"line 1: no row of lambada: (text must end in a word|AttributeError)"
+    ):
+        read_questions("lambada", str(path))
+
+
+def test_an_empty_choice(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"context": "x", "choices": ["a", " "], "label": 0}))
+    with pytest.raises(InputError, match="line 1: a choice is empty"):
+        read_questions("multiple_choice", str(path))
+
+
+def test_bad_calls(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\x80\x02\xff")
+    with pytest.raises(InputError, match=f"{tmp_path}/binary is no text in UTF-8"):
+        read_questions("lambada", f"{tmp_path}/binary")
+    with pytest.raises(InputError, match=f"{tmp_path} is a folder"):
+        read_questions("lambada", str(tmp_path))
+    with pytest.raises(InputError, match="limit=-1 must not be negative"):
+        read_questions("lambada", "any", limit=-1)
     with pytest.raises(InputError, match="'helaswag' is not known"):
         read_questions("helaswag")
     with pytest.raises(InputError, match="no such file"):

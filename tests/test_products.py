@@ -43,7 +43,7 @@ def tiles_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> Tensor:
         raise AssertionError("PyTorch's product was taken")
 
-    monkeypatch.setattr(module, "_by_pytorch", refuse)
+    monkeypatch.setattr(module, "by_pytorch", refuse)
 
 
 @needed

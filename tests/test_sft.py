@@ -127,6 +127,77 @@ def test_system_input_text_and_other_column_names() -> None:
     assert [m.content for m in example.messages] == ["a", "b"]
     with pytest.raises(InputError, match="field 'say' is missing; there are 'ask'"):
         read_examples([{"ask": "a"}], columns=columns)
+    # What stands beside the renamed columns is not lost, unless it is one of them.
+    (example,) = read_examples([row], columns={"prompt": "instruction", "response": "output"})
+    assert [m.content for m in example.messages] == ["Be brief.", "Add.\n\n2 and 2", "4"]
+    (example,) = read_examples([row], columns={"prompt": "input", "response": "output"})
+    assert [m.content for m in example.messages] == ["Be brief.", "2 and 2", "4"]
+
+
+@pytest.mark.parametrize("form", ["openai", "sharegpt", "conversational pair", "pair"])
+def test_a_system_prompt_beside_the_messages_is_the_first_message(form: str) -> None:
+    told = (Message("system", "Be brief."), Message("user", "2 + 2?"), Message("assistant", "4"))
+    (example,) = read_examples([ROWS[form] | {"system": "Be brief."}])
+    assert example.messages == told
+    (example,) = read_examples([ROWS[form] | {"system": ""}])
+    assert example.messages == told[1:]
+    own = [{"role": "developer", "content": "Be brief."}, *CHAT]
+    (example,) = read_examples([{"messages": own, "system": "Be verbose."}])
+    assert example.messages == told
+    with pytest.raises(InputError, match="field 'system' is no text"):
+        read_examples([ROWS[form] | {"system": 5}])
+
+
+CALL = {"id": "a1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": "é"}'}}
+CALLED = '[{"name": "add", "arguments": {"a": 2, "b": "é"}}]'
+
+
+@pytest.mark.parametrize(
+    ("turns", "texts"),
+    [
+        ([{"role": "user", "content": [{"type": "text", "text": "2 "}, {"type": "text", "text": "+ 2"}]}],
+         [("user", "2 + 2")]),
+        ([{"role": "developer", "content": "Be brief."}], [("system", "Be brief.")]),
+        ([{"role": "assistant", "content": None, "tool_calls": [CALL]},
+          {"role": "tool", "tool_call_id": "a1", "content": "4"}], [("assistant", CALLED), ("tool", "4")]),
+        ([{"role": "assistant", "content": "I add.", "tool_calls": [CALL], "weight": None}],
+         [("assistant", "I add.\n" + CALLED)]),
+        ([{"role": "assistant", "function_call": CALL["function"]},
+          {"role": "function", "name": "add", "content": "4"}], [("assistant", CALLED), ("tool", "4")]),
+        ([{"from": "function_call", "value": "add(2, 2)"}, {"from": "observation", "value": "4"}],
+         [("assistant", "add(2, 2)"), ("tool", "4")]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_what_else_a_message_may_be(
+    ending: str, turns: list[dict[str, Any]], texts: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    last: dict[str, Any] = {"from": "gpt", "value": "4"} if "from" in turns[0] else CHAT[1]
+    if isinstance(turns[0].get("content"), list):  # Parquet has one type a field
+        last = {"role": "assistant", "content": [{"type": "text", "text": "4"}]}
+    for name in ("messages", "conversations"):  # with either's keys
+        path = write(tmp_path / f"{name}.{ending}", [{name: [*turns, last]}])
+        (example,) = read_examples(path)
+        assert [(m.role, m.text) for m in example.messages] == [*texts, ("assistant", "4")]
+
+
+def test_a_template_that_knows_tools_writes_the_calls_itself() -> None:
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls %}"
+        "<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}{{ m.tool_call_id }};"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    turns = [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    result = {"role": "tool", "content": "4", "tool_call_id": "a1"}
+    (example,) = read_examples([{"messages": [*turns, result, CHAT[1]]}])
+    assert Template(source).parts(example) == [
+        ("[user]2 + 2?;[assistant]", False),
+        ('<add {"a": 2, "b": "é"}>;', True),
+        ("[tool]4a1;[assistant]", False),
+        ("4;", True),
+    ]
+    (plain,) = read_examples([{"messages": turns}])  # ChatML does not
+    assert Template().parts(plain)[-1] == (f"{CALLED}<|im_end|>", True)
 
 
 def test_what_follows_the_last_answer_is_left_out() -> None:
@@ -150,6 +221,17 @@ BAD = {
     '{"messages": [{"role": "user", "content": "x"}]}': "no message is the assistant's",
     '{"messages": [{"role": "assistant", "content": " "}]}': "every answer is empty",
     '{"conversations": [{"from": "robot", "value": "x"}]}': "the from 'robot'",
+    '{"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}': "has the weight 0.5: 0",
+    '{"messages": [{"role": "assistant", "content": "x", "weight": true}]}': "has the weight True: 0",
+    '{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}': "every answer has the weight 0",
+    '{"messages": [{"role": "assistant", "content": null}]}': "field 'messages[0].content' is missing",
+    '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}': "[0] is of the type 'image_url'",
+    '{"messages": [{"role": "user", "content": ["x"]}]}': "messages[0].content[0] is no part with a type",
+    '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}': "content[0].text' is missing",
+    '{"messages": [{"role": "assistant", "tool_calls": [{}]}]}': "messages[0].tool_calls[0] has no function",
+    '{"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{"}}]}': "are not JSON",
+    '{"messages": [{"role": "user", "function_call": {"name": "f"}}]}': "only an assistant does",
+    '{"conversations": [{"from": "function", "value": "x"}]}': "the from 'function'",
     '{"title": "a", "chosen": "b"}': "among its fields ('title', 'chosen')",
     '{"text": ["a"]}': "field 'text' is no text",
 }
@@ -208,6 +290,40 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
         read_examples([{"x": 1}], BadRows(fatal=False))
 
 
+@pytest.mark.parametrize(
+    ("whole", "count"),
+    [
+        ({"version": "1", "tags": ["x"], "data": [ROWS["pair"]] * 3}, 3),
+        ({"data": [ROWS["openai"] | {"role": "x"}] * 2, "columns": ["messages"]}, 2),
+        (ROWS["pair"], 1),
+        (ROWS["openai"] | {"tools": [{"type": "function"}]}, 1),
+        (ROWS["sharegpt"], 1),
+        (ROWS["conversational pair"], 1),
+    ],
+    ids=["after a list of texts", "before one", "pair", "openai", "sharegpt", "conversational pair"],
+)
+def test_a_json_object_holds_the_rows_or_is_one(whole: dict[str, Any], count: int, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(whole))
+    examples = read_examples(path)
+    assert len(examples) == count
+    assert all(e.messages == (Message("user", "2 + 2?"), Message("assistant", "4")) for e in examples)
+
+
+def test_a_json_object_whose_rows_cannot_be_told(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"train": [ROWS["pair"]], "test": [ROWS["pair"]], "tags": ["x"]}))
+    with pytest.raises(InputError, match=r"several lists of objects \('train', 'test'\): keep the one"):
+        read_examples(path)
+    path.write_text(json.dumps({"tags": ["x"], "data": [ROWS["pair"], 5]}))
+    bad = BadRows(fatal=False)
+    assert len(read_examples(path, bad)) == 1
+    assert bad.found == [f"{path}, item 1: it is no object with fields"]
+    path.write_text(json.dumps({"tags": ["x"]}))
+    with pytest.raises(InputError, match=r"item 0: no messages, .* among its fields \('tags'\)"):
+        read_examples(path)
+
+
 # --- what is learned --------------------------------------------------------------------------------------
 
 
@@ -237,6 +353,26 @@ def test_chat_without_a_template_is_chatml_and_each_answer_is_learned() -> None:
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
         "\n<|im_start|>user\nbye<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_an_answer_of_weight_0_is_context_only() -> None:
+    """OpenAI's format: the model sees it, and is not taught it."""
+    said = [("hi", "wrong", 0), ("no", "right", 1), ("bye", "bad", 0)]
+    turns = [
+        {"role": role, "content": content} | ({"weight": weight} if role == "assistant" else {})
+        for question, answer, weight in said
+        for role, content in (("user", question), ("assistant", answer))
+    ]
+    (example,) = read_examples([{"messages": turns}])
+    given, answers = learned(example)
+    assert answers == "right<|im_end|>∎" and example.response == "right"
+    assert given == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nwrong<|im_end|>\n"
+        "<|im_start|>user\nno<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert bytes(encode_prompt(example, BYTES)).decode() == given
+    shared = {"conversations": [{"from": "gpt", "value": "bad", "weight": 0}, {"from": "gpt", "value": "ok"}]}
+    assert learned(read_examples([shared])[0])[1] == "ok<|im_end|>∎"
 
 
 def test_a_prompt_by_template_is_what_the_model_will_be_given() -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -61,12 +61,22 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, empty in (("modules_to_save", ()), ("rank_pattern", {}), ("alpha_pattern", {})):
+            if getattr(self, name) is None:  # as PEFT has it
+                object.__setattr__(self, name, empty)
+        for name in ("rank_pattern", "alpha_pattern"):
+            _check_patterns(name, getattr(self, name))
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) or _are_names(value)):
+                raise InputError(f"{name}={value!r} must be a list of names, such as ['c_attn']")
         for r in (self.r, *self.rank_pattern.values()):
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise InputError(f"r={r!r} is no rank: use an integer of at least 1, such as 8")
-        if not math.isfinite(self.lora_alpha):
-            raise InputError(f"lora_alpha={self.lora_alpha!r} must be a finite number, such as {2 * self.r}")
-        if not 0 <= self.lora_dropout < 1:
+        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
+            if not _is_number(alpha) or not math.isfinite(alpha):
+                raise InputError(f"lora_alpha={alpha!r} must be a finite number, such as {2 * self.r}")
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             raise InputError(
                 f"lora_dropout={self.lora_dropout!r} must be at least 0 and below 1, such as 0.05"
             )
@@ -116,18 +126,36 @@ class LoRAConfig:
 
     def rank(self, path: str) -> int:
         """The rank at the layer ``path``."""
-        return _by_pattern(self.rank_pattern, path, self.r)
+        return by_pattern(self.rank_pattern, path, self.r)
 
     def scaling(self, path: str) -> float:
         """``s`` at the layer ``path``: alpha / r, or alpha / √r for rsLoRA."""
         r = self.rank(path)
-        return _by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
+        return by_pattern(self.alpha_pattern, path, self.lora_alpha) / (
             math.sqrt(r) if self.use_rslora else r
         )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
+
+
+def _check_patterns(option: str, patterns: object) -> None:
+    if not isinstance(patterns, Mapping):
+        raise InputError(f"{option}={patterns!r} must be a mapping, such as {{'c_attn': 4}}")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (TypeError, re.error) as error:
+            raise InputError(f"{option}: {pattern!r} is no regular expression ({error})") from None
+
+
 def _are_block_numbers(numbers: object) -> bool:
-    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not numbers:
+    if isinstance(numbers, str) or not isinstance(numbers, Collection) or not numbers:
         return False
     return all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
 
@@ -144,7 +172,8 @@ def anchored(path: str) -> str:
     return f"^{re.escape(path)}"
 
 
-def _by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:
+def by_pattern(patterns: Mapping[str, T], path: str, default: T) -> T:
+    """The value of the first pattern that means ``path``."""
     for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", path):
             return value

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.linear import PLAIN
-from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm, is_conv1d
+from .linear import DoRALinearFunction, LoRALinearFunction, dora_norm, is_conv1d, not_zero
 from .nf4_linear import NF4Linear
 
+_WEIGHTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 Rows = Sequence[str | None]  # one adapter name for each row of a batch; None is the base model
 
 
@@ -92,10 +93,8 @@ class LoRALayer(nn.Module):
 
     def add(self, name: str, adapter: Adapter, init: str = "kaiming") -> None:
         """Add a fresh adapter; it changes nothing until it is trained (B, or an embedding's A, is zero)."""
-        if adapter.use_dora and self.is_embedding:
-            raise InputError(
-                f"{self.path}: DoRA on an embedding is not supported; use_dora=False, or leave it out"
-            )
+        if name in self.adapters:
+            raise InputError(f"{self.path} has an adapter {name!r} already: choose another name")
         weight = weight_of(self._kept or self.base_layer)
         # 16-bit and 4-bit bases get fp32 adapters: an update of 1e-4 would vanish in a bf16 sum.
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
@@ -122,6 +121,20 @@ class LoRALayer(nn.Module):
             weights.pop(name) if name in weights else None
         self.active = tuple(active for active in self.active if active != name)
 
+    def contents(self) -> dict[str, Any]:
+        """Which adapters there are: the very tensors, for `put_back`."""
+        weights = {name: dict(getattr(self, name).items()) for name in _WEIGHTS}
+        return {**weights, "adapters": dict(self.adapters), "active": self.active, "_kept": self._kept} | {
+            "base_layer": self.base_layer
+        }
+
+    def put_back(self, contents: dict[str, Any]) -> None:
+        """What `contents` gave, whatever has happened since."""
+        for name in _WEIGHTS:
+            setattr(self, name, nn.ParameterDict(contents[name]))
+        self.adapters, self.active = dict(contents["adapters"]), contents["active"]
+        self.base_layer, self._kept = contents["base_layer"], contents["_kept"]
+
     # ---- weights ---------------------------------------------------------------------------------
 
     @property
@@ -141,13 +154,13 @@ class LoRALayer(nn.Module):
         """The update ``s·B·A`` (out_features, in_features) of one adapter."""
         return (self.lora_B[name] @ self.lora_A[name]) * self.adapters[name].scaling
 
-    def adapted_weight(self, names: Sequence[str], base: nn.Module | None = None) -> Tensor:
+    def adapted_weight(self, names: Sequence[str]) -> Tensor:
         """``W + Σ s·B·A`` (out_features, in_features) in the adapters' precision; DoRA's rows rescaled."""
-        W = self.dense_weight(base)
+        W = self.dense_weight()
         for name in names:
             W = W.to(self.lora_A[name].dtype) + self.delta(name)
             if self.adapters[name].use_dora:
-                norm = torch.linalg.vector_norm(W.detach(), dim=1)
+                norm = not_zero(torch.linalg.vector_norm(W.detach(), dim=1))
                 W = W * (self.lora_magnitude_vector[name] / norm).unsqueeze(1)
         return W
 
@@ -163,12 +176,12 @@ class LoRALayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in effect, in the base's own layout, for code that reads ``layer.weight`` (losses, tied
-        heads).
+        """The weight in effect, in the base's own layout and dtype, for code that reads ``layer.weight``
+        (losses, tied heads).
 
         Raises:
-            InputError: when no single weight has the layer's effect (adapters by row, dropout while
-                training).
+            InputError: when no single weight has the layer's effect (adapters by row; dropout while training,
+                there as soon as more than its shape or dtype is asked for).
         """
         if self.merged or not (self.active or self.rows):
             return weight_of(self.base_layer)
@@ -176,11 +189,11 @@ class LoRALayer(nn.Module):
             raise InputError(
                 f"{self.path}: each row has its own adapter, so there is no one weight; call the layer"
             )
+        base = self.base_layer
         if self.training and any(self.adapters[name].dropout for name in self.active):
-            raise InputError(
-                f"{self.path}: LoRA dropout is on, so no weight equals the layer; call it, or eval()"
-            )
-        W = self.adapted_weight(self.active)
+            return weight_of(base).detach().as_subclass(_Unknown).of(self.path)
+        own = base.model_dtype if isinstance(base, NF4Linear) else weight_of(base).dtype
+        W = self.adapted_weight(self.active).to(own)
         return W.t() if self.transposed else W
 
     @torch.no_grad()
@@ -198,6 +211,15 @@ class LoRALayer(nn.Module):
             raise InputError(f"{self.path} is merged already: unmerge_lora first")
         self._check_together(names)
         base = self.base_layer
+        if getattr(base, "max_norm", None) is not None:
+            raise InputError(
+                f"{self.path} has max_norm: rows are shortened when they are read, so none can be merged"
+            )
+        if nn.utils.parametrize.is_parametrized(base):
+            raise InputError(
+                f"{self.path} is parametrized (as by weight_norm): torch.nn.utils.parametrize."
+                "remove_parametrizations before merging"
+            )
         W = self.adapted_weight(names)
         own = base.model_dtype if isinstance(base, NF4Linear) else weight_of(base).dtype
         W = W.to(dtype or own)
@@ -251,15 +273,17 @@ class LoRALayer(nn.Module):
             adapter = self.adapters[name]
             A, B = self.lora_A[name], self.lora_B[name]
             if self.is_embedding:
-                y = y + (self._look_up(x, A) @ B.t() * adapter.scaling).to(y.dtype)
+                update = self._look_up(x, A) @ B.t() * adapter.scaling
+                if adapter.use_dora:
+                    scale = self._dora_ratio(name)
+                    update = (scale - 1) * y + scale * update
+                y = y + update.to(y.dtype)
                 continue
             dropped = F.dropout(x.to(A.dtype), adapter.dropout, self.training)
             update = F.linear(F.linear(dropped, A), B) * adapter.scaling
             if adapter.use_dora:
                 W = self.dense_weight().to(A.dtype)
-                with torch.no_grad():
-                    norm = dora_norm(W, self._weight_norm2(W), A, B, adapter.scaling)
-                scale = self.lora_magnitude_vector[name] / norm
+                scale = self._dora_ratio(name, W)
                 base = F.linear(dropped, W) if self.training and adapter.dropout else self._without_bias(y)
                 update = (scale - 1) * base + scale * update
             y = y + update.to(y.dtype)
@@ -288,6 +312,8 @@ class LoRALayer(nn.Module):
         if hooked or weight.requires_grad:
             return False
         if isinstance(base, NF4Linear):
+            if torch.compiler.is_compiling():  # has an operation of its own for graphs
+                return False
             return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
         own_forward = type(base).forward not in (plain.forward for plain in PLAIN) and not is_conv1d(base)
         return x.dtype == A.dtype == weight.dtype and not own_forward
@@ -310,6 +336,9 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _weight_norm2(self, W: Tensor | None) -> Tensor:
         """‖W‖² of every row, kept while the frozen weight stays the same tensor with the same content."""
+        if torch.compiler.is_compiling():
+            W = self.dense_weight() if W is None else W
+            return W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1)
         weight = weight_of(self.base_layer)
         key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
         if self._norm_cache is None or self._norm_cache[0] != key:
@@ -390,23 +419,48 @@ class LoRALayer(nn.Module):
         self._rows_cache = None if key is None else (key, result)
         return result
 
+    def _dora_ratio(self, name: str, W: Tensor | None = None) -> Tensor:
+        """m / ‖W + sBA‖ (O,), the norm held constant."""
+        A, B, s = self.lora_A[name], self.lora_B[name], self.adapters[name].scaling
+        W = self.dense_weight().to(A.dtype) if W is None else W
+        with torch.no_grad():
+            norm = dora_norm(W, self._weight_norm2(W), A, B, s)
+        return self.lora_magnitude_vector[name] / norm
+
     def _dora_ratios(self, names: Sequence[str]) -> Tensor:
-        """m / ‖W + sBA‖ (n+1, O) for each adapter; 1 for those without DoRA, and for no adapter."""
+        """`_dora_ratio` (n+1, O) of each adapter; 1 for those without DoRA, and for no adapter."""
         W = self.dense_weight().to(self.lora_A[names[0]].dtype)
-        ratios = []
-        for name in names:
-            if self.adapters[name].use_dora:
-                with torch.no_grad():
-                    A, B, s = self.lora_A[name], self.lora_B[name], self.adapters[name].scaling
-                    norm = dora_norm(W, self._weight_norm2(W), A, B, s)
-                ratios.append(self.lora_magnitude_vector[name] / norm)
-            else:
-                ratios.append(W.new_ones(self.out_features))
-        return torch.stack([*ratios, W.new_ones(self.out_features)])
+        one = W.new_ones(self.out_features)
+        ratios = [self._dora_ratio(name, W) if self.adapters[name].use_dora else one for name in names]
+        return torch.stack([*ratios, one])
 
     def extra_repr(self) -> str:
         """Names and ranks."""
         return ", ".join(f"{name}: r={adapter.r}" for name, adapter in self.adapters.items())
+
+
+class _Unknown(Tensor):
+    """Stands where no tensor would be right: it has a shape and a dtype, and refuses everything else."""
+
+    path = ""
+
+    def of(self, path: str) -> "_Unknown":
+        """The same, with the name of the layer."""
+        self.path = path
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _KNOWN:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        path = next((a.path for a in args if isinstance(a, _Unknown)), "a layer")
+        raise InputError(f"{path}: LoRA dropout is on, so no weight equals the layer; call it, or eval()")
+
+
+_ASKED = ("dtype", "shape", "device", "ndim", "layout", "requires_grad", "is_cpu", "is_cuda")
+_KNOWN = {getattr(Tensor, name).__get__ for name in _ASKED} | {
+    getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size")
+}
 
 
 class SavedModule(nn.Module):
@@ -424,6 +478,15 @@ class SavedModule(nn.Module):
     def add(self, name: str) -> None:
         """Give an adapter its own trainable copy. A tied weight is untied in the copy."""
         self.copies[name] = copy.deepcopy(self.original).requires_grad_(True)
+
+    def contents(self) -> dict[str, Any]:
+        """Which copies there are: the very modules, for `put_back`."""
+        return {"copies": dict(self.copies.items()), "active": self.active, "merged": self.merged}
+
+    def put_back(self, contents: dict[str, Any]) -> None:
+        """What `contents` gave, whatever has happened since."""
+        self.copies = nn.ModuleDict(contents["copies"])
+        self.active, self.merged = contents["active"], contents["merged"]
 
     def remove(self, name: str) -> None:
         """Forget an adapter's copy."""

@@ -140,4 +140,9 @@ def dora_norm(W: Tensor, weight_norm2: Tensor, A: Tensor, B: Tensor, s: float) -
     cross = (W @ A.t() * B).sum(1)  # (O, R) → (O,)
     update = (B @ (A @ A.t()) * B).sum(1)  # (O, R) → (O,)
     # Rounding can leave a tiny negative number where W + sBA vanishes.
-    return (weight_norm2 + 2 * s * cross + s * s * update).clamp_(min=0).sqrt_()
+    return not_zero((weight_norm2 + 2 * s * cross + s * s * update).clamp_(min=0).sqrt_())
+
+
+def not_zero(norm: Tensor) -> Tensor:
+    """1 where a row's length is 0: its direction is none, and whatever it is divided by stays 0."""
+    return norm.masked_fill(norm == 0, 1)

@@ -39,6 +39,12 @@ class Registry:
     biases_trained: bool = False
     configs: dict[str, LoRAConfig] = field(default_factory=dict)
     swaps: dict[str, Any] = field(default_factory=dict)  # how `load_peft` copies a file of the same layout
+    task_types: dict[str, str | None] = field(default_factory=dict)  # that PEFT's files name
+
+    def copy(self) -> "Registry":
+        """One that does not change with this one."""
+        dicts: Any = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
+        return replace(self, **dicts)
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name: str = DEFAULT) -> nn.Module:
@@ -75,29 +81,69 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
         raise InputError("the model's adapters are merged: unmerge_lora before adding one")
     if registry and config.bias != "none" and any(c.bias != "none" for c in registry.configs.values()):
         raise InputError("two adapters cannot both train biases: there is one set of them; use bias='none'")
-    targets = config.targets(lora_candidates(model), _heads(model))
-    saved = _modules_to_save(model, config.modules_to_save, targets)
+    targets, saved = _plan(model, config)
+    with _as_it_was_on_error(model):
+        _inject(model, config, adapter_name, targets, saved)
+    return model
+
+
+def _plan(model: nn.Module, config: LoRAConfig) -> tuple[list[str], list[str]]:
+    """The paths that get an update, and those that are trained whole."""
+    whole = _modules_named(model, config.modules_to_save)
+    candidates = lora_candidates(model)
+    inside = {path for path in candidates if any(f"{path}.".startswith(f"{saved}.") for saved in whole)}
+    targets = config.targets(candidates, _heads(model) | inside)
+    return targets, _not_adapted(model, whole, targets)
+
+
+def _inject(
+    model: nn.Module, config: LoRAConfig, adapter_name: str, targets: list[str], saved: list[str]
+) -> None:
+    registry: Registry | None = getattr(model, _REGISTRY, None)
     if registry is None:
         registry = Registry(
             {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
         )
         setattr(model, _REGISTRY, registry)
         model.requires_grad_(False)
-    try:
-        for path in targets:
-            settings = Adapter(config.rank(path), config.scaling(path), config.lora_dropout, config.use_dora)
-            _wrapped(model, path, LoRALayer).add(adapter_name, settings, config.init)
-        for path in saved:
-            _wrapped(model, path, SavedModule).add(adapter_name)
-    except BaseException:
-        registry.configs[adapter_name] = config
-        delete_adapter(model, adapter_name)
-        raise
+    for path in targets:
+        settings = Adapter(config.rank(path), config.scaling(path), config.lora_dropout, config.use_dora)
+        _wrapped(model, path, LoRALayer).add(adapter_name, settings, config.init)
+    for path in saved:
+        _wrapped(model, path, SavedModule).add(adapter_name)
     registry.configs[adapter_name] = config
     for path, bias in _trained_biases(model, config, adapter_name).items():
         registry.biases.setdefault(path, bias.detach().clone())
     set_adapter(model, adapter_name)
-    return model
+
+
+@contextmanager
+def _as_it_was_on_error(model: nn.Module) -> Iterator[None]:
+    """Put back, when something fails, what adapters the model had: the very tensors, and which are active."""
+    wrappers = _wrappers(model)
+    contents = {path: layer.contents() for path, layer in wrappers.items()}
+    registry: Registry | None = getattr(model, _REGISTRY, None)
+    noted = None if registry is None else registry.copy()
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    shown = [(p, p.data) for p in ([] if registry is None else _plain_parameters(model).values())]
+    try:
+        yield
+    except BaseException:
+        for path, layer in _wrappers(model).items():
+            if path not in wrappers:
+                _put(model, path, layer.base_layer if isinstance(layer, LoRALayer) else layer.original)
+        for path, layer in wrappers.items():
+            layer.put_back(contents[path])
+            _put(model, path, layer)
+        for p, data in shown:
+            p.data = data
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        if noted is not None:
+            setattr(model, _REGISTRY, noted)
+        elif hasattr(model, _REGISTRY):
+            delattr(model, _REGISTRY)
+        raise
 
 
 def lora_candidates(model: nn.Module) -> dict[str, nn.Module]:
@@ -292,7 +338,8 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
         merge_lora(model)
     elif not merge:
         unmerge_lora(model)
-    tied = [path for path, layer in wrappers.items() if layer.merged and _was_tied(model, layer)]
+    kept = [layer._kept for layer in wrappers.values() if isinstance(layer, LoRALayer) and layer._kept]
+    tied = [path for path, layer in wrappers.items() if layer.merged and _was_tied(model, layer, kept)]
     if tied and not untie:
         if not was_merged:
             unmerge_lora(model)
@@ -316,7 +363,10 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
 
 
 def delete_adapter(model: nn.Module, adapter_name: str) -> None:
-    """Remove one adapter; with the last one the model is as it was."""
+    """Remove one adapter; with the last one the model is as it was.
+
+    If it was the only active one, the first of the others becomes active.
+    """
     registry = _registry(model)
     if adapter_name not in registry.configs:
         raise InputError(f"no adapter {adapter_name!r}; there are {_listed(registry)}")
@@ -327,14 +377,18 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     if registry.configs[adapter_name].bias != "none":
         _show_biases(model, False)
         registry.biases.clear()
+    active = adapter_name in active_adapters(model)
     del registry.configs[adapter_name]
     registry.swaps.pop(adapter_name, None)
+    registry.task_types.pop(adapter_name, None)
     for path, layer in _wrappers(model).items():
         layer.remove(adapter_name)
         if isinstance(layer, LoRALayer) and not layer.adapters:
             _put(model, path, layer.base_layer)
         elif isinstance(layer, SavedModule) and not layer.copies:
             _put(model, path, layer.original)
+    if active and not active_adapters(model):
+        set_adapter(model, next(iter(registry.configs)))
 
 
 def lora_state_dict(model: nn.Module, adapter_name: str = DEFAULT) -> dict[str, Tensor]:
@@ -405,6 +459,12 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(registry.configs) if registry else []
 
 
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters whose updates are added now."""
+    active = {name for layer in _wrappers(model).values() for name in layer.active}
+    return [name for name in adapter_names(model) if name in active]
+
+
 def lora_plus_groups(
     model: nn.Module, lr: float, *, ratio: float = 16.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
@@ -421,11 +481,18 @@ def lora_plus_groups(
     """
     if ratio < 1:
         raise InputError(f"ratio={ratio} must be at least 1: B is the one that learns faster")
+    # What starts at zero: of an embedding that is A.
+    starts_at_zero = {
+        id(weight)
+        for layer in _wrappers(model).values()
+        if isinstance(layer, LoRALayer)
+        for weight in (layer.lora_A if layer.is_embedding else layer.lora_B).values()
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     n_B = 0
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            is_B = ".lora_B." in f".{name}"
+            is_B = id(parameter) in starts_at_zero
             n_B += is_B
             decay = weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((lr * ratio if is_B else lr, decay), []).append(parameter)
@@ -511,22 +578,27 @@ def _heads(model: nn.Module) -> set[str]:
     """Output heads, which ``all-linear`` leaves out: by name, by transformers' word, or by a tied weight."""
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
+    names = {"lm_head"}
+    if type(model).__name__.endswith("Classification"):  # transformers' classes
+        names |= {"score", "classifier"}
     found = set()
     for path, module in lora_candidates(model).items():
-        if module is head or path.rpartition(".")[2] == "lm_head" or _shares_weight(model, module):
+        if module is head or path.rpartition(".")[2] in names or _shares_weight(model, module):
             found.add(path)
     return found
 
 
-def _shares_weight(model: nn.Module, module: nn.Module) -> bool:
+def _shares_weight(model: nn.Module, module: nn.Module, further: Sequence[nn.Module] = ()) -> bool:
+    """Whether another module has the very same weight, of the model's or of the further ones."""
     weight = module.weight
     return any(
         other is not module and any(p is weight for p in other._parameters.values())
-        for other in model.modules()
+        for other in (*model.modules(), *further)
     )
 
 
-def _was_tied(model: nn.Module, layer: LoRALayer | SavedModule) -> bool:
+def _was_tied(model: nn.Module, layer: LoRALayer | SavedModule, kept: Sequence[nn.Module]) -> bool:
+    """Whether a merged layer's own weight was another's too; ``kept``: what stood where layers are merged."""
     if isinstance(layer, SavedModule):
         return any(
             p is q
@@ -537,7 +609,7 @@ def _was_tied(model: nn.Module, layer: LoRALayer | SavedModule) -> bool:
             if other not in set(layer.modules())
             for q in other._parameters.values()
         )
-    return layer._kept is not None and _shares_weight(model, layer._kept)
+    return layer._kept is not None and _shares_weight(model, layer._kept, kept)
 
 
 def _mark_untied(model: nn.Module) -> None:
@@ -548,7 +620,8 @@ def _mark_untied(model: nn.Module) -> None:
         config.tie_word_embeddings = False
 
 
-def _modules_to_save(model: nn.Module, names: Sequence[str], targets: Sequence[str]) -> list[str]:
+def _modules_named(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The paths that ``modules_to_save`` means."""
     paths = [path for path, _ in model.named_modules() if path]
     inside = tuple(f"{path}." for path in _wrappers(model))
     paths = [path for path in paths if not path.startswith(inside)] if inside else paths
@@ -561,15 +634,20 @@ def _modules_to_save(model: nn.Module, names: Sequence[str], targets: Sequence[s
                 + ", ".join(sorted({path.rpartition(".")[2] for path in paths} - {""}))
             )
         found += [path for path in matching if path not in found]
+    return found
+
+
+def _not_adapted(model: nn.Module, whole: list[str], targets: Sequence[str]) -> list[str]:
+    """The modules that are trained whole, once it is sure that nothing in them carries an update."""
     wrapped = list(_wrappers(model))  # by other adapters
-    for path in found:
+    for path in whole:
         inside_it = [p for p in [*targets, *wrapped] if p.startswith(path + ".")]
         if path in targets or inside_it:
             clash = path if path in targets else inside_it[0]
             raise InputError(
                 f"modules_to_save: {path} is trained whole, so {clash} in it cannot carry an adapter as well"
             )
-    return found
+    return whole
 
 
 def _trained_biases(model: nn.Module, config: LoRAConfig, adapter_name: str) -> dict[str, Tensor]:
@@ -603,11 +681,11 @@ def _show_biases(model: nn.Module, trained: bool) -> None:
     registry.biases_trained = trained
 
 
-def _plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The frozen model's parameters by the paths they have without wrappers."""
+def _plain_parameters(model: nn.Module, tied: bool = False) -> dict[str, nn.Parameter]:
+    """The frozen model's parameters by the paths they have without wrappers; ``tied``: by all their paths."""
     return {
         re.sub(r"\.(base_layer|original)(?=\.)", "", name): parameter
-        for name, parameter in model.named_parameters()
+        for name, parameter in model.named_parameters(remove_duplicate=not tied)
         if ".copies." not in name
     }
 

@@ -25,7 +25,7 @@ from .codes import code_table, dynamic_code, thresholds
 
 ABSMAX_BLOCK = 256  # elements of a block in the second, 8-bit level
 _TINIEST = 1e-38  # what a zero block is divided by
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def quantize_4bit(
     Raises:
         InputError: an empty tensor, another dtype, or a block size that is no positive even number.
     """
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise InputError(f"cannot quantize {tensor.dtype}: convert to float32, float16 or bfloat16 first")
     if tensor.numel() == 0:
         raise InputError(f"cannot quantize an empty tensor of shape {tuple(tensor.shape)}")
@@ -162,11 +162,7 @@ def dequantize_4bit(
             f"packed codes are {packed.dtype} with {packed.numel()} elements, but shape {tuple(state.shape)} "
             f"takes uint8 with {(n + 1) // 2}"
         )
-    if state.absmax.numel() != -(-n // state.blocksize):
-        raise InputError(
-            f"{state.absmax.numel()} absmax values for {n} elements in blocks of {state.blocksize}: "
-            f"{-(-n // state.blocksize)} are needed"
-        )
+    check_state_shapes(state.shape, state.blocksize, state.absmax)
     dtype = dtype or state.dtype
     if fast and nf4_triton.usable(packed, state):
         return nf4_triton.dequantize(packed.reshape(-1), state, dtype).view(state.shape)
@@ -240,8 +236,10 @@ def quantize_blockwise(
         absmax: (blocks,) fp32.
 
     Raises:
-        InputError: an unknown rounding.
+        InputError: an unknown rounding, or a block size that is no positive number.
     """
+    if not isinstance(blocksize, int) or blocksize < 1:
+        raise InputError(f"blocksize={blocksize!r} must be a positive number, such as {ABSMAX_BLOCK}")
     table = dynamic_code().to(tensor.device)
     flat = tensor.reshape(-1).float()
     n = flat.numel()

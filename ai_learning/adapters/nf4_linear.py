@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.linear import PLAIN
+from ..kernels.compile_ops import is_exporting, operation
+from ..kernels.linear import PLAIN, frozen_linear
+from ..kernels.products import mm
 from . import nf4_triton
 from .codes import dynamic_code
 from .linear import FrozenLinear, is_conv1d
@@ -18,6 +20,13 @@ from .nf4 import ABSMAX_BLOCK, QuantState, check_state_shapes, dequantize_4bit, 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PACKED = "weight.quant_state.bitsandbytes__"
 _TENSORS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+
+
+def is_bnb_4bit(module: nn.Module) -> bool:
+    """Whether it is bitsandbytes' Linear4bit."""
+    return any(
+        c.__name__ == "Linear4bit" and c.__module__.startswith("bitsandbytes.") for c in type(module).__mro__
+    )
 
 
 class NF4Linear(nn.Module):
@@ -88,7 +97,18 @@ class NF4Linear(nn.Module):
 
     @classmethod
     def from_bnb(cls, linear: Any) -> "NF4Linear":
-        """Take over a quantized ``bitsandbytes.nn.Linear4bit``."""
+        """Take over a quantized ``bitsandbytes.nn.Linear4bit``.
+
+        Raises:
+            InputError: another kind of layer, or one that has not been quantized yet.
+        """
+        if not is_bnb_4bit(linear):
+            raise InputError(f"{type(linear).__name__} is no bitsandbytes.nn.Linear4bit: use from_linear")
+        if getattr(linear.weight, "quant_state", None) is None:
+            raise InputError(
+                "the Linear4bit is not quantized yet: bitsandbytes does so when it is moved to a device, "
+                "such as linear.to('cpu')"
+            )
         layer = cls._empty(linear.in_features, linear.out_features, compute_dtype=linear.compute_dtype)
         layer.bias = linear.bias
         layer.load_state_dict(linear.state_dict())
@@ -128,6 +148,8 @@ class NF4Linear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out_features, in_features), in the dtype it was quantized from by default."""
+        if torch.compiler.is_compiling() and not is_exporting():
+            return _dense_in_a_graph(*self._told(), dtype or self.state.dtype)
         return dequantize_4bit(self.weight, self.state, dtype=dtype)
 
     @property
@@ -163,21 +185,37 @@ class NF4Linear(nn.Module):
         return x.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) → (..., out_features), in the input's dtype."""
+        """x (..., in_features) → (..., out_features), in the input's dtype.
+
+        Raises:
+            InputError: an input that is no floats.
+        """
+        if not x.is_floating_point():
+            raise InputError(f"a linear layer multiplies floats, not {x.dtype}")
         dtype = self.compute_dtype_for(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         if x.numel() == self.in_features and not torch.is_grad_enabled() and self._fused(x):
             one = nf4_triton.multiply(self.weight, self.state, x.to(dtype).reshape(-1).contiguous(), bias)
             return one.to(x.dtype).view(*x.shape[:-1], -1)
+        if torch.compiler.is_compiling() and not is_exporting():
+            made: Tensor = _in_a_graph(x.to(dtype), bias, *self._told())
+            return made if self.compute_dtype is None else made.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             weight: Callable[[], Tensor] = lambda: self.dequantize(dtype)  # noqa: E731
             y: Tensor = FrozenLinear.apply(x.to(dtype), weight, bias)
         return y if self.compute_dtype is None else y.to(x.dtype)
 
+    def _told(self) -> tuple[Any, ...]:
+        """What an operation in a graph is told of the weight."""
+        state = self.state
+        nested = (state.nested_absmax, state.offset)
+        return self.weight, state.absmax, *nested, state.quant_type, state.blocksize, list(self.shape)
+
     def _fused(self, x: Tensor) -> bool:
         """Whether one token's product can be had without de-quantising the weight."""
         return (
-            self.in_features % 2 == 0
+            not torch.compiler.is_compiling()
+            and self.in_features % 2 == 0
             and x.device == self.weight.device
             and nf4_triton.usable(self.weight, self.state)
         )
@@ -236,7 +274,8 @@ class NF4Linear(nn.Module):
         except (InputError, KeyError, TypeError, ValueError) as error:
             error_msgs.append(f"{prefix}weight is no 4-bit weight of this layer: {error}")
             return
-        device = torch.device("cpu") if self.weight is None else self.weight.device
+        assign = bool(local_metadata and local_metadata.get("assign_to_params_buffers"))
+        device = packed.device if assign or self.weight is None else self.weight.device
         self.weight = nn.Parameter(packed.to(device, copy=True), requires_grad=False)
         self.state = state.to(device)
         self.quant_type, self.blocksize = state.quant_type, state.blocksize
@@ -251,6 +290,8 @@ class NF4Linear(nn.Module):
                     f"size mismatch for {prefix}bias: it has shape {tuple(own['bias'].shape)}, "
                     f"the layer {tuple(self.bias.shape)}"
                 )
+            elif assign:
+                self.bias = nn.Parameter(own["bias"], requires_grad=self.bias.requires_grad)
             else:
                 with torch.no_grad():
                     self.bias.copy_(own["bias"])
@@ -297,3 +338,74 @@ class NF4Linear(nn.Module):
         nested = ", double quantization" if self.compress_statistics else ""
         sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, {self.quant_type}{nested}"
+
+
+# ---- in a graph that torch.compile makes, which calls both passes without looking inside -------------------
+# Looking inside, the compiler would see W made twice of the same codes, make it once, and keep it.
+
+
+def _like_dense(
+    packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, offset: Tensor | None,
+    quant_type: str, blocksize: int, shape: list[int], dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    return packed.new_empty(shape, dtype=dtype)
+
+
+@operation("dense_4bit", _like_dense, devices=("CPU", "CUDA"))
+def _dense_in_a_graph(
+    packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, offset: Tensor | None,
+    quant_type: str, blocksize: int, shape: list[int], dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """What `NF4Linear.dequantize` does."""
+    rows, columns = shape
+    state = QuantState(absmax, (rows, columns), dtype, blocksize, quant_type, offset, nested_absmax)
+    return dequantize_4bit(packed, state)
+
+
+def _like_output(
+    x: Tensor, bias: Tensor | None, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None,
+    offset: Tensor | None, quant_type: str, blocksize: int, shape: list[int],
+) -> Tensor:  # fmt: skip
+    return x.new_empty(*x.shape[:-1], shape[0])
+
+
+@operation("linear_4bit", _like_output, devices=("CPU", "CUDA"))
+def _in_a_graph(
+    x: Tensor, bias: Tensor | None, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None,
+    offset: Tensor | None, quant_type: str, blocksize: int, shape: list[int],
+) -> Tensor:  # fmt: skip
+    """What `NF4Linear.forward` does: x (..., in) → (..., out)."""
+    W = _dense_in_a_graph(packed, absmax, nested_absmax, offset, quant_type, blocksize, shape, x.dtype)
+    return frozen_linear(x, W, bias)
+
+
+def _like_gradient(
+    grad: Tensor, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, offset: Tensor | None,
+    quant_type: str, blocksize: int, shape: list[int],
+) -> Tensor:  # fmt: skip
+    return grad.new_empty(*grad.shape[:-1], shape[1])
+
+
+@operation("linear_4bit_gradient", _like_gradient, devices=("CPU", "CUDA"))
+def _gradient_in_a_graph(
+    grad: Tensor, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, offset: Tensor | None,
+    quant_type: str, blocksize: int, shape: list[int],
+) -> Tensor:  # fmt: skip
+    """The gradient of x (..., in) from the output's (..., out)."""
+    W = _dense_in_a_graph(packed, absmax, nested_absmax, offset, quant_type, blocksize, shape, grad.dtype)
+    return mm(grad.reshape(-1, grad.shape[-1]), W).view(*grad.shape[:-1], -1)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, _, packed, absmax, nested_absmax, offset, *ctx.how = inputs
+    ctx.save_for_backward(packed, absmax, nested_absmax, offset)
+
+
+def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs_x, needs_bias, *_ = ctx.needs_input_grad
+    d_x = _gradient_in_a_graph(grad, *ctx.saved_tensors, *ctx.how) if needs_x else None
+    d_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needs_bias else None
+    return d_x, d_bias, *[None] * 7
+
+
+torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

@@ -1,14 +1,12 @@
 """PEFT's file format, both ways: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-Files are written with the names that a model has in transformers, so that PEFT opens them there, and read
-from such files. Our GPT and transformers' GPT-2 differ in two ways, which are seen from the module itself:
-its blocks lie under ``transformer.`` there, and its linear layers are `Conv1D` there, with the weight stored
-(in, out). Any other module keeps its own names.
+Files are written with the names that a model has in transformers (`peft_names`), so that PEFT opens them
+there, and read from such files.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import atomic_path, write_text
-from .config import LoRAConfig, anchored, exactly, find_targets, is_named
+from .config import LoRAConfig, anchored, by_pattern, exactly, find_targets, is_named
 from .layers import Adapter, LoRALayer, SavedModule
 from .linear import is_conv1d
 from .lora import (
     DEFAULT,
     _adapter_tensors,
+    _as_it_was_on_error,
+    _modules_named,
+    _plain_parameters,
     _registry,
     _wrappers,
     adapter_config,
@@ -38,10 +39,9 @@ from .lora import (
     lora_state_dict,
     set_adapter,
 )
+from .peft_names import LORA_KEY, PREFIX, Names, names_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
 # Options that change what an adapter computes; an adapter that uses one is refused rather than read wrongly.
 _UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -66,31 +66,27 @@ _CHANGES_BASE = (
 )  # initialisations that edit the frozen weights
 
 
-class _Names:
-    """Translates paths between a module and the same model in transformers."""
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    "lora_alpha": ("a number", lambda v: isinstance(v, int | float)),
+    "lora_dropout": ("a number", lambda v: isinstance(v, int | float)),
+    "target_modules": ("a text or a list of texts", lambda v: isinstance(v, str) or _are_texts(v)),
+    "modules_to_save": ("a list of texts", lambda v: _are_texts(v)),
+    "alpha_pattern": ("numbers by pattern", lambda v: _are_numbers_by_pattern(v)),
+    "rank_pattern": ("numbers by pattern", lambda v: _are_numbers_by_pattern(v)),
+}
+"""what a config's values must be"""
 
-    def __init__(self, model: nn.Module) -> None:
-        children = {name for name, _ in model.named_children()}
-        self.is_gpt = {"wte", "wpe", "h", "ln_f"} <= children and "transformer" not in children
-        # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks: names stay as
-        # they are.
-        self.is_gpt = self.is_gpt and not any(is_conv1d(module) for module in model.modules())
 
-    def there(self, path: str) -> str:
-        """A path of this module → in transformers."""
-        return f"transformer.{path}" if self.is_gpt and not path.startswith("lm_head") else path
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
-    def here(self, path: str) -> str:
-        """A path in transformers → of this module."""
-        return path.removeprefix("transformer.") if self.is_gpt else path
 
-    def is_transposed(self, path: str) -> bool:
-        """Whether ``path`` is a linear weight stored the other way round there."""
-        return self.is_gpt and re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", path) is not None
-
-    def tensor(self, path: str, tensor: Tensor) -> Tensor:
-        """A weight of one side in the layout of the other."""
-        return tensor.t() if self.is_transposed(path) else tensor
+def _are_numbers_by_pattern(value: Any) -> bool:
+    try:
+        return all(re.compile(key) and isinstance(number, int | float) for key, number in value.items())
+    except (AttributeError, re.error):
+        return False
 
 
 def save_peft(
@@ -99,7 +95,7 @@ def save_peft(
     adapter_name: str = DEFAULT,
     *,
     base_model: str | None = None,
-    task_type: str | None = "CAUSAL_LM",
+    task_type: str | None = "auto",
 ) -> None:
     """Write an adapter as PEFT does: ``PeftModel.from_pretrained(transformers_model, folder)`` opens it.
 
@@ -108,12 +104,16 @@ def save_peft(
         folder: made if need be; each file is replaced atomically.
         adapter_name: which adapter.
         base_model: name or folder of the frozen model, noted in the config.
-        task_type: noted in the config.
+        task_type: noted in the config; ``"auto"`` is what `load_peft` found, or ``CAUSAL_LM`` where the model
+            has an ``lm_head`` or writes text (as transformers has it), or none.
 
     Raises:
         InputError: an unknown adapter.
     """
-    config, names = adapter_config(model, adapter_name), _Names(model)
+    config, names = adapter_config(model, adapter_name), names_of(model)
+    if task_type == "auto":
+        writes = hasattr(model, "lm_head") or hasattr(model, "prepare_inputs_for_generation")
+        task_type = _registry(model).task_types.get(adapter_name, "CAUSAL_LM" if writes else None)
     layers = {
         p: m for p, m in _wrappers(model).items() if isinstance(m, LoRALayer) and adapter_name in m.adapters
     }
@@ -122,15 +122,16 @@ def save_peft(
         path, _, name = key.rpartition(".")
         if path in layers and name == "bias":  # a trained bias of a layer that PEFT, too, has wrapped
             key = f"{path}.base_layer.{name}"
-        state[_PREFIX + names.there(key)] = names.tensor(key, tensor).clone(
+        state[PREFIX + names.there(key)] = names.tensor(key, tensor).clone(
             memory_format=torch.contiguous_format
         )
+    state = names.parted(state)
     folder = Path(folder)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
-    transposed = names.is_gpt and any(names.is_transposed(f"{path}.weight") for path in layers)
+    transposed = any(names.is_transposed(f"{path}.weight") for path in layers)
     text = {
-        "alpha_pattern": _patterns_there(config.alpha_pattern, names),
+        "alpha_pattern": _patterns_there(config.alpha_pattern, layers, names),
         "base_model_name_or_path": base_model,
         "bias": config.bias,
         "fan_in_fan_out": transposed or any(is_conv1d(layer.base_layer) for layer in layers.values()),
@@ -138,10 +139,10 @@ def save_peft(
         "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
-        "modules_to_save": list(config.modules_to_save) or None,
+        "modules_to_save": _saved_there(model, config.modules_to_save, names) or None,
         "peft_type": "LORA",
         "r": config.r,
-        "rank_pattern": _patterns_there(config.rank_pattern, names),
+        "rank_pattern": _patterns_there(config.rank_pattern, layers, names),
         "target_modules": _target_names(model, config, list(layers), names),
         "task_type": task_type,
         "use_dora": config.use_dora,
@@ -173,28 +174,29 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
     swapped = _swap_known(model, folder, adapter_name)
     if swapped is not None:
         return swapped
-    names = _Names(model)
-    text = _read_config(folder)
-    weights = _read_weights(folder)
+    names = names_of(model)
+    weights, text = names.joined(_read_weights(folder), _read_config(folder))
     state, paths, foreign = _translate(weights, names)
     config = _config_here(text, model, state, paths, names)
+    foreign |= _take_frozen(model, config, state)
     _check_foreign_bases(model, foreign, folder)
-    if adapter_name in adapter_names(model) and _swap(model, adapter_name, config, state):
-        _remember(model, folder, adapter_name, names)
-        return config
-    known = lora_candidates(model)
-    for path in paths:
-        if path not in known:
-            raise InputError(f"{folder}: the adapter has weights for {path!r}, which the model does not have")
-    _check_shapes(model, config, state, known, folder)
-    if adapter_name in adapter_names(model):
-        delete_adapter(model, adapter_name)
-    inject_lora(model, config, adapter_name)
-    try:
-        load_lora_state_dict(model, state, adapter_name)
-    except InputError as error:
-        delete_adapter(model, adapter_name)
-        raise InputError(f"{folder}: {error}") from None
+    if not (adapter_name in adapter_names(model) and _swap(model, adapter_name, config, state)):
+        known = lora_candidates(model)
+        for path in paths:
+            if path not in known:
+                raise InputError(
+                    f"{folder}: the adapter has weights for {path!r}, which the model does not have"
+                )
+        _check_shapes(config, state, known, folder)
+        with _as_it_was_on_error(model):
+            if adapter_name in adapter_names(model):
+                delete_adapter(model, adapter_name)
+            inject_lora(model, config, adapter_name)
+            try:
+                load_lora_state_dict(model, state, adapter_name)
+            except InputError as error:
+                raise InputError(f"{folder}: {error}") from None
+    _registry(model).task_types[adapter_name] = text.get("task_type")
     _remember(model, folder, adapter_name, names)
     return config
 
@@ -202,22 +204,30 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: _Names) -> list[str] | str:
+def _target_names(model: nn.Module, config: LoRAConfig, paths: list[str], names: Names) -> list[str] | str:
     """What means exactly these layers to PEFT: short names where they suffice, else paths, or a pattern."""
     narrowed = config.exclude_modules or config.layers_to_transform is not None
-    if not isinstance(config.target_modules, str) and not narrowed:
+    wanted = [there for path in paths for there in names.layers_there(path)]
+    known = {there: layer for p, layer in lora_candidates(model).items() for there in names.layers_there(p)}
+    if type(names) is Names and not isinstance(config.target_modules, str) and not narrowed:
         return sorted(config.target_modules)
-    short = sorted({path.rpartition(".")[2] for path in paths})
-    if set(find_targets(lora_candidates(model), short, set())) == set(paths):
+    short = sorted({path.rpartition(".")[2] for path in wanted})
+    if set(find_targets(known, short, set())) == set(wanted):
         return short
-    there = [names.there(path) for path in paths]
-    if isinstance(exactly(paths, lora_candidates(model)), list):
-        return there
-    return f"({'|'.join(map(re.escape, there))})"
+    if isinstance(exactly(wanted, known), list):
+        return wanted
+    return f"({'|'.join(map(re.escape, wanted))})"
 
 
-def _patterns_there(patterns: Mapping[str, Any], names: _Names) -> dict[str, Any]:
-    """Those that are anchored begin where paths begin there."""
+def _patterns_there(patterns: Mapping[str, Any], paths: Iterable[str], names: Names) -> dict[str, Any]:
+    """The same for the layers there: those that are anchored begin where paths begin there."""
+    if any(names.layers_there(path)[0].rpartition(".")[2] != path.rpartition(".")[2] for path in paths):
+        return {  # other names: layer by layer
+            anchored(there): value
+            for path in paths
+            if (value := by_pattern(patterns, path, None)) is not None
+            for there in names.layers_there(path)
+        }
     begin = re.escape(names.there(""))
     return {
         f"^{begin}{p[1:]}" if p.startswith("^") and not p.startswith("^lm_head") else p: value
@@ -239,6 +249,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(text, dict) or text.get("peft_type") != "LORA":
         kind = text.get("peft_type") if isinstance(text, dict) else None
         raise InputError(f"{path} describes peft_type={kind!r}; only LORA is supported")
+    for name, (kind, is_it) in _KINDS.items():
+        if text.get(name) is not None and not is_it(text[name]):
+            raise InputError(f"{path}: {name}={text[name]!r} must be {kind}")
     used = [name for name in _UNSUPPORTED if text.get(name)]
     if used:
         raise InputError(f"{path} uses {', '.join(used)}, which is not supported here")
@@ -254,31 +267,46 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path, pickled = folder / WEIGHTS_FILE, folder / "adapter_model.bin"
     try:
-        if not path.is_file() and pickled.is_file():
-            loaded: dict[str, Tensor] = torch.load(pickled, weights_only=True, map_location="cpu")
-            return loaded
-        return load_file(path)
+        if path.is_file() or not pickled.is_file():
+            return load_file(path)
     except FileNotFoundError:
         raise InputError(f"no {WEIGHTS_FILE} in {folder}: it is not a folder that PEFT saved") from None
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is damaged or no safetensors file ({error})") from None
+    try:
+        loaded = torch.load(pickled, weights_only=True, map_location="cpu")
+    except Exception as error:  # a pickle can fail in any way; weights_only runs nothing of it
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{pickled} is damaged, or holds more than tensors ({reason})") from None
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise InputError(f"{pickled} must hold tensors by name, not {type(loaded).__name__}")
+    return loaded
 
 
 def _translate(
-    weights: Mapping[str, Tensor], names: _Names
+    weights: Mapping[str, Tensor], names: Names
 ) -> tuple[dict[str, Tensor], list[str], dict[str, Tensor]]:
     """PEFT's state → (ours, paths of the adapted layers, frozen weights that came along)."""
     state: dict[str, Tensor] = {}
     foreign: dict[str, Tensor] = {}
     paths: list[str] = []
     for key, tensor in weights.items():
-        if not key.startswith(_PREFIX):
+        if not key.startswith(PREFIX):
             raise InputError(
-                f"the adapter's weight {key!r} does not begin with {_PREFIX!r}: not PEFT's format"
+                f"the adapter's weight {key!r} does not begin with {PREFIX!r}: not PEFT's format"
             )
-        here = names.here(key.removeprefix(_PREFIX))
-        match = _LORA_KEY.match(here)
+        plain = key.removeprefix(PREFIX)
+        if ".original_module." in plain:  # of a module that was trained whole: never used
+            continue
+        if ".modules_to_save." in plain:  # bias="all" sees the trained module's bias twice
+            plain = plain.replace(".modules_to_save.", ".")
+            if f"{PREFIX}{plain}" in weights:
+                continue
+        here = names.here(plain)
+        match = LORA_KEY.match(here)
         if match:
+            if not tensor.is_floating_point():
+                raise InputError(f"the adapter's weight {key!r} is {tensor.dtype}: adapters hold floats")
             if match[1] not in paths:
                 paths.append(match[1])
             state[here] = tensor
@@ -294,16 +322,15 @@ def _translate(
 
 
 def _config_here(
-    text: Mapping[str, Any], model: nn.Module, state: dict[str, Tensor], paths: list[str], names: _Names
+    text: Mapping[str, Any], model: nn.Module, state: dict[str, Tensor], paths: list[str], names: Names
 ) -> LoRAConfig:
     """PEFT's config as a `LoRAConfig` that means exactly the layers in the file."""
-    r = int(text.get("r", 8))
-    alpha = text.get("lora_alpha", 8)
+    r, alpha = (8 if text.get(name) is None else text[name] for name in ("r", "lora_alpha"))
     ranks, alphas = {}, {}
     for path in paths:
         A = state.get(f"{path}.lora_A.weight", state.get(f"{path}.lora_embedding_A"))
-        if A is None:
-            raise InputError(f"the adapter's file has no lora_A for {path!r}: it is incomplete")
+        if A is None or A.dim() != 2:
+            raise InputError(f"the adapter's file has no matrix lora_A for {path!r}: it is incomplete")
         if A.shape[0] != r:
             ranks[anchored(path)] = int(A.shape[0])
         for pattern, value in (text.get("alpha_pattern") or {}).items():
@@ -326,24 +353,62 @@ def _config_here(
         use_rslora=bool(text.get("use_rslora")),
         use_dora=bool(text.get("use_dora")),
         bias=text.get("bias") or "none",
-        modules_to_save=tuple(text.get("modules_to_save") or ()),
+        # PEFT's task types name heads of several architectures: those that this one lacks mean nothing.
+        modules_to_save=_saved_here(model, text.get("modules_to_save") or (), names),
         init="gaussian" if text.get("init_lora_weights") == "gaussian" else "kaiming",
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
 
 
+def _saved_there(model: nn.Module, saved: Sequence[str], names: Names) -> list[str]:
+    """``modules_to_save`` in transformers' words."""
+    found: list[str] = []
+    for name in saved:
+        for path in _modules_named(model, [name]):
+            for there in names.layers_there(path):
+                # Under another name in full: to PEFT "norm" means input_layernorm, too.
+                last = there.rpartition(".")[2]
+                word = last if name == last else there
+                found += [word] * (word not in found)
+    return found
+
+
+def _saved_here(model: nn.Module, saved: Sequence[str], names: Names) -> tuple[str, ...]:
+    """``modules_to_save`` of a file in this module's words; heads that it does not have mean nothing."""
+    found: list[str] = []
+    for name in saved:
+        for path, _ in model.named_modules():
+            if any(is_named(there, name) for there in names.layers_there(path)):
+                here = path if "." in name else path.rpartition(".")[2]
+                found += [here] * (here not in found)
+    return tuple(found)
+
+
+def _take_frozen(model: nn.Module, config: LoRAConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take out of ``state`` what the adapter has not trained: embeddings that PEFT saved beside it, and the
+    second name of a tied bias."""
+    plain = _plain_parameters(model, tied=True)
+    whole = tuple(f"{path}." for path in _modules_named(model, config.modules_to_save))
+    frozen: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for key in [key for key in state if LORA_KEY.match(key) is None and key in plain]:
+        if key.startswith(whole) if whole else False:
+            continue
+        if config.bias != "none" and key.endswith("bias"):
+            if first.setdefault(id(plain[key]), key) != key:
+                del state[key]
+        else:
+            frozen[key] = state.pop(key)
+    return frozen
+
+
 def _check_foreign_bases(model: nn.Module, foreign: Mapping[str, Tensor], folder: Path) -> None:
     """PEFT saves the whole frozen layer of an adapted output head: it must be the one we have."""
-    candidates = lora_candidates(model)
+    plain = _plain_parameters(model, tied=True)
     for key, tensor in foreign.items():
-        path, _, name = key.rpartition(".")
-        own = getattr(candidates.get(path), name, None)
-        if (
-            not isinstance(own, Tensor)
-            or own.shape != tensor.shape
-            or not torch.equal(own.cpu(), tensor.to(own.dtype))
-        ):
+        own = plain.get(key)
+        if own is None or own.shape != tensor.shape or not torch.equal(own.cpu(), tensor.to(own.dtype)):
             raise InputError(
                 f"{folder} brings its own frozen {key}, which differs from the model's: "
                 "it was trained on another model (or a resized vocabulary)"
@@ -351,30 +416,26 @@ def _check_foreign_bases(model: nn.Module, foreign: Mapping[str, Tensor], folder
 
 
 def _check_shapes(
-    model: nn.Module,
-    config: LoRAConfig,
-    state: Mapping[str, Tensor],
-    known: Mapping[str, nn.Module],
-    folder: Path,
+    config: LoRAConfig, state: Mapping[str, Tensor], known: Mapping[str, nn.Module], folder: Path
 ) -> None:
     """Fail before anything is touched when a matrix does not fit its layer."""
     for key, tensor in state.items():
-        match = _LORA_KEY.match(key)
+        match = LORA_KEY.match(key)
         if match is None:
             continue
-        layer = LoRALayer(known[match[1]], match[1])
-        width = {"A": layer.in_features, "B": layer.out_features}.get(
-            match[2].removeprefix("lora_embedding_")[:6][-1]
-        )
-        if match[2].startswith("lora_embedding"):
-            width = layer.in_features if match[2].endswith("A") else layer.out_features
-        axis = 1 if "_A" in match[2] else 0
-        if match[2] == "lora_magnitude_vector":
-            width = layer.out_features
-        if tensor.shape[axis] != width:
+        layer, r = LoRALayer(known[match[1]], match[1]), config.rank(match[1])
+        A, B = (r, layer.in_features), (layer.out_features, r)
+        fitting: dict[str, tuple[int, ...]] = {
+            "lora_A.weight": A,
+            "lora_embedding_A": A,
+            "lora_B.weight": B,
+            "lora_embedding_B": B,
+            "lora_magnitude_vector": B[:1],
+        }
+        if tensor.shape != fitting[match[2]]:
             raise InputError(
                 f"{folder}: {key} has shape {tuple(tensor.shape)}, but {match[1]} is {layer.in_features} → "
-                f"{layer.out_features} wide"
+                f"{layer.out_features} wide, and r={r}"
             )
 
 
@@ -384,6 +445,11 @@ def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, T
     own = lora_state_dict(model, name)
     wrappers = _wrappers(model)
     merged = any(layer.merged for layer in wrappers.values())
+    before = adapter_config(model, name)
+    if any(getattr(before, field) != getattr(config, field) for field in ("use_dora", "bias")):
+        return False
+    if set(before.modules_to_save) != set(config.modules_to_save):
+        return False
     if merged or own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
         return False
     for key, tensor in own.items():
@@ -416,7 +482,7 @@ class _Swap:
 _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
+def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
     """Note how the file just loaded was laid out: the next like it is copied without being interpreted."""
     swaps = _registry(model).swaps
     swaps.pop(name, None)
@@ -435,11 +501,11 @@ def _remember(model: nn.Module, folder: Path, name: str, names: _Names) -> None:
     for key, entry in json.loads(header).items():
         if key == "__metadata__":
             continue
-        here = names.here(key.removeprefix(_PREFIX))
+        here = names.here(key.removeprefix(PREFIX))
         target = own.get(here.replace(".base_layer.bias", ".bias"))
         if target is None or entry["dtype"] not in _SAFETENSORS:
             return  # frozen weights come along: those are checked each time
-        flip = _LORA_KEY.match(here) is None and names.is_transposed(here)
+        flip = LORA_KEY.match(here) is None and names.is_transposed(here)
         pieces.append(
             (
                 *places[id(target)],

@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from .config import ALL_LINEAR, LoRAConfig, find_targets
 from .layers import LoRALayer, weight_of
-from .lora import DEFAULT, _heads, _put, inject_lora, lora_candidates
-from .nf4_linear import NF4Linear
+from .lora import DEFAULT, _heads, _modules_named, _plan, _put, inject_lora, lora_candidates
+from .nf4 import FLOATS
+from .nf4_linear import NF4Linear, is_bnb_4bit
 
 
 def quantize_linears(
@@ -23,8 +24,9 @@ def quantize_linears(
     compress_statistics: bool = True,
     blocksize: int = 64,
     compute_dtype: torch.dtype | None = None,
+    skip_modules: Sequence[str] = (),
 ) -> list[str]:
-    """Replace linear layers by `NF4Linear`, in place.
+    """Replace linear layers by `NF4Linear`, in place; bitsandbytes' Linear4bit are taken over as they are.
 
     Args:
         model: any module.
@@ -33,13 +35,14 @@ def quantize_linears(
         compress_statistics: double quantization.
         blocksize: elements of a block.
         compute_dtype: of the products; the input's dtype when ``None``.
+        skip_modules: names of modules that are left as they are, with all in them.
 
     Returns:
         The paths of the layers that were replaced.
 
     Raises:
-        InputError: a pattern that matches nothing, adapters that are on already, or a layer whose weight is
-            shared.
+        InputError: a pattern that matches nothing, adapters that are on already, or a layer that cannot be
+            quantized (its weight is shared, or no matrix of 16 or 32 bit floats). Nothing is changed then.
     """
     if any(isinstance(module, LoRALayer) for module in model.modules()):
         raise InputError("the model has adapters already: quantize first, then inject_lora")
@@ -48,15 +51,28 @@ def quantize_linears(
         for path, module in lora_candidates(model).items()
         if not isinstance(module, NF4Linear | nn.Embedding)
     }
-    heads = _heads(model)
-    paths = find_targets(candidates, target_modules, heads)
+    whole = _modules_named(model, skip_modules)
+    heads = _heads(model) | {p for p in candidates if any(f"{p}.".startswith(f"{w}.") for w in whole)}
+    try:
+        paths = find_targets(candidates, target_modules, heads)
+    except InputError as error:
+        done = any(isinstance(module, NF4Linear) for module in model.modules())
+        raise InputError(f"{error}{'; others are in 4 bits already' if done else ''}") from None
     for path in paths:
         weight = weight_of(candidates[path])
+        if not is_bnb_4bit(candidates[path]) and (weight.dim() != 2 or weight.dtype not in FLOATS):
+            raise InputError(
+                f"{path} has a {weight.dtype} weight of shape {tuple(weight.shape)}, which cannot be "
+                "quantized: leave it out"
+            )
         if sum(weight is p for _, p in model.named_parameters(remove_duplicate=False)) > 1:
             raise InputError(
                 f"{path} shares its weight with another layer, so it cannot be quantized; leave it out"
             )
     for path in paths:
+        if is_bnb_4bit(candidates[path]):
+            _put(model, path, NF4Linear.from_bnb(candidates[path]))
+            continue
         layer = NF4Linear.from_linear(
             candidates[path],
             quant_type=quant_type,
@@ -98,8 +114,11 @@ def prepare_qlora(
     Raises:
         InputError: see `quantize_linears` and `inject_lora`.
     """
+    config = config or LoRAConfig()
+    _plan(model, config)  # what is wrong with it shows before anything is quantized
     quantize_linears(
         model,
+        skip_modules=config.modules_to_save,
         quant_type=quant_type,
         compress_statistics=compress_statistics,
         blocksize=blocksize,
@@ -162,7 +181,8 @@ def make_optimizer(
     Raises:
         InputError: an unknown name, a paged one without a GPU, or the library it comes from is not installed.
     """
-    chosen = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
+    chosen = [p[1] if isinstance(p, tuple) else p for p in parameters]  # named_parameters() will do as well
+    chosen = [p for p in chosen if isinstance(p, dict) or p.requires_grad]
     if name == "adamw":
         return torch.optim.AdamW(chosen, lr=lr, **settings)
     if name not in OPTIMIZERS:

@@ -100,19 +100,33 @@ def tokenizer_by_name(name: str) -> Tokenizer:
 def open_language_model(
     checkpoint: str, tokenizer: str | None = None, device: "torch.device | str" = "cpu"
 ) -> "tuple[GPT, Tokenizer, dict[str, Any]]":
-    """``open_model``, with the tokenizer of that name in place of its own.
+    """``open_model``, with the tokenizer of that name where its own is not beside it.
 
     Raises:
-        InputError: no tokenizer, neither its own nor another.
+        InputError: no tokenizer, neither its own nor another, or another than its own.
     """
     from ..checkpoint import open_model  # brings torch, which not every command needs
 
-    model, found, beside = open_model(checkpoint, device)
-    if tokenizer is not None:
-        found = tokenizer_by_name(tokenizer)
+    given = None if tokenizer is None else tokenizer_by_name(tokenizer)
+    model, found, beside = open_model(checkpoint, device, tokenizer=given)
     if found is None:
         raise InputError(f"{checkpoint} names no tokenizer: give one with --tokenizer")
     return model, found, beside
+
+
+def check_out_file(path: Path | None) -> None:
+    """Refuse, before any work is done, a path that no file can be written to.
+
+    Raises:
+        InputError: it is a folder, or stands below a file.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder: give the name of a file")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {path} cannot be written: {above} is no folder")
 
 
 def read_tokens(source: str, tokenizer: Tokenizer) -> np.ndarray | Shards:

@@ -28,8 +28,6 @@ class Prepare:
     """the token file; with --shard-tokens a folder"""
 
     def __post_init__(self) -> None:
-        if self.shard_tokens is None and self.out.is_dir():  # found out at the end otherwise
-            raise ValueError(f"out={self.out} is a folder: name a file, e.g. {self.out / 'data.tokens'}")
         if self.shard_tokens is not None and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out={self.out} is a file: with --shard-tokens name a folder")
 
@@ -53,8 +51,9 @@ def _prepare(options: Prepare) -> None:
     from ..text import read_texts, source_files
     from ..token_file import TokenFileWriter
     from ..tokenizers import BPETokenizer
-    from .common import tokenizer_by_name
+    from .common import check_out_file, tokenizer_by_name
 
+    check_out_file(options.out if options.shard_tokens is None else None)
     tokenizer = tokenizer_by_name(options.tokenizer)
     source = Path(options.data)
     if isinstance(tokenizer, BPETokenizer) and (source.is_file() or source.is_dir()):

@@ -18,6 +18,7 @@ from ..evaluate import score_tokens
 from ..files import atomic_path, write_text
 from ..finetune import TaskData
 from ..generate import generate_text
+from ..loss import bits_per_byte
 from ..model import GPT
 from ..presets import preset
 from ..run_folder import RunFolder, read_metrics
@@ -198,7 +199,7 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
     report.table(
         ["text", "nats a byte", "bits a byte"],
         [
-            ["held-out source of the standard library", f"{best:.3f}", f"{best / 0.6931471805599453:.3f}"],
+            ["held-out source of the standard library", f"{best:.3f}", f"{bits_per_byte(best, 1):.3f}"],
             ["language reference (prose it never saw)", f"{score.loss:.3f}", f"{score.bits_per_byte:.3f}"],
             ["a guess among 256 bytes", "5.545", "8.000"],
         ],

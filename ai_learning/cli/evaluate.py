@@ -8,17 +8,25 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ..checkpoint import build_model, load_checkpoint, open_tokenizer
+from ..checkpoint import build_model, check_tokenizer, load_checkpoint, open_tokenizer
 from ..device import pick_device
 from ..errors import InputError
-from ..evaluate import score_tokens
+from ..evaluate import check_stride, score_tokens
 from ..files import write_text
 from ..finetune import TaskBatches, read_examples, task_metrics
 from ..int8 import quantize_int8
 from ..model.heads import TaskModel, TaskTokens
 from ..multiple_choice import evaluate_questions, read_questions
 from ..tokenizers import Tokenizer
-from .common import DEMO_MODEL, console, open_language_model, parse, read_tokens, tokenizer_by_name
+from .common import (
+    DEMO_MODEL,
+    check_out_file,
+    console,
+    open_language_model,
+    parse,
+    read_tokens,
+    tokenizer_by_name,
+)
 from .finetune import load_task
 
 
@@ -46,7 +54,7 @@ class Evaluate:
     seed: int | None = None
     """of the split into training and held-out examples; the checkpoint's own when left out"""
     tokenizer: str | None = None
-    """bytes or a folder, where the checkpoint names none"""
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     out: Path | None = None
@@ -57,11 +65,16 @@ class Evaluate:
             raise ValueError(
                 f"max_tokens={self.max_tokens} must not be negative, batch_size={self.batch_size} at least 1"
             )
+        if self.limit < 0:
+            raise ValueError(f"limit={self.limit} must not be negative; 0 asks all questions")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"stride={self.stride} must be at least 1")
 
 
 def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Evaluate, args, "evaluate")
+    check_out_file(options.out)
     device = pick_device(options.device)
     figures: dict[str, float]
     if (task_checkpoint := _task_checkpoint(options, device)) is not None:
@@ -73,11 +86,11 @@ def main(args: list[str]) -> None:
                 )
         model = build_model(task_checkpoint).to(device)
         assert isinstance(model, TaskModel)
-        tokenizer = (
-            open_tokenizer(task_checkpoint, options.checkpoint)
-            if options.tokenizer is None
-            else tokenizer_by_name(options.tokenizer)
-        )
+        if options.tokenizer is None:
+            tokenizer = open_tokenizer(task_checkpoint, options.checkpoint)
+        else:
+            tokenizer, own = tokenizer_by_name(options.tokenizer), task_checkpoint.get("tokenizer")
+            check_tokenizer(tokenizer, options.checkpoint, model.config.gpt.vocab_size, own)
         figures = _score_task(model, task_checkpoint, tokenizer, options)
     else:
         figures = _score_language(options, device)
@@ -102,6 +115,7 @@ def _score_language(options: Evaluate, device: torch.device) -> dict[str, float]
     model, tokenizer, _ = open_language_model(options.checkpoint, options.tokenizer, device)
     if options.int8:
         quantize_int8(model)
+    check_stride(options.stride, model.config.block_size)  # reading the text may take long
     if options.task is not None:
         questions = read_questions(options.task, options.data, options.limit)
         return evaluate_questions(model, tokenizer, questions)

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..model import GPT
 from ..pretrained import save_pretrained
 from ..pretrained.card import write_card
-from ..pretrained.hub import push_folder
+from ..pretrained.hub import check_name, push_folder
 from ..tokenizers import Tokenizer
 from .common import console, parse, tokenizer_by_name
 
@@ -34,7 +34,7 @@ class Export:
     dtype: str | None = None
     """float32, bfloat16 or float16; the model's own when left out"""
     tokenizer: str | None = None
-    """bytes or a folder, where the checkpoint names none"""
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     push: str | None = None
     """user/name: put the folder on the hub, too"""
     private: bool = False
@@ -53,6 +53,8 @@ class Export:
             raise ValueError(
                 "--adapter needs --merge: one that is not merged stays the PEFT folder that it is"
             )
+        if self.push is not None:
+            check_name(self.push)
 
 
 def main(args: list[str]) -> None:
@@ -62,14 +64,13 @@ def main(args: list[str]) -> None:
     options = parse(Export, args, "export")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise InputError(f"{options.out} is not an empty folder: choose another --out")
-    model, tokenizer, found = open_model(options.checkpoint, revision=options.revision)
+    given = None if options.tokenizer is None else tokenizer_by_name(options.tokenizer)
+    model, tokenizer, found = open_model(options.checkpoint, revision=options.revision, tokenizer=given)
     own = is_adapter(found)  # opened, it is merged into its base
     if own and (not options.merge or options.adapter is not None):
         raise InputError(f"{options.checkpoint} is an adapter: give --merge, and no other --adapter")
     if options.merge and not own and options.adapter is None:
         raise InputError(f"--merge needs --adapter: {options.checkpoint} is a whole model")
-    if options.tokenizer is not None:
-        tokenizer = tokenizer_by_name(options.tokenizer)
     if options.adapter is not None:
         load_peft(model, options.adapter)
         eject_lora(model, merge=True, untie=True)

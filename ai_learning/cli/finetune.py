@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..checkpoint import load_gpt, open_tokenizer, tokenizer_reference
+from ..checkpoint import tokenizer_reference
 from ..errors import InputError
 from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss, task_metrics
 from ..memory import give_back_freed_memory
@@ -18,7 +18,7 @@ from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
 from ..run_folder import read_options
 from ..train import TrainConfig, TrainResult, train
-from .common import DEMO_MODEL, TrainingProgress, console, flag, parse, warn_of_warmup
+from .common import DEMO_MODEL, TrainingProgress, console, flag, open_language_model, parse, warn_of_warmup
 from .pretrain import loss_plot
 
 
@@ -32,7 +32,7 @@ class Finetune:
     method: Literal["head", "full", "lora", "qlora"] = "head"
     """head: a task head on all weights; full, lora, qlora: instruction data"""
     checkpoint: Path = Path(DEMO_MODEL)
-    """the pre-trained model"""
+    """the pre-trained model: a .pt file, a folder of Hugging Face's, or a name on the hub"""
     data: str = "builtin:packages"
     """builtin:packages (which package of the standard library is this snippet from?) or a JSONL file"""
     task: Literal["classification", "entailment", "similarity", "multiple_choice"] = "classification"
@@ -43,6 +43,8 @@ class Finetune:
     """go on with the run in --out, with its own options"""
     from_scratch: bool = False
     """start from random weights of the same shape: what pre-training is worth"""
+    tokenizer: str | None = None
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     held_out: float = 0.1
     """share of a JSONL file's rows to evaluate on"""
     lm_coef: float = 0.5
@@ -100,8 +102,13 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
     if options.train.checkpoint_activations:
         give_back_freed_memory()
     warn_of_warmup(options.train)
-    gpt, checkpoint = load_gpt(options.checkpoint)
-    tokenizer = open_tokenizer(checkpoint, options.checkpoint)
+    gpt, tokenizer, _ = open_language_model(str(options.checkpoint), options.tokenizer)
+    if tokenizer.vocab_size > gpt.config.vocab_size:  # its last ids would be taken for the task's tokens
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, {options.checkpoint} only "
+            f"{gpt.config.vocab_size:,}: give the one it was trained with"
+        )
+    gpt.float()  # as the head; small steps would be lost in 16 bits
     data = load_task(options.data, options.task, options.held_out, options.train.seed)
     torch.manual_seed(options.train.seed)
     if options.from_scratch:

@@ -14,14 +14,14 @@ from ..checkpoint import open_model
 from ..device import pick_device
 from ..errors import InputError
 from ..files import write_text
-from ..generate import Sampling, decode_stream, stream
+from ..generate import Sampling, check_seed, decode_stream, seed_of_sample, stream
 from ..int8 import quantize_int8
 from ..model import GPT
 from ..sft import Example, Message, encode_prompt, template_of
-from ..speculative import Acceptance, speculative_stream
+from ..speculative import Acceptance, check_draft, speculative_stream
 from ..text import read_texts
 from ..tokenizers import Tokenizer, encode_own
-from .common import DEMO_MODEL, open_language_model, parse
+from .common import DEMO_MODEL, check_out_file, open_language_model, parse
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Generate:
 
     checkpoint: str = DEMO_MODEL
     """a .pt file of pretrain, finetune or demo; a Hugging Face folder; or a name on the hub"""
-    prompt: str = "\n"
+    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint=r"(default: '\n')")] = "\n"
     """text to continue; - reads it from standard input"""
     chat: bool = False
     """the prompt is a user's message, written as the model's chat template does; only the answer is shown"""
@@ -55,7 +55,7 @@ class Generate:
     samples: int = 1
     """how many continuations"""
     seed: int | None = None
-    """makes the samples repeatable"""
+    """makes the samples repeatable; the first is that of one sample alone"""
     use_cache: bool = True
     """keep keys and values instead of computing them again"""
     int8: bool = False
@@ -65,7 +65,7 @@ class Generate:
     n_guesses: int = 4
     """tokens that the draft guesses at a time"""
     tokenizer: str | None = None
-    """bytes or a folder, where the checkpoint names none"""
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     out: Path | None = None
@@ -76,20 +76,36 @@ class Generate:
             raise ValueError(f"samples={self.samples} must be at least 1")
         if self.n_guesses < 1:
             raise ValueError(f"n_guesses={self.n_guesses} must be at least 1")
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must not be negative")
+        if "" in self.stop:
+            raise ValueError("a stop string is empty: it would end every text at once")
+        check_seed(self.seed)
+        _ = self.sampling  # refuses a value out of its range
         if self.draft is not None and not self.use_cache:
             raise ValueError("--draft needs the cache: leave --no-use-cache away")
         if not self.chat and (self.system is not None or self.chat_template is not None):
             raise ValueError("system and chat_template are for conversations: add --chat")
 
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return Sampling(**{name: getattr(self, name) for name in names})
+
 
 def main(args: list[str]) -> None:
     """Entry point."""
     options = parse(Generate, args, "generate")
+    check_out_file(options.out)
     device = pick_device(options.device)
     model, tokenizer, found = open_language_model(options.checkpoint, options.tokenizer, device)
     if options.int8:
         quantize_int8(model)
-    draft = None if options.draft is None else open_model(options.draft, device)[0]
+    draft = None
+    if options.draft is not None:  # with the model's tokenizer: the draft's must be the same
+        draft = open_model(options.draft, device, tokenizer=tokenizer)[0]
+        check_draft(model, draft, options.sampling, options.n_guesses)
     prompt = "\n\n".join(read_texts("-")) if options.prompt == "-" else options.prompt
     stop = list(options.stop)
     if options.chat:
@@ -132,10 +148,8 @@ def new_ids(
     model: GPT, draft: GPT | None, idx: torch.Tensor, options: Generate, number: int
 ) -> Iterator[int]:
     """The ids of one continuation, as they come."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = Sampling(**{name: getattr(options, name) for name in names})
-    seed = None if options.seed is None else options.seed + number
-    n = options.max_new_tokens
+    sampling, n = options.sampling, options.max_new_tokens
+    seed = seed_of_sample(options.seed, number)
     if draft is None:
         steps = stream(model, idx, n, sampling, seed=seed, use_cache=options.use_cache)
         yield from (int(chosen) for chosen in steps)

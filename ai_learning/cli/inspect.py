@@ -33,7 +33,7 @@ class Inspect:
     format: str = "png"
     """png or svg"""
     tokenizer: str | None = None
-    """bytes or a folder, where the checkpoint names none"""
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
 

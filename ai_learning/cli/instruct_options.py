@@ -54,7 +54,7 @@ class Instruct:
     max_length: int = 2048
     """longest example in tokens, at most the model's own longest input"""
     layout: Literal["auto", "stream", "pack", "pad"] = "auto"
-    """stream: no padding; pack: masked rows; pad; auto: stream on a CPU, pack elsewhere"""
+    """stream: no padding; pack: masked rows; pad; auto: stream on a CPU with fast attention, else pack"""
     lora_r: int = 8
     """rank of the adapter"""
     lora_alpha: float = 16.0

@@ -84,7 +84,9 @@ class Run:
             if options.layout == "stream" and options.train.compile:
                 raise InputError("--layout stream cannot be compiled, its shapes change: use pack")
             return options.layout
-        return "stream" if self.device.type == "cpu" and not options.train.compile else "pack"
+        # The stream's mask is no tensor: only the fused attention takes it.
+        streams = self.device.type == "cpu" and self.base.config.attention == "fast"
+        return "stream" if streams and not options.train.compile else "pack"
 
     def _batches(self, data: SFTData) -> SFTBatches:
         how = self.options.train
@@ -238,9 +240,11 @@ class Run:
             with use_adapter(model.gpt, None):
                 before = [self._answer(model.gpt, e) for e in chosen]
         else:
-            base = open_model(self.options.checkpoint, self.device)[0] if chosen else None
+            given = None if self.options.tokenizer is None else self.tokenizer  # its own may not be there
+            opened = open_model(self.options.checkpoint, self.device, tokenizer=given) if chosen else None
+            base = None if opened is None else opened[0]
             before = [self._answer(base, e) for e in chosen]
-        prompts = [e.prompt[-1].content if e.prompt else "" for e in chosen]
+        prompts = [e.prompt[-1].text if e.prompt else "" for e in chosen]
         return [(p, e.response, b, a) for p, e, b, a in zip(prompts, chosen, before, after, strict=True)]
 
     def _answer(self, model: Any, example: Example, longest: int = 64) -> str:

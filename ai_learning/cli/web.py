@@ -1,5 +1,6 @@
 """``ai-learning web``: the page, on this machine only unless told otherwise."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ class Web:
     checkpoint: str = DEMO_MODEL
     """a .pt file of pretrain, finetune or demo, a Hugging Face folder, or a hub name"""
     tokenizer: str | None = None
-    """bytes or a folder, where the checkpoint names none"""
+    """bytes or a folder, where the checkpoint names none or its own has been moved"""
     tokenizers: tuple[Path, ...] = ()
     """folders of further tokenizers to compare with; those below --runs are found by themselves"""
     adapters: tuple[Path, ...] = ()
@@ -39,17 +40,41 @@ def main(args: list[str]) -> None:
     options = parse(Web, args, "web")
     if not 0 < options.port < 65536:
         raise InputError(f"port={options.port} must be from 1 to 65535")
-    bench = make_bench(options)
+    with listen(options.host, options.port) as listener:
+        bench = make_bench(options)
 
-    import uvicorn
+        import uvicorn
 
-    from ..web.app import create_app
-    from ..web.guard import allowed_hosts
+        from ..web.app import create_app
+        from ..web.guard import allowed_hosts
 
-    app = create_app(bench, allowed_hosts(options.host))
-    shown = f"[{options.host}]" if ":" in options.host else options.host  # IPv6
-    console.print(f"open http://{shown}:{options.port} (Ctrl-C ends it)", markup=False)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=3)
+        app = create_app(bench, allowed_hosts(options.host))
+        listener.listen()  # from now on who asks is let wait; somebody else may have been faster
+        shown = f"[{options.host}]" if ":" in options.host else options.host  # IPv6
+        console.print(f"open http://{shown}:{options.port} (Ctrl-C ends it)", markup=False)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        # Not uvicorn.run, which keeps an interruption to itself.
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound, which shows a bad address before a model is opened; it accepts nobody yet.
+
+    Raises:
+        InputError: the address is none of this machine's, or taken.
+    """
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that just ended holds no port
+        listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot listen on {host}, port {port}: {reason}; give another") from None
+    return listener
 
 
 def make_bench(options: Web) -> Any:

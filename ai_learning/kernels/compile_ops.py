@@ -1,7 +1,7 @@
 """Graphs that ``torch.compile`` or ``torch.export`` make: what a function may ask, and operations."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
-def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator: a function of tensors in main memory becomes an operation that graphs call.
+def operation(
+    name: str, fake: Callable[..., Any], devices: Sequence[str] = ("CPU",)
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: a function of tensors becomes an operation that graphs call without looking inside.
 
     It must return new tensors: ``torch.library.custom_op`` would make sure of that after each call, which
     takes longer than the rest of calling a compiled loop (25 µs). Its gradient must be defined in the same
@@ -38,6 +40,7 @@ def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
     Args:
         name: begins that in ``torch.ops.ai_learning``.
         fake: what the function would return, without computing it: takes and gives tensors without numbers.
+        devices: what its tensors lie on, by PyTorch's dispatch keys.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -47,7 +50,8 @@ def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
             return known.default
         schema = torch.library.infer_schema(function, mutates_args=())
         _LIBRARY.define(whole + schema, tags=torch.Tag.pt2_compliant_tag)
-        _LIBRARY.impl(whole, function, "CPU")
+        for device in devices:
+            _LIBRARY.impl(whole, function, device)
         torch.library.register_fake(f"ai_learning::{whole}", fake, lib=_LIBRARY)
         return getattr(torch.ops.ai_learning, whole).default
 

@@ -6,7 +6,8 @@ float32; `product_kernels` has the loops, which this module tells what to do.
 As exact means: errors relative to the result are no larger than those of PyTorch's library, mostly half. That
 holds away from the ends of float32's range. A part of a number below 1.2e-38 counts as 0, and a product of
 parts, too: inputs below 1e-32 and results below 1e-30 lose digits, and below 1e-37 all. Above 3.39e38 numbers
-and products of their high parts are infinite a little early, and infinity makes NaN.
+and products of their high parts are infinite a little early, and infinity makes NaN (whoever means it takes
+`by_pytorch`, as the loss does).
 """
 
 import ctypes
@@ -101,7 +102,7 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
                 [3., 4.]])
     """
     if not takes(a, b, out, add):
-        return _by_pytorch(a, b, out, add)
+        return by_pytorch(a, b, out, add)
     (M, K), N = a.shape, b.size(1)
     if out is None:
         out = torch.empty(M, N, dtype=torch.float32, device="cpu")  # whatever the defaults are
@@ -114,11 +115,11 @@ def mm(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = Non
     # What is left over at the ends
     if k < K:
         whole = out[:m, :n]
-        _by_pytorch(a[:m, k:], b[k:, :n], whole, whole)
+        by_pytorch(a[:m, k:], b[k:, :n], whole, whole)
     if n < N:
-        _by_pytorch(a[:m], b[:, n:], out[:m, n:], above if above is None else above[..., n:])
+        by_pytorch(a[:m], b[:, n:], out[:m, n:], above if above is None else above[..., n:])
     if m < M:
-        _by_pytorch(a[m:], b, out[m:], below)
+        by_pytorch(a[m:], b, out[m:], below)
     return out
 
 
@@ -130,7 +131,8 @@ def takes(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = 
 
 
 @torch.no_grad()
-def _by_pytorch(a: Tensor, b: Tensor, out: Tensor | None, add: Tensor | None) -> Tensor:
+def by_pytorch(a: Tensor, b: Tensor, out: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+    """What `mm` gives, by PyTorch's library: slower, and infinity stays what it is."""
     return torch.mm(a, b, out=out) if add is None else torch.addmm(add, a, b, out=out)
 
 

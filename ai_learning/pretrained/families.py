@@ -6,6 +6,7 @@ one, row below row.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -94,7 +95,7 @@ class GPT2:
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_embd=config.n_embd,
-            dropout=config.resid_pdrop,
+            dropout=_one_dropout(config, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
             activation=_activation(activation),
             tie_weights=config.tie_word_embeddings,
             layer_norm_eps=config.layer_norm_epsilon,
@@ -193,6 +194,9 @@ class Llama:
         for switch in ("attention_bias", "mlp_bias", "use_sliding_window"):
             if getattr(config, switch, False):
                 raise InputError(f"{switch}=True is not supported")
+        if config.attention_dropout:
+            given = f"attention_dropout={config.attention_dropout}"
+            warnings.warn(f"{given} is not taken over: ours would drop elsewhere, too", stacklevel=2)
         rope = getattr(config, "rope_parameters", None) or {}
         return GPTConfig(
             vocab_size=config.vocab_size,
@@ -218,6 +222,9 @@ class Llama:
 
     def theirs(self, config: GPTConfig) -> Any:
         """A ``LlamaConfig`` or ``Qwen3Config``."""
+        if config.dropout:
+            given = f"dropout={config.dropout}"
+            warnings.warn(f"{given} is not kept: {self.model_type} has it in attention only", stacklevel=2)
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
         if config.rope_scaling is not None:
             scaling = config.rope_scaling
@@ -371,6 +378,16 @@ def config_to_hf(config: GPTConfig) -> Any:
         InputError: a combination that none has.
     """
     return family_of(config).theirs(config)
+
+
+def _one_dropout(config: Any, first: str, *others: str) -> float:
+    """The dropout of ours, which is one for all places: that of the first where theirs differ."""
+    taken: float = getattr(config, first)
+    lost = [f"{name}={getattr(config, name)}" for name in others if getattr(config, name) != taken]
+    if lost:
+        message = f"ours has one dropout for all places: {first}={taken} is taken, not {' and '.join(lost)}"
+        warnings.warn(message, stacklevel=2)
+    return taken
 
 
 def _activation(name: str) -> str:

@@ -1,5 +1,6 @@
 """A folder or a name on the hub: what ``AutoModelForCausalLM`` opens, opened and written."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from ..errors import InputError
 from ..model import GPT
 from ..tokenizers import ByteTokenizer, Tokenizer
 from .families import family_of_hf
-from .weights import empty_gpt, fill, to_hf
+from .weights import empty_gpt, fill, note_token_ids, to_hf
 
 # safetensors' names of the dtypes that a model may compute in
 _DTYPE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -44,8 +45,9 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     theirs = to_hf(model)
     if tokenizer is not None:
-        theirs.config.eos_token_id = tokenizer.eos_id
-        theirs.generation_config.eos_token_id = tokenizer.eos_id
+        if tokenizer.eos_id is not None:  # else the model's own, if it has one
+            theirs.config.eos_token_id = tokenizer.eos_id
+            theirs.generation_config.eos_token_id = tokenizer.eos_id
         export_tokenizer(tokenizer, folder)
         if chat_template is not None:
             write_chat_template(folder, chat_template, special_tokens or {})
@@ -109,6 +111,7 @@ def load_pretrained(
         raise InputError(f"the weights in {folder} are of no dtype that a model computes in")
     ours = empty_gpt(family.ours(theirs), dtype or stored, torch.device(device))
     fill(ours, family, sources)
+    note_token_ids(ours, theirs)
     return ours.eval()
 
 
@@ -140,28 +143,28 @@ def download(name: str, revision: str | None = None) -> Path:
 
 
 def _read_config(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError  # a value of another type than the field's
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise InputError(f"no config.json in {folder}")
     try:
         return AutoConfig.from_pretrained(folder)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{folder}/config.json cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _tensors(folder: Path) -> dict[str, "InFile"]:
-    """Every tensor of a folder's safetensors files, by name, to be read when it is asked for."""
+    """Every tensor of a folder's weights, by name, to be read when it is asked for."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"no .safetensors in {folder}; other weight files are not read: they can run code")
     found: dict[str, InFile] = {}
-    for file in files:
+    for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - no mapping
+                    if name in found:
+                        raise InputError(f"{name} stands both in {found[name].file.name} and in {file.name}")
                     stored = opened.get_slice(name)
                     found[name] = InFile(
                         file, name, tuple(stored.get_shape()), _DTYPE.get(stored.get_dtype())
@@ -169,6 +172,37 @@ def _tensors(folder: Path) -> dict[str, "InFile"]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is damaged or no safetensors file: {error}") from None
     return found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads: others beside them may hold the same weights once more, or others.
+
+    Raises:
+        InputError: none; several, and no index that says which; or not all that the index names.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        try:
+            names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} names no weight files: {type(error).__name__}: {error}") from None
+        if strange := [name for name in names if Path(name).name != name]:
+            raise InputError(f"{index} names {strange[0]!r}, which does not lie in its folder")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names: fetch the model again")
+        if names:
+            return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"no .safetensors in {folder}; other weight files are not read: they can run code")
+    if len(files) > 1:
+        names = [file.name for file in files]
+        raise InputError(
+            f"{folder} holds {', '.join(names)}, and neither {whole.name} nor {index.name} says which to read"
+        )
+    return files
 
 
 class InFile:

@@ -5,6 +5,24 @@ from pathlib import Path
 from ..errors import InputError
 
 
+def check_name(name: str) -> None:
+    """Refuse what cannot be a repository of a user or an organisation.
+
+    Raises:
+        InputError: not ``user/name``, in letters that the hub takes.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name!r} is no name on the hub: {reason}") from None
+    if name.count("/") != 1:
+        raise InputError(f"{name!r} is no name on the hub: give user/name")
+
+
 def push_folder(folder: Path, name: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload every file of ``folder`` to the model repository ``name``, made if need be.
 
@@ -25,8 +43,7 @@ def push_folder(folder: Path, name: str, *, private: bool = False, revision: str
     """
     from huggingface_hub import HfApi
 
-    if name.count("/") != 1:
-        raise InputError(f"{name!r} is no name on the hub: give user/name")
+    check_name(name)
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)

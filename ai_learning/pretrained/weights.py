@@ -56,19 +56,36 @@ def from_hf(model: Any) -> GPT:
     family = family_of_hf(model.config)
     ours = empty_gpt(family.ours(model.config), first.dtype, first.device)
     fill(ours, family, {name: InMemory(tensor) for name, tensor in model.state_dict().items()})
+    note_token_ids(ours, model.config)
     return ours.eval()
+
+
+def note_token_ids(ours: GPT, config: Any) -> None:
+    """Keep beside a model which of its ids mean something, for `to_hf`: our own configuration has no need."""
+
+    def is_there(value: Any) -> bool:
+        ids = value if isinstance(value, list) else [value]  # Llama 3 has several that end a text
+        return all(isinstance(token, int) and 0 <= token < ours.config.vocab_size for token in ids)
+
+    found = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    setattr(ours, "hf_token_ids", {name: ids for name, ids in found.items() if is_there(ids)})  # noqa: B010
 
 
 @torch.no_grad()
 def to_hf(model: GPT) -> Any:
     """The transformers model with a copy of the weights; biases that ours lacks become zeros.
 
+    A model that came from transformers still has the ids there that begin, end and fill up a text.
+
     Raises:
         InputError: an architecture that transformers does not have.
     """
     family = family_of(model.config)
     first = next(model.parameters())
-    theirs = family.model_class()(family.theirs(model.config)).to(device=first.device, dtype=first.dtype)
+    config = family.theirs(model.config)
+    for name, ids in getattr(model, "hf_token_ids", {}).items():
+        setattr(config, name, ids)
+    theirs = family.model_class()(config).to(device=first.device, dtype=first.dtype)
     targets = {_short(name): tensor for name, tensor in theirs.state_dict().items() if not _is_buffer(name)}
     for name, source in model.state_dict().items():
         source = source.T if family.turned(name) else source

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chat_template import CHATML, apply_chat_template
+from ..chat_template import CHATML, apply_chat_template, check_chat_template, read_template
 from ..errors import InputError
 from ..tokenizers import Tokenizer
 from .examples import BadRows, Example, Message
@@ -39,14 +39,14 @@ class Template:
         source = self.source or (CHATML if example.chat else None)
         if source is None:
             *given, answer = example.messages
-            return [("\n\n".join(message.content for message in given), False), (answer.content, True)]
+            return [("\n\n".join(message.text for message in given), False), (answer.text, True)]
         return self._chat_parts(source, example.messages)
 
     def prompt(self, messages: Iterable[Message], chat: bool = False) -> str:
         """What to give a model so that it answers."""
         source = self.source or (CHATML if chat else None)
         if source is None:
-            return "\n\n".join(message.content for message in messages)
+            return "\n\n".join(message.text for message in messages)
         return self._render(source, list(messages), add_generation_prompt=True)
 
     def _chat_parts(self, source: str, messages: tuple[Message, ...]) -> list[Part]:
@@ -54,7 +54,7 @@ class Template:
         parts: list[Part] = []
         done = ""
         for number, message in enumerate(messages):
-            if message.role != "assistant":
+            if not message.is_target:  # an answer of weight 0 is context, as the questions are
                 continue
             before = self._render(source, messages[:number], add_generation_prompt=True)
             after = self._render(source, messages[: number + 1])
@@ -69,7 +69,14 @@ class Template:
         return parts
 
     def _render(self, source: str, messages: Iterable[Message], add_generation_prompt: bool = False) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        # A template that knows tools writes the calls as its model was taught to; others get them as JSON.
+        knows_tools = "tool_calls" in source
+        turns = [
+            {"role": message.role, "content": message.content, **message.tool}
+            if knows_tools
+            else {"role": message.role, "content": message.text}
+            for message in messages
+        ]
         variables = dict(self.variables or {})
         return apply_chat_template(source, turns, add_generation_prompt=add_generation_prompt, **variables)
 
@@ -82,18 +89,25 @@ def template_of(asked: str | None, brought: Mapping[str, Any]) -> Template:
         brought: what ``open_model`` found beside the model.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or a template that does not work.
     """
     if asked == "none":
         return Template()
     if asked == "chatml":
         return Template(CHATML)
-    if asked is not None:
-        path = Path(asked)
-        if not path.is_file():
-            raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
-        return Template(path.read_text(encoding="utf-8"))
-    return Template(brought.get("chat_template"), brought.get("special_tokens"))
+    if asked is not None and not Path(asked).is_file():
+        raise InputError(f"chat_template={asked!r} is no file; use chatml, none, or a Jinja file")
+    source = brought.get("chat_template") if asked is None else read_template(Path(asked))
+    template = Template(source, brought.get("special_tokens"))
+    if source is not None:
+        try:
+            check_chat_template(source, **(template.variables or {}))
+        except InputError as error:
+            name = "of the model" if asked is None else asked
+            hint = "; another is given with --chat-template" if asked is None else ""
+            message = str(error).removeprefix("chat template: ")
+            raise InputError(f"chat template {name}: {message}{hint}") from None
+    return template
 
 
 @dataclass(frozen=True)
@@ -208,7 +222,7 @@ def _ids(text: str, tokenizer: Tokenizer, example: Example, template: Template) 
     special: set[str] = getattr(tokenizer, "special_tokens_set", set())
     if example.text is None and (template.source is not None or example.chat):
         for token in special:
-            if any(token in message.content for message in example.messages):
+            if any(token in f"{message.text} {message.tool}" for message in example.messages):
                 raise ValueError(f"a message holds the text of the special token {token!r}")
         encode: Any = tokenizer.encode
         return list(encode(text, allowed_special="all")) if special else list(tokenizer.encode(text))

@@ -4,11 +4,13 @@
 fields of a row         what it is
 ======================  ====================================================================================
 ``messages``            a chat as OpenAI writes it: a list of ``{"role", "content"}``
-``conversations``       a chat as ShareGPT writes it: a list of ``{"from", "value"}``
+``conversations``       a chat as ShareGPT writes it: a list of ``{"from", "value"}`` (or of OpenAI's)
 ``prompt, response``    one question and its answer (``completion``, ``output`` and ``answer`` are read too;
                         so are Alpaca's ``instruction, input, output``); either may be a list of messages
 ``text``                plain text: every token is learned
 ======================  ====================================================================================
+
+Beside a chat or a pair, ``system`` is its system message, where the chat has none of its own.
 """
 
 import json
@@ -24,10 +26,13 @@ ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
     "bard": "assistant", "assistant": "assistant", "model": "assistant", "system": "system", "tool": "tool",
-    "function_response": "tool",
+    "function_response": "tool", "observation": "tool", "function_call": "assistant",
 }  # fmt: skip
+# In ShareGPT's data "function" is the call with some and its result with others, so it is OpenAI's alone.
+_OPENAI = _SHAREGPT | {"developer": "system", "function": "tool"}
 _PROMPTS = ("prompt", "instruction", "question")
 _RESPONSES = ("response", "completion", "output", "answer")
+_BESIDE = ("system", "input")  # not renamed, and read beside what is
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,22 @@ class Message:
     role: str
     """system, user, assistant or tool"""
     content: str
+    learned: bool = True
+    """of an answer: whether it is learned, or context only (``"weight": 0``)"""
+    tool: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """``tool_calls`` of an answer, ``tool_call_id`` and ``name`` of a tool's: for templates that know them"""
+
+    @property
+    def text(self) -> str:
+        """The content, and behind it the calls as JSON: ``[{"name": …, "arguments": {…}}]``."""
+        calls = [call["function"] for call in self.tool.get("tool_calls", ())]
+        written = json.dumps(calls, ensure_ascii=False) if calls else ""
+        return "\n".join(filter(None, (self.content, written)))
+
+    @property
+    def is_target(self) -> bool:
+        """Whether it is an answer to be learned."""
+        return self.role == "assistant" and self.learned
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ class Example:
     @property
     def response(self) -> str:
         """The last answer; of a plain text, the text."""
-        return self.text if self.text is not None else self.messages[-1].content
+        return self.text if self.text is not None else self.messages[-1].text
 
 
 @dataclass
@@ -135,14 +156,16 @@ def example_of(row: Mapping[str, Any], columns: Mapping[str, str] | None = None,
         lost = [theirs for theirs in columns.values() if theirs not in row]
         if lost:
             raise ValueError(f"field {lost[0]!r} is missing; there are {_names(row)}")
-        row = {ours: row[theirs] for ours, theirs in columns.items()}
-    for name, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+        beside = {name: row[name] for name in _BESIDE if name in row and name not in columns.values()}
+        row = beside | {ours: row[theirs] for ours, theirs in columns.items()}
+    for name in ("messages", "conversations"):
         if row.get(name) is not None:
-            messages = _messages(row[name], name, role, content)
+            messages = _told(row, _messages(row[name], name))
             return Example(_conversation(messages), chat=True, where=where)
     prompt, response = (next((n for n in names if n in row), None) for names in (_PROMPTS, _RESPONSES))
     if prompt is not None and response is not None:
-        return _pair(row, prompt, response, where)
+        about = "input" if columns or prompt == "instruction" else None  # Alpaca's
+        return _pair(row, prompt, response, about, where)
     if prompt is not None or response is not None:
         there, lacking = (prompt, "response") if prompt else (response, "prompt")
         raise ValueError(f"field {lacking!r} is missing beside {there!r}")
@@ -153,30 +176,35 @@ def example_of(row: Mapping[str, Any], columns: Mapping[str, str] | None = None,
     )
 
 
-def _pair(row: Mapping[str, Any], prompt: str, response: str, where: str) -> Example:
+def _pair(row: Mapping[str, Any], prompt: str, response: str, about: str | None, where: str) -> Example:
     question, answer = row[prompt], row[response]
     if isinstance(question, list) or isinstance(answer, list):
         messages = [
             *_turns(question, prompt, "user"),
             *_turns(answer, response, "assistant"),
         ]
-        return Example(_conversation(messages), chat=True, where=where)
+        return Example(_conversation(_told(row, messages)), chat=True, where=where)
     asked = _text(question, prompt)
-    if prompt == "instruction" and row.get("input"):  # Alpaca: what the instruction is about
-        asked += "\n\n" + _text(row["input"], "input")
+    if about and row.get(about):  # what the instruction is about
+        asked += "\n\n" + _text(row[about], about)
     turns = [Message("user", asked), Message("assistant", _text(answer, response))]
-    if row.get("system"):
-        turns.insert(0, Message("system", _text(row["system"], "system")))
-    return Example(tuple(turns), where=where)
+    return Example(tuple(_told(row, turns)), where=where)
+
+
+def _told(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """With the row's own ``system``, unless a message says it already."""
+    if not row.get("system") or any(message.role == "system" for message in messages):
+        return messages
+    return [Message("system", _text(row["system"], "system")), *messages]
 
 
 def _turns(value: Any, name: str, role: str) -> list[Message]:
     if isinstance(value, list):
-        return _messages(value, name, "role", "content")
+        return _messages(value, name)
     return [Message(role, _text(value, name))]
 
 
-def _messages(value: Any, name: str, role: str, content: str) -> list[Message]:
+def _messages(value: Any, name: str) -> list[Message]:
     if isinstance(value, str):  # a cell of a table
         try:
             value = json.loads(value)
@@ -184,26 +212,84 @@ def _messages(value: Any, name: str, role: str, content: str) -> list[Message]:
             raise ValueError(f"field {name!r} is no list of messages") from None
     if not isinstance(value, list) or not value:
         raise ValueError(f"field {name!r} is {'empty' if value == [] else 'no list of messages'}")
+    return [_message(turn, f"{name}[{number}]", name) for number, turn in enumerate(value)]
+
+
+def _message(turn: Any, where: str, name: str) -> Message:
+    # A field that a message lacks is null in Parquet, where all messages have the same fields.
+    fields = {k: v for k, v in turn.items() if v is not None} if isinstance(turn, Mapping) else {}
+    sharegpt = "from" in fields or (name == "conversations" and "role" not in fields)
+    role, content, roles = ("from", "value", _SHAREGPT) if sharegpt else ("role", "content", _OPENAI)
+    calls = _calls(fields, where)
+    if role not in fields or (content not in turn and not calls):
+        raise ValueError(f"{where} has no {role!r} and {content!r}")
+    who = roles.get(str(fields[role]).lower(), fields[role])
+    if who not in ROLES:
+        raise ValueError(f"{where} has the {role} {who!r}; known are {', '.join(ROLES)}")
+    tool: dict[str, Any] = {}
+    if calls:
+        if who != "assistant":
+            raise ValueError(f"{where} is of the {role} {who!r} and calls tools: only an assistant does")
+        tool = {"tool_calls": calls}
+    elif who == "tool":
+        tool = {key: fields[key] for key in ("tool_call_id", "name") if key in fields}
+    said = _content(fields.get(content, "" if calls else None), f"{where}.{content}")
+    message = Message(who, said, _weight(fields, where), tool)
+    _text(message.text, where, empty=True)  # the calls' text too
+    return message
+
+
+def _content(value: Any, name: str) -> str:
+    """A text, or OpenAI's list of parts; their texts follow each other as chat templates write them."""
+    if not isinstance(value, list):
+        return _text(value, name, empty=True)
+    texts = []
+    for number, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            what = "is no part with a type" if kind is None else f"is of the type {kind!r}"
+            raise ValueError(f"{name}[{number}] {what}: only parts of the type 'text' are read")
+        texts.append(_text(part.get("text"), f"{name}[{number}].text", empty=True))
+    return "".join(texts)
+
+
+def _weight(fields: Mapping[str, Any], where: str) -> bool:
+    weight = fields.get("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise ValueError(f"{where} has the weight {weight!r}: 0 is context only, 1 is learned")
+    return bool(weight)
+
+
+def _calls(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """``tool_calls``, or the older ``function_call``, with arguments as an object rather than as its JSON."""
+    calls = fields.get("tool_calls") or []
+    if "function_call" in fields:
+        calls = [{"type": "function", "function": fields["function_call"]}]
     found = []
-    for number, turn in enumerate(value):
-        if not isinstance(turn, Mapping) or role not in turn or content not in turn:
-            raise ValueError(f"{name}[{number}] has no {role!r} and {content!r}")
-        who = turn[role]
-        if role == "from":
-            who = _SHAREGPT.get(str(who).lower(), who)
-        if who not in ROLES:
-            raise ValueError(f"{name}[{number}] has the {role} {who!r}; known are {', '.join(ROLES)}")
-        found.append(Message(who, _text(turn[content], f"{name}[{number}].{content}", empty=True)))
+    for number, call in enumerate(calls if isinstance(calls, list) else [None]):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError(f"{where}.tool_calls[{number}] has no function with a name")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                raise ValueError(f"{where}.tool_calls[{number}] has arguments that are not JSON") from None
+        called = {"name": function["name"], "arguments": {} if arguments is None else arguments}
+        found.append({**call, "function": called})
     return found
 
 
 def _conversation(messages: list[Message]) -> tuple[Message, ...]:
-    """Up to the last answer: what comes after it teaches nothing."""
-    answers = [n for n, message in enumerate(messages) if message.role == "assistant"]
+    """Up to the last answer to be learned: what comes after it teaches nothing."""
+    answers = [n for n, message in enumerate(messages) if message.is_target]
+    if not answers and any(message.role == "assistant" for message in messages):
+        raise ValueError("every answer has the weight 0: there is nothing to learn")
     if not answers:
         raise ValueError("no message is the assistant's: there is nothing to learn")
     kept = messages[: answers[-1] + 1]
-    if not any(kept[n].content.strip() for n in answers):
+    if not any(kept[n].text.strip() for n in answers):
         raise ValueError("every answer is empty")
     return tuple(kept)
 

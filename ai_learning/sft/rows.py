@@ -76,11 +76,33 @@ def _json(path: Path) -> Iterator[Row]:
             return
         raise InputError(f"{path} is not JSON ({error})") from None
     if isinstance(rows, Mapping):
-        rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
+        rows = _rows_in(rows, path)
     if not isinstance(rows, list):
         raise InputError(f"{path} holds no list of rows")
     for number, row in enumerate(rows):
         yield f"{path}, item {number}", _mapping(row)
+
+
+def _rows_in(whole: Mapping[str, Any], path: Path) -> list[Any]:
+    """The list of objects that an object holds; or the object itself, where it is a row."""
+    lists = {
+        key: value
+        for key, value in whole.items()
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+    }
+    if not lists or any(_is_chat(value) for value in lists.values()):
+        return [whole]
+    if len(lists) > 1:
+        keys = ", ".join(map(repr, lists))
+        raise InputError(f"{path} holds several lists of objects ({keys}): keep the one that holds the rows")
+    return next(iter(lists.values()))
+
+
+def _is_chat(items: list[Any]) -> bool:
+    """Whether a list holds the messages of one row, and not rows."""
+    said = {"content", "tool_calls", "function_call"}
+    keys = [set(item) for item in items if isinstance(item, Mapping)]
+    return all(("role" in there and there & said) or {"from", "value"} <= there for there in keys)
 
 
 def _table(path: Path) -> Iterator[Row]:

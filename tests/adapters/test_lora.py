@@ -242,6 +242,13 @@ def test_bad_values_are_named():
         ({"init": "ones"}, "'ones'"),
         ({"target_modules": []}, "names no layer"),
         ({"modules_to_save": "ln_f"}, "must be a list"),
+        ({"modules_to_save": 3}, "must be a list"),
+        ({"target_modules": ["c_attn", 3]}, "must be a list of names"),
+        ({"lora_alpha": "16"}, "lora_alpha='16'"),
+        ({"lora_dropout": "x"}, "lora_dropout='x'"),
+        ({"rank_pattern": {"(": 4}}, "no regular expression"),
+        ({"rank_pattern": [4]}, "must be a mapping"),
+        ({"alpha_pattern": {"c_attn": math.nan}}, "lora_alpha=nan"),
         ({"layers_to_transform": "1"}, "layers_to_transform='1' must be a block's number"),
         ({"layers_to_transform": True}, "layers_to_transform=True"),
         ({"layers_to_transform": [0, 1.5]}, "1.5"),
@@ -254,7 +261,7 @@ def test_bad_values_are_named():
     with pytest.raises(InputError, match=r"ln_x.*ln_f"):
         inject_lora(gpt(), LoRAConfig(modules_to_save=["ln_x"]))
     with pytest.raises(InputError, match="trained whole"):
-        inject_lora(gpt(), LoRAConfig(modules_to_save=["mlp"]))
+        inject_lora(gpt(), LoRAConfig(target_modules=["c_fc"], modules_to_save=["mlp"]))
     with pytest.raises(InputError, match="without dots"):
         inject_lora(gpt(), adapter_name="a.b")
     model = inject_lora(gpt())
@@ -269,11 +276,13 @@ def test_bad_values_are_named():
 
 def test_a_failed_injection_leaves_the_model_as_it_was():
     model = gpt()
+    int8 = model.h[1].mlp.c_fc.weight.to(torch.int8)
+    model.h[1].mlp.c_fc.weight = nn.Parameter(int8, requires_grad=False)
     before = copy.deepcopy(model)
-    with pytest.raises(InputError, match="DoRA on an embedding"):
-        inject_lora(model, LoRAConfig(target_modules=["c_fc", "wte"], use_dora=True))
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc: cannot adapt"):
+        inject_lora(model, LoRAConfig(target_modules=["c_fc", "wte"]))
     assert same_state(model, before) and not wrapped(model)
-    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters() if p.is_floating_point())
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -604,3 +613,104 @@ def test_rows_see_changed_weights():
     assert not torch.equal(after[0], before[0]) and torch.allclose(after[1:], before[1:], atol=1e-6)
     with use_adapter(model, "a"):
         assert torch.allclose(after[0], model(ids())[0], atol=1e-5)
+
+
+# ---- what outsiders tried ------------------------------------------------------------------------
+
+
+def test_both_ends_of_a_tied_weight_are_untied_or_refused():
+    config = LoRAConfig(target_modules=["wte", "lm_head"])
+    model, _ = adapted(config, gpt(tie_weights=True))
+    want = model(ids())
+    with pytest.raises(InputError, match="shares its weight"):
+        eject_lora(model, merge=True)
+    assert torch.allclose(model(ids()), want)
+    eject_lora(model, merge=True, untie=True)
+    assert not model.config.tie_weights
+    assert torch.allclose(reopened(model)(ids()), want, atol=1e-5)
+
+
+def reopened(model):
+    """A fresh model from config and state alone, as a checkpoint makes one."""
+    fresh = type(model)(model.config).eval()
+    fresh.load_state_dict(model.state_dict())
+    return fresh
+
+
+def test_all_linear_leaves_out_what_is_trained_whole_and_classification_heads():
+    model = inject_lora(gpt(), LoRAConfig(modules_to_save=["mlp"]))
+    assert all(isinstance(model.h[0].get_submodule(f"mlp.copies.default.{n}"), nn.Linear) for n in ("c_fc",))
+    assert isinstance(model.h[0].attn.c_attn, LoRALayer)
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=97, n_layer=1, n_head=2, n_embd=16, n_positions=16)
+    classifier = inject_lora(transformers.GPT2ForSequenceClassification(config))
+    assert not isinstance(classifier.score, LoRALayer)
+
+
+def test_code_that_only_asks_for_a_weights_dtype_may_while_dropout_is_on():
+    """T5 compares ``self.wo.weight.dtype`` with its input's."""
+    model = inject_lora(gpt(), LoRAConfig(target_modules=["c_fc"], lora_dropout=0.5)).train()
+    weight = model.h[0].mlp.c_fc.weight
+    assert weight.dtype == torch.float32 and tuple(weight.shape) == (128, 32) and weight.dim() == 2
+    with pytest.raises(InputError, match=r"h\.0\.mlp\.c_fc: LoRA dropout is on"):
+        F.linear(torch.ones(1, 32), weight)
+    with pytest.raises(InputError, match="LoRA dropout is on"):
+        weight + 1
+
+
+def test_the_weight_in_effect_has_the_frozen_ones_dtype():
+    model, _ = adapted(LoRAConfig(target_modules=["c_fc"]), gpt().bfloat16())
+    assert model.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
+
+
+def test_an_adapter_on_a_part_is_not_overwritten_from_the_whole():
+    model = gpt()
+    disturb(inject_lora(model.h[0], LoRAConfig(target_modules=["c_attn"])))
+    want = model(ids())
+    with pytest.raises(InputError, match=r"c_attn has an adapter 'default' already"):
+        inject_lora(model, LoRAConfig(target_modules=["c_attn"]))
+    assert torch.equal(model(ids()), want)
+
+
+def test_rows_that_are_shortened_when_read_cannot_be_merged():
+    model, _ = adapted(LoRAConfig(target_modules=["0"]), nn.Sequential(nn.Embedding(97, 6, max_norm=0.1)))
+    with pytest.raises(InputError, match="max_norm"):
+        merge_lora(model)
+    parametrized = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    inject_lora(parametrized, LoRAConfig(target_modules=["0"]))
+    with pytest.raises(InputError, match="parametrized"):
+        merge_lora(parametrized)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_dora_on_a_row_of_zeros_changes_nothing_and_has_gradients(train):
+    model = nn.Sequential(nn.Linear(8, 6, bias=False))
+    with torch.no_grad():
+        model[0].weight[2] = 0
+    x = torch.randn(3, 8)
+    want = model(x)
+    inject_lora(model, LoRAConfig(target_modules=["0"], use_dora=True, lora_dropout=0.1 * train))
+    model.train(train)
+    got = model(x)
+    assert got.isfinite().all() and (train or torch.allclose(got, want, atol=1e-6))
+    got.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert merge_lora(model.eval())(x).isfinite().all()
+
+
+def test_lora_plus_is_fast_where_the_update_starts_at_zero():
+    model = inject_lora(gpt(), LoRAConfig(target_modules=["wte", "c_fc"]))
+    fast = {id(p) for group in lora_plus_groups(model, 1e-3) if group["lr"] > 1e-3 for p in group["params"]}
+    assert fast == {
+        id(model.wte.lora_A["default"]), *(id(block.mlp.c_fc.lora_B["default"]) for block in model.h)
+    }  # fmt: skip
+
+
+def test_dora_on_an_embedding_merges_and_mixes_by_row():
+    model, before = adapted(LoRAConfig(target_modules=["wte", "c_fc"], use_dora=True), gpt(tie_weights=False))
+    want = model(ids())
+    with adapters_by_row(model, ["default", None, "default"]):
+        mixed = model(ids())
+    assert torch.allclose(mixed[::2], want[::2], atol=1e-5)
+    assert torch.allclose(mixed[1], before(ids())[1], atol=1e-5)
+    assert torch.allclose(merge_lora(model)(ids()), want, atol=1e-5)

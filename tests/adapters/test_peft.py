@@ -20,6 +20,7 @@ from ai_learning.adapters import (
 )
 from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
+from ai_learning.pretrained import from_hf
 
 from .helpers import disturb, gpt, hf_pair, ids, same_state
 
@@ -34,6 +35,7 @@ VARIANTS = [
     {"modules_to_save": ["mlp"], "target_modules": ["c_attn"]},
     {"target_modules": ["c_attn", "lm_head"]},
     {"target_modules": ["wte", "c_attn"]},
+    {"target_modules": ["wte", "c_attn"], "use_dora": True},
     {"target_modules": r"h\.1\..*"},
     {"rank_pattern": {"c_fc": 2}, "alpha_pattern": {"c_proj": 3}},
     {"target_modules": ["h.0.attn.c_proj", "h.1.mlp.c_fc"], "use_dora": True, "use_rslora": True},
@@ -258,3 +260,255 @@ def test_layers_that_a_name_would_not_tell_apart(tmp_path):
     peft = pytest.importorskip("peft")
     opened = peft.PeftModel.from_pretrained(model(), tmp_path).eval()
     torch.testing.assert_close(opened(x), ours(x))
+
+
+# ---- what outsiders tried ------------------------------------------------------------------------
+
+
+def test_heads_that_another_architecture_would_have_mean_nothing(tmp_path):
+    """PEFT notes ``classifier`` and ``score`` for every classifier, whichever the model has."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=97, n_layer=1, n_head=2, n_embd=16, n_positions=16, pad_token_id=0
+    )
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    base = copy.deepcopy(model)
+    made = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["c_attn"])).eval()
+    disturb(made)
+    made.save_pretrained(tmp_path / "theirs")
+    config = load_peft(base, tmp_path / "theirs")
+    assert config.modules_to_save == ("score",)
+    assert torch.allclose(base(ids()).logits, made(ids()).logits, atol=1e-5)
+    save_peft(base, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+@pytest.mark.parametrize("same_name", [True, False])
+def test_a_file_that_does_not_fit_leaves_everything_as_it_was(same_name, tmp_path):
+    model = gpt()
+    disturb(inject_lora(model, LoRAConfig(target_modules=["c_attn"], bias="all", modules_to_save=["ln_f"])))
+    want, flags = model(ids()), [p.requires_grad for p in model.parameters()]
+    tensors = [id(p) for p in model.parameters()]
+    other = disturb(inject_lora(gpt(), LoRAConfig(target_modules=["c_fc"], r=2)))
+    save_peft(other, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"base_model.model.transformer.ln_q.weight": torch.ones(32)}, file)
+    with pytest.raises(InputError, match=r"unexpected \['ln_q.weight'\]"):
+        load_peft(model, tmp_path, "default" if same_name else "second")
+    assert adapter_names(model) == ["default"] and torch.equal(model(ids()), want)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [id(p) for p in model.parameters()] == tensors
+
+
+def test_tied_biases_and_modules_beside_bias_all(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.BertForMaskedLM(config).eval()
+    base = copy.deepcopy(model)
+    made = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], bias="all")).eval()
+    disturb(made)
+    made.save_pretrained(tmp_path / "bert")
+    load_peft(base, tmp_path / "bert")
+    assert torch.allclose(base(ids()).logits, made(ids()).logits, atol=1e-5)
+    ours, theirs = hf_pair()
+    settings = {
+        "target_modules": ["c_attn"],
+        "bias": "all",
+        "modules_to_save": ["ln_f"],
+        "fan_in_fan_out": True,
+    }
+    made = disturb(peft.get_peft_model(theirs, peft.LoraConfig(**settings)).eval())
+    made.save_pretrained(tmp_path / "gpt")
+    load_peft(ours, tmp_path / "gpt")
+    assert torch.allclose(ours(ids()), made(ids()).logits, atol=1e-5)
+
+
+def test_embeddings_that_peft_saves_along_must_be_the_models_own(tmp_path):
+    peft = pytest.importorskip("peft")
+    ours, theirs = hf_pair()
+    settings = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    made = disturb(peft.get_peft_model(theirs, peft.LoraConfig(**settings)).eval())
+    made.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any("wte" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    load_peft(ours, tmp_path)
+    assert torch.allclose(ours(ids()), made(ids()).logits, atol=1e-5)
+    with pytest.raises(InputError, match="brings its own frozen"):
+        load_peft(gpt(), tmp_path)
+
+
+def test_a_compiled_models_file_has_the_plain_names(tmp_path):
+    ours, theirs = hf_pair()
+    peft = pytest.importorskip("peft")
+    plain = copy.deepcopy(ours)
+    compiled = torch.compile(ours)
+    disturb(inject_lora(compiled, LoRAConfig(target_modules=["c_attn"])))
+    want = ours(ids())
+    save_peft(compiled, tmp_path)
+    opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    assert torch.allclose(opened(ids()).logits, want, atol=1e-5)
+    again = torch.compile(plain)
+    load_peft(again, tmp_path)
+    assert torch.allclose(plain(ids()), want, atol=1e-6)
+    blocks = gpt()
+    for number, block in enumerate(blocks.h):
+        blocks.h[number] = torch.compile(block)
+    load_peft(blocks, tmp_path)
+    save_peft(blocks, tmp_path / "again")
+    one, other = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "again")
+    )
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_task_type_is_what_the_file_said(tmp_path):
+    save_peft(inject_lora(gpt()), tmp_path / "a", task_type="FEATURE_EXTRACTION")
+    model = gpt()
+    load_peft(model, tmp_path / "a")
+    save_peft(model, tmp_path / "b")
+    assert (
+        json.loads((tmp_path / "b" / "adapter_config.json").read_text())["task_type"] == "FEATURE_EXTRACTION"
+    )
+    save_peft(inject_lora(nn.Sequential(nn.Linear(4, 4))), tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "adapter_config.json").read_text())["task_type"] is None
+    save_peft(inject_lora(gpt()), tmp_path / "d")
+    assert json.loads((tmp_path / "d" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("r", None), ("r", "x"), ("lora_alpha", "x"), ("lora_dropout", "x"), ("target_modules", [3]),
+        ("alpha_pattern", [1]), ("alpha_pattern", {"(": 1}), ("alpha_pattern", {"c_attn": None}),
+        ("modules_to_save", 3),
+    ],
+)  # fmt: skip
+def test_a_malformed_config_is_one_line(name, value, tmp_path):
+    save_peft(inject_lora(gpt()), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    model = gpt()
+    if value is None:  # left out: PEFT's default
+        load_peft(model, tmp_path)
+        return
+    with pytest.raises(InputError, match=name):
+        load_peft(model, tmp_path)
+    assert adapter_names(model) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00lsq\x00\x85R."])
+def test_a_damaged_pickle_is_one_line(content, tmp_path):
+    save_peft(inject_lora(gpt()), tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"adapter_model\.bin is damaged"):
+        load_peft(gpt(), tmp_path)
+    torch.save([torch.ones(1)], tmp_path / "adapter_model.bin")
+    with pytest.raises(InputError, match="must hold tensors by name"):
+        load_peft(gpt(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_dora": True}, {"modules_to_save": ["ln_f"]}, {"bias": "all"}], ids=str
+)
+def test_a_swap_does_not_believe_a_config_that_the_tensors_contradict(change, tmp_path):
+    model = inject_lora(gpt())
+    save_peft(model, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match="missing"):
+        load_peft(model, tmp_path)
+    assert adapter_names(model) == ["default"]
+
+
+def test_integers_are_no_adapter(tmp_path):
+    save_peft(inject_lora(gpt()), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: tensor.to(torch.int8) for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=r"torch\.int8: adapters hold floats"):
+        load_peft(gpt(), tmp_path)
+
+
+# ---- our Llama and Qwen 3, our GPT-1 -------------------------------------------------------------
+
+
+def llama_pair(qwen=False):
+    """(our GPT, transformers' model) of the Llama family with the same weights."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "head_dim": 8,
+    }  # fmt: skip
+    kind = "Qwen3" if qwen else "Llama"
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    return from_hf(theirs).eval(), theirs
+
+
+LLAMA_VARIANTS = [
+    {},
+    {"use_dora": True},
+    {"use_rslora": True, "rank_pattern": {"c_attn": 2}, "alpha_pattern": {"c_proj": 3, "c_attn": 5}},
+    {"target_modules": ["c_attn", "c_gate"]},
+    {"target_modules": ["wte", "attn.c_proj"]},
+    {"target_modules": ["c_fc"], "modules_to_save": ["ln_f", "lm_head"]},
+    {"target_modules": ["c_fc"], "modules_to_save": ["attn"]},
+    {"target_modules": "all-linear", "layers_to_transform": [1]},
+]
+
+
+@pytest.mark.parametrize("settings", LLAMA_VARIANTS, ids=str)
+@pytest.mark.parametrize("qwen", [False, True])
+def test_our_llama_opens_in_peft_and_comes_back(qwen, settings, tmp_path):
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair(qwen)
+    base = copy.deepcopy(ours)
+    disturb(inject_lora(ours, LoRAConfig(r=4, lora_alpha=7, **settings)))
+    want = ours(ids())
+    assert (want - base(ids())).abs().max() > 1e-2
+    save_peft(ours, tmp_path / "ours")
+    opened = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours").eval()
+    assert torch.allclose(opened(ids()).logits, want, atol=1e-5)
+    again = copy.deepcopy(base)
+    load_peft(again, tmp_path / "ours")
+    assert torch.allclose(again(ids()), want, atol=1e-6)
+    mine, loaded = lora_state_dict(ours), lora_state_dict(again)
+    assert mine.keys() == loaded.keys() and all(torch.equal(mine[key], loaded[key]) for key in mine)
+    opened.save_pretrained(tmp_path / "theirs")
+    fresh = copy.deepcopy(base)
+    load_peft(fresh, tmp_path / "theirs")
+    assert torch.allclose(fresh(ids()), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "up_proj"], ["k_proj"]], ids=str
+)
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
+def test_updates_of_queries_keys_and_values_become_one(settings, targets, tmp_path):
+    """Each with its own A, rank and scaling."""
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair()
+    patterns = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    config = peft.LoraConfig(r=4, lora_alpha=7, target_modules=targets, **patterns, **settings)
+    made = disturb(peft.get_peft_model(theirs, config).eval())
+    made.save_pretrained(tmp_path / "theirs")
+    load_peft(ours, tmp_path / "theirs")
+    want = made(ids()).logits
+    assert torch.allclose(ours(ids()), want, atol=1e-5)
+    save_peft(ours, tmp_path / "ours")
+    opened = peft.PeftModel.from_pretrained(made.unload(), tmp_path / "ours").eval()
+    assert torch.allclose(opened(ids()).logits, want, atol=1e-5)
+
+
+def test_our_gpt1_and_its_embedding(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    sizes = {"vocab_size": 97, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = transformers.OpenAIGPTConfig(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    theirs = transformers.OpenAIGPTLMHeadModel(config).eval()
+    ours = disturb(inject_lora(from_hf(theirs).eval(), LoRAConfig(target_modules=["wte", "c_attn"])))
+    save_peft(ours, tmp_path)
+    opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    assert torch.allclose(opened(ids()).logits, ours(ids()), atol=1e-5)

@@ -301,3 +301,96 @@ def test_our_own_layers_come_back_too():
     prepare_qlora(model, LoRAConfig(r=4))
     eject_lora(model, merge=True)
     assert [type(module) for module in model.modules()] == kinds
+
+
+def test_what_is_trained_whole_is_not_quantized():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=97, n_layer=1, n_head=2, n_embd=16, n_positions=16, pad_token_id=0
+    )
+    model = transformers.GPT2ForSequenceClassification(config)
+    prepare_qlora(model, LoRAConfig(target_modules=["c_attn"], modules_to_save=["score"]))
+    assert isinstance(model.score.copies["default"], nn.Linear)
+    model(ids()).logits.sum().backward()
+    assert model.score.copies["default"].weight.grad is not None
+
+
+def test_a_wrong_config_shows_before_anything_is_quantized():
+    model = gpt()
+    before = clone_state(model)
+    with pytest.raises(InputError, match="'nope' matches no layer"):
+        prepare_qlora(model, LoRAConfig(target_modules=["nope"]))
+    model.h[1].mlp.c_fc.double()
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc has a torch\.float64 weight"):
+        quantize_linears(model)
+    model.h[1].mlp.c_fc.float()
+    assert not any(isinstance(module, NF4Linear) for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    prepare_qlora(model)
+    with pytest.raises(InputError, match="already"):
+        prepare_qlora(eject_lora(model))
+
+
+def test_a_whole_model_of_bitsandbytes_is_taken_over():
+    bnb = pytest.importorskip("bitsandbytes")
+    theirs = nn.Sequential(
+        bnb.nn.Linear4bit(64, 64, quant_type="nf4", compress_statistics=False),
+        bnb.nn.Linear4bit(64, 32, quant_type="fp4"),
+    ).to("cpu")
+    x = torch.randn(3, 64)
+    ours = copy.deepcopy(theirs)
+    assert quantize_linears(ours) == ["0", "1"]
+    assert ours[0].quant_type == "nf4" and ours[1].quant_type == "fp4"
+    assert torch.allclose(ours(x), theirs.train()(x), atol=1e-2)
+    with pytest.raises(InputError, match="not quantized yet"):
+        NF4Linear.from_bnb(bnb.nn.Linear4bit(8, 8))
+    with pytest.raises(InputError, match=r"Linear is no bitsandbytes\.nn\.Linear4bit"):
+        NF4Linear.from_bnb(nn.Linear(8, 8))
+
+
+def test_integers_are_refused_as_nn_linear_refuses_them():
+    with pytest.raises(InputError, match=r"floats, not torch\.int32"):
+        NF4Linear(64, 2)(torch.ones(2, 64).int())
+
+
+def test_a_layer_on_meta_takes_over_what_is_loaded():
+    source = NF4Linear(8, 4)
+    layer = NF4Linear(8, 4).to("meta")
+    layer.load_state_dict(source.state_dict(), assign=True)
+    assert layer.weight.device.type == layer.bias.device.type == layer.state.absmax.device.type == "cpu"
+    x = torch.randn(2, 8)
+    assert torch.equal(layer(x), source(x))
+
+
+def test_named_parameters_make_an_optimizer():
+    model = inject_lora(gpt())
+    optimizer = make_optimizer(model.named_parameters())
+    wanted = sum(p.requires_grad for p in model.parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == wanted
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"bias": "all"}, {"lora_dropout": 0.1}], ids=str
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_compiled_model_is_one_graph_that_keeps_no_dense_weight(settings, nested):
+    model = prepare_qlora(gpt(), LoRAConfig(**settings), compress_statistics=nested)
+    disturb(model)
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+
+    def passes(forward):
+        torch.manual_seed(1)
+        loss = forward(ids()).square().mean()
+        loss.backward()
+        found = [p.grad for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+        return loss.detach(), found
+
+    one, other = passes(model), passes(whole)
+    assert torch.allclose(one[0], other[0], atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one[1], other[1], strict=True))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        whole(ids())
+    dense = {layer.shape for layer in model.modules() if isinstance(layer, NF4Linear)}
+    assert saved and not dense & {*saved, *(shape[::-1] for shape in saved)}

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from ai_learning import finetune
+from ai_learning.checkpoint import load_checkpoint, save_checkpoint
 from ai_learning.cli import COMMANDS, main
 from ai_learning.cli.common import warn_of_warmup
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.pretrained import to_hf
 from ai_learning.run_folder import read_metrics
 from ai_learning.text import package_snippets
 from ai_learning.train import TrainConfig
@@ -217,6 +220,34 @@ def test_the_road_in_small(corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
     code, _, err = call(capsys, "finetune", "--resume", "--out", tuned, "--lm-coef", 0)
     assert code == 2 and "was started with lm_coef=0.5, not 0.0" in err
     assert call(capsys, "generate", "--checkpoint", tuned / "best.pt", "--max-new-tokens", 5)[0] == 0
+
+
+def test_a_head_on_a_model_that_names_no_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, rows, out = tmp_path / "base.pt", tmp_path / "task.jsonl", tmp_path / "run"
+    save_checkpoint(GPT(GPTConfig(vocab_size=258, block_size=16, n_layer=1, n_head=1, n_embd=8)), base)
+    rows.write_text("".join(json.dumps({"text": t, "label": t}) + "\n" for t in "ab" * 4))
+    head = ("finetune", "--checkpoint", base, "--data", rows, "--out", out, "--steps", 2, "--warmup", 0)
+    code, _, err = call(capsys, *head)
+    assert code == 2 and "base.pt names no tokenizer: give one with --tokenizer" in err
+    code, _, err = call(capsys, *head, "--tokenizer", tmp_path / "none")
+    assert code == 2 and str(tmp_path / "none") in err and err.count("\n") == 1
+    code, _, err = call(capsys, *head, "--tokenizer", "bytes")
+    assert code == 0, err
+    assert call(capsys, "evaluate", "--checkpoint", out / "best.pt", "--out", tmp_path / "score.json")[0] == 0
+    code, _, err = call(capsys, "finetune", "--resume", "--out", out)  # remembers it
+    assert code == 0, err
+    half = GPT(GPTConfig(vocab_size=258, block_size=16, n_layer=1, n_head=1, n_embd=8))
+    to_hf(half).to(torch.bfloat16).save_pretrained(tmp_path / "half")  # a folder, in 16 bits
+    folder = ("--checkpoint", tmp_path / "half", "--out", tmp_path / "other", "--tokenizer", "bytes")
+    code, _, err = call(capsys, *head, *folder)
+    assert code == 0, err
+    dtypes = {p.dtype for p in load_checkpoint(tmp_path / "other" / "best.pt")["state_dict"].values()}
+    assert dtypes == {torch.float32}
+    save_checkpoint(GPT(GPTConfig(vocab_size=99, block_size=16, n_layer=1, n_head=1, n_embd=8)), base)
+    code, _, err = call(capsys, *head, "--tokenizer", "bytes")
+    assert code == 2 and "ids, " + str(base) + " only 99: give the one it was trained with" in err
 
 
 def test_resume_uses_the_runs_own_options(

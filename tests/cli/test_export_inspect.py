@@ -1,6 +1,8 @@
 """`export` and `inspect`: what they write opens elsewhere, and bad input is one line."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ai_learning.checkpoint import load_gpt, open_model, save_checkpoint, tokeni
 from ai_learning.cli import main
 from ai_learning.cli.inspect import look
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.model.heads import TaskConfig, TaskModel
 from ai_learning.pretrained import load_pretrained
 from ai_learning.tokenizers import BPETokenizer, ByteTokenizer
 from ai_learning.trace import logit_lens, record, token_losses
@@ -138,8 +141,10 @@ def test_push_says_what_the_hub_said(
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(calls[1][2])
     code, _, err = call(capsys, "export", run / "best.pt", "--out", tmp_path / "2", "--push", "me/denied")
     assert code == 2 and "401 Client Error. Invalid token" in err and err.count("\n") == 1
-    code, _, err = call(capsys, "export", run / "best.pt", "--out", tmp_path / "3", "--push", "nobody")
-    assert code == 2 and "give user/name" in err
+    for name, message in (("nobody", "give user/name"), ("me/a b", "no name on the hub"), ("/x", "no name")):
+        code, _, err = call(capsys, "export", run / "best.pt", "--out", tmp_path / "3", "--push", name)
+        assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "3").exists()
 
 
 def test_inspect_numbers_are_the_models(
@@ -180,3 +185,189 @@ def test_evaluate_folders_and_tasks(run: Path, tmp_path: Path, capsys: pytest.Ca
     args = ("--task", "multiple_choice", "--data", rows, "--limit", 2, "--out", tmp_path / "c.json")
     assert call(capsys, "evaluate", "--checkpoint", out, *args)[0] == 0
     assert json.loads((tmp_path / "c.json").read_text())["questions"] == 2
+
+
+WORDS = "the cat sat on the mat and saw another dog run after some birds under those green trees "
+
+
+@pytest.fixture
+def bpe_run(tmp_path: Path) -> tuple[Path, BPETokenizer]:
+    """A checkpoint with a trained tokenizer of 280 ids beside it."""
+    tokenizer = BPETokenizer.train([WORDS], 280)
+    tokenizer.save(tmp_path / "bpe" / "tokenizer")
+    torch.manual_seed(2)
+    model = GPT(GPTConfig(vocab_size=280, block_size=32, n_layer=1, n_head=1, n_embd=8))
+    save_checkpoint(model, tmp_path / "bpe" / "best.pt", tokenizer=tokenizer_reference(tokenizer))
+    return tmp_path / "bpe" / "best.pt", tokenizer
+
+
+COMMANDS = {
+    "generate": ("--max-new-tokens", 3, "--prompt", "the cat"),
+    "evaluate": ("--max-tokens", 60),
+    "inspect": ("--text", "the cat sat"),
+    "export": (),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_only_the_models_own_tokenizer_is_taken(
+    command: str, bpe_run: tuple[Path, BPETokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, _ = bpe_run
+    named = ("--checkpoint", checkpoint) if command in ("generate", "evaluate") else (checkpoint,)
+    ask = (command, *named, *COMMANDS[command], "--out", tmp_path / "out")
+    code, out, err = call(capsys, *ask, "--tokenizer", "bytes")
+    assert code == 2 and err.count("\n") == 1 and out == "" and not (tmp_path / "out").exists()
+    assert f"the tokenizer given is not that of {checkpoint} (fingerprint " in err
+    other = BPETokenizer.train([WORDS[::-1]], 279)
+    other.save(tmp_path / "other")
+    assert call(capsys, *ask, "--tokenizer", tmp_path / "other")[0] == 2
+    (checkpoint.parent / "tokenizer").rename(tmp_path / "moved")
+    assert call(capsys, *ask)[0] == 2
+    code, _, err = call(capsys, *ask, "--tokenizer", tmp_path / "moved")
+    assert code == 0, err
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    BPETokenizer.train([WORDS], 280).save(tmp_path / "large")
+    save_checkpoint(GPT(CONFIG), tmp_path / "nameless.pt")
+    code, _, err = call(
+        capsys,
+        "export",
+        tmp_path / "nameless.pt",
+        "--out",
+        tmp_path / "out",
+        "--tokenizer",
+        tmp_path / "large",
+    )
+    assert code == 2 and "the tokenizer has 280 ids, " in err and "nameless.pt only 258:" in err
+    assert not (tmp_path / "out").exists()
+    ask = ("generate", "--checkpoint", tmp_path / "nameless.pt", "--max-new-tokens", 2)
+    assert call(capsys, *ask, "--tokenizer", "bytes")[0] == 0
+
+
+def test_a_folder_of_hugging_faces_has_a_tokenizer_of_its_own(
+    run: Path, bpe_run: tuple[Path, BPETokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, checkpoint in (("bytes", run / "best.pt"), ("bpe", bpe_run[0])):
+        assert call(capsys, "export", checkpoint, "--out", tmp_path / f"hf-{name}")[0] == 0
+    ask = ("generate", "--max-new-tokens", 2, "--tokenizer", "bytes", "--checkpoint")
+    assert call(capsys, *ask, tmp_path / "hf-bytes")[0] == 0  # the same ids, written as a BPE
+    code, _, err = call(capsys, *ask, tmp_path / "hf-bpe")
+    assert code == 2 and "is not that of" in err
+    (tmp_path / "hf-bpe" / "tokenizer.json").write_text("{}")  # nothing that we could open
+    assert call(capsys, *ask, tmp_path / "hf-bpe")[0] == 0
+
+
+def test_a_task_models_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = BPETokenizer.train([WORDS], 280)
+    gpt = GPTConfig(vocab_size=283, block_size=16, n_layer=1, n_head=1, n_embd=8)
+    model = TaskModel(TaskConfig(gpt=gpt, task="classification", n_classes=2), GPT(gpt))
+    save_checkpoint(model, tmp_path / "task.pt", tokenizer=tokenizer_reference(tokenizer), classes=["a", "b"])
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "the cat", "label": "a"}\n{"text": "the mat", "label": "b"}\n')
+    ask = ("evaluate", "--checkpoint", tmp_path / "task.pt", "--data", rows, "--tokenizer")
+    code, _, err = call(capsys, *ask, "bytes")
+    assert code == 2 and "is not that of" in err
+    tokenizer.save(tmp_path / "moved")
+    code, _, err = call(capsys, *ask, tmp_path / "moved")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_fine_tuning_with_a_tokenizer_that_was_moved(
+    method: str, bpe_run: tuple[Path, BPETokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bpe_run[0].parent / "tokenizer").rename(tmp_path / "moved")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "the cat", "response": "sat"}\n{"prompt": "the", "response": "mat"}\n' * 5)
+    ask = ("finetune", "--method", method, "--checkpoint", bpe_run[0], "--data", rows, "--steps", 2)
+    more = ("--warmup", 0, "--batch-size", 2, "--samples", 1, "--device", "cpu", "--out", tmp_path / "tuned")
+    code, _, err = call(capsys, *ask, *more, "--tokenizer", "bytes")
+    assert code == 2 and "is not that of" in err
+    code, _, err = call(capsys, *ask, *more, "--tokenizer", tmp_path / "moved")
+    assert code == 0, err
+    ask = ("generate", "--checkpoint", tmp_path / "tuned" / "best.pt", "--max-new-tokens", 3)
+    code, _, err = call(capsys, *ask)
+    assert code == 0, err
+
+
+def test_a_drafts_tokenizer_is_the_models(
+    run: Path, bpe_run: tuple[Path, BPETokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also past the context, and for all that is wrong before a word is shown."""
+    ask = ("generate", "--prompt", "the cat", "--temperature", 0, "--checkpoint", bpe_run[0])
+    plain = call(capsys, *ask)
+    assert plain[0] == 0
+    other = BPETokenizer.train([WORDS[::-1]], 279)
+    config = GPTConfig(vocab_size=280, block_size=16, n_layer=1, n_head=1, n_embd=8)
+    save_checkpoint(GPT(config), tmp_path / "other.pt", tokenizer=tokenizer_reference(other))
+    code, out, err = call(capsys, *ask, "--draft", tmp_path / "other.pt")
+    assert code == 2 and out == "" and f"is not that of {tmp_path / 'other.pt'}" in err
+    save_checkpoint(GPT(config), tmp_path / "nameless.pt")
+    drafted = call(capsys, *ask, "--draft", tmp_path / "nameless.pt")
+    assert drafted[:2] == plain[:2] and "guesses kept" in drafted[2]
+    save_checkpoint(GPT(replace(config, vocab_size=281)), tmp_path / "larger.pt")
+    code, out, err = call(capsys, *ask, "--draft", tmp_path / "larger.pt")
+    assert code == 2 and out == "" and "they have 281 and 280 ids" in err
+    code, out, err = call(capsys, *ask, "--draft", tmp_path / "nameless.pt", "--repetition-penalty", 1.5)
+    assert code == 2 and out == "" and "leave it at 1" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--temperature", -1), "temperature=-1.0 must be"),
+        (("--repetition-penalty", 1e-40), "repetition_penalty=1e-40 must be"),
+        (("--seed", 99999999999999999999999), "seed=99999999999999999999999 must be below"),
+        (("--seed", -1), "seed=-1 must not be negative"),
+        (("--stop", ""), "a stop string is empty"),
+        (("--max-new-tokens", -1), "max_new_tokens=-1 must not be negative"),
+        (("--device", "cpu:7"), "device 'cpu:7' is not available here; use cpu"),
+        (("--out", "FOLDER"), "is a folder: give the name of a file"),
+        (("--out", "FILE/below/it.txt"), "best.pt is no folder"),
+    ],
+)
+def test_what_generate_refuses_before_it_begins(
+    args: tuple, message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"FOLDER": str(run), "FILE": str(run / "best.pt")}
+    given = [re.sub("FOLDER|FILE", lambda found: places[found[0]], str(arg)) for arg in args]
+    code, out, err = call(capsys, "generate", "--checkpoint", run / "best.pt", *given)
+    assert code == 2 and message in err and err.count("\n") == 1 and out == ""
+
+
+def test_generates_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def samples(seed: int, n: int, *more: object) -> list[str]:
+        ask = ("generate", "--checkpoint", run / "best.pt", "--max-new-tokens", 12, "--seed", seed)
+        code, out, err = call(capsys, *ask, "--samples", n, *more)
+        assert code == 0, err
+        return out.removesuffix("\n").split("\n" + "-" * 40 + "\n")
+
+    one, two = samples(1, 2), samples(2, 1)
+    assert one[0] == samples(1, 1)[0] and one[1] != two[0] != one[0] and samples(1, 2) == one
+    assert len(samples(2**64 - 1, 3)) == 3
+    assert samples(3, 1, "--temperature", 1e-50) == samples(3, 1, "--temperature", 0)
+
+
+def test_the_prompts_default_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(r"\(default:[\s│]+'\\n'\)", call(capsys, "generate", "--help")[1])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--out", "FOLDER"), "is a folder: give the name of a file"),
+        (("--limit", -1), "limit=-1 must not be negative"),
+        (("--stride", 0), "stride=0 must be at least 1"),
+        (("--stride", 49), "stride=49 must be from 1 to block_size=48"),
+        (("--task", "hellaswag", "--data", "FOLDER/best.pt"), "best.pt is no text in UTF-8"),
+        (("--task", "hellaswag", "--data", "FOLDER"), "run is a folder: give a file of JSON lines"),
+    ],
+)
+def test_what_evaluate_refuses(
+    args: tuple, message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(arg).replace("FOLDER", str(run)) for arg in args]
+    code, out, err = call(capsys, "evaluate", "--checkpoint", run / "best.pt", *given)
+    assert code == 2 and message in err and err.count("\n") == 1 and out == ""

@@ -24,6 +24,7 @@ from ai_learning.cli.instruct_options import Instruct
 from ai_learning.cli.instruct_run import Run
 from ai_learning.errors import CheckpointError, InputError
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.sft import Message, template_of
 from ai_learning.tokenizers import ByteTokenizer
 
 CONFIG = GPTConfig(vocab_size=258, block_size=48, n_layer=2, n_head=2, n_embd=32)
@@ -223,6 +224,32 @@ def test_bad_input_is_one_line(
     assert not (out / "last.pt").exists()
 
 
+def test_the_layout_fits_the_attention(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stream needs the fast attention: it is not chosen for a base with another."""
+    options = (
+        "finetune",
+        "--method",
+        "full",
+        "--checkpoint",
+        base,
+        "--data",
+        rows,
+        *QUICK,
+        "--device",
+        "cpu",
+    )
+    code, text, err = call(capsys, *options, "--out", tmp_path / "fast")
+    assert code == 0 and "parameters trained (100.0%); stream" in text, err
+    config = replace(CONFIG, attention="reference")
+    save_checkpoint(GPT(config), base, tokenizer=reference(ByteTokenizer()))
+    code, text, err = call(capsys, *options, "--out", tmp_path / "reference")
+    assert code == 0 and "parameters trained (100.0%); pack" in text, err
+    code, _, err = call(capsys, *options, "--out", tmp_path / "asked", "--layout", "stream")
+    assert code == 2 and "use layout='pack'" in err
+
+
 def test_bad_rows_are_skipped_when_asked(
     base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +271,40 @@ def test_help_names_the_methods_and_their_defaults(capsys: pytest.CaptureFixture
     assert code == 0 and "0.001" in text
     code, _, err = call(capsys, "finetune", "--method", "lara")
     assert code == 2 and "head" in err and "qlora" in err
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (b"caf\xe9", "{path} is not UTF-8 ("),
+        (b"{% for m in messages %}", "{path}: Unexpected end of template."),
+        (CHATML.encode() + b"{{ today() }}", "{path}: 'today' is undefined"),
+        (b"hello", "{path}: it does not write what the user says"),
+    ],
+)
+def test_a_template_is_blamed_itself(
+    template: bytes, message: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a row: none is read, for the data is not even there."""
+    path = tmp_path / "mine.jinja"
+    path.write_bytes(template)
+    options = ("--method", "lora", "--checkpoint", base, "--data", tmp_path / "none.jsonl")
+    code, _, err = call(capsys, "finetune", *options, "--chat-template", path)
+    assert code == 2 and f"chat template {message.format(path=path)}" in err and err.count("\n") == 1
+    save_checkpoint(GPT(CONFIG), base, tokenizer=reference(ByteTokenizer()), chat_template="hello")
+    code, _, err = call(capsys, "finetune", *options)  # the model's own
+    assert code == 2 and "chat template of the model: it does not" in err and "with --chat-template" in err
+    code, _, err = call(capsys, "finetune", *options, "--chat-template", "none")
+    assert code == 2 and "no such file" in err
+
+
+def test_a_template_from_a_file_knows_the_models_special_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    template = template_of(str(path), {"chat_template": CHATML, "special_tokens": {"eos_token": "</s>"}})
+    assert template.prompt([Message("user", "a")]) == "a</s>"
+    with pytest.raises(InputError, match=r"mine\.jinja: 'eos_token' is undefined"):
+        template_of(str(path), {})
 
 
 # --- the adapted model ------------------------------------------------------------------------------------

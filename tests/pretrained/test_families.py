@@ -1,6 +1,7 @@
 """Parity with transformers' random models: logits, hidden states, attention, gradients, greedy tokens."""
 
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -161,6 +162,57 @@ def test_there_and_back(name: str, tmp_path: Any) -> None:
     torch.testing.assert_close(opened(IDX).logits, theirs(IDX).logits, atol=0, rtol=0)
     torch.testing.assert_close(load_pretrained(tmp_path)(IDX), ours(IDX), atol=0, rtol=0)
     assert GPTConfig(**asdict(ours.config)) == ours.config  # as a checkpoint keeps it
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt1", "llama", "qwen3"])
+def test_ids_that_mean_something_are_kept(name: str, tmp_path: Any) -> None:
+    theirs = MODELS[name]()
+    theirs.config.bos_token_id, theirs.config.eos_token_id, theirs.config.pad_token_id = (
+        3,
+        [7, 8],
+        97,
+    )  # of 97
+    ours = from_hf(theirs)
+    kept = to_hf(ours)
+    assert (kept.config.bos_token_id, kept.config.eos_token_id) == (3, [7, 8])
+    assert kept.generation_config.eos_token_id == [7, 8]
+    assert getattr(kept.config, "pad_token_id", None) is None  # none of the model's
+    torch.testing.assert_close(kept(IDX).logits, to_hf(ours)(IDX).logits)
+    save_pretrained(ours, tmp_path)
+    assert to_hf(load_pretrained(tmp_path)).config.eos_token_id == [7, 8]
+    assert getattr(to_hf(GPT(ours.config)).config, "eos_token_id", None) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "taken", "message"),
+    [
+        (lambda: gpt2(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2).config, 0.2, None),
+        (
+            lambda: gpt2(resid_pdrop=0.0, embd_pdrop=0.2, attn_pdrop=0.3).config,
+            0.0,
+            "resid_pdrop=0.0 is taken, not embd_pdrop=0.2 and attn_pdrop=0.3",
+        ),
+        (
+            lambda: gpt1(resid_pdrop=0.2, embd_pdrop=0.2).config,
+            0.2,
+            "resid_pdrop=0.2 is taken, not attn_pdrop=0.1",
+        ),
+        (lambda: llama().config, 0.0, None),
+        (lambda: llama(attention_dropout=0.1).config, 0.0, "attention_dropout=0.1 is not taken over"),
+    ],
+)
+def test_dropout_that_is_lost_is_said(config: Any, taken: float, message: str | None) -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert config_from_hf(config()).dropout == taken
+    said = [str(warning.message) for warning in heard if "dropout" in str(warning.message)]
+    assert len(said) == (message is not None) and (message or "") in "".join(said)
+
+
+def test_a_llamas_dropout_is_in_attention_only() -> None:
+    ours = replace(config_from_hf(llama().config), dropout=0.1)
+    with pytest.warns(UserWarning, match="dropout=0.1 is not kept: llama has it in attention only"):
+        config_to_hf(ours)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,56 @@ def test_sharded_folders_of_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(load_pretrained(tmp_path)(IDX), theirs(IDX).logits, atol=1e-6, rtol=1e-5)
 
 
+def test_other_weights_beside_the_models_are_not_read(tmp_path: Path) -> None:
+    """What Mistral and adapters leave there, and the same tensors once more."""
+    theirs = transformers.GPT2LMHeadModel(config_to_hf(CONFIG)).eval()
+    expected = theirs(IDX).logits
+    for name, size in (("whole", "1GB"), ("shards", "40KB")):
+        folder = tmp_path / name
+        theirs.save_pretrained(folder, max_shard_size=size)
+        save_file({"layers.0.wq": torch.zeros(2)}, folder / "consolidated.safetensors")
+        save_file({"transformer.wte.weight": torch.zeros(97, 32)}, folder / "adapter_model.safetensors")
+        torch.testing.assert_close(load_pretrained(folder)(IDX), expected, atol=1e-6, rtol=1e-5)
+    (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "whole" / "other.safetensors")
+    with pytest.raises(
+        InputError,
+        match=r"adapter_model\.safetensors, consolidated\.safetensors, other\.safetensors, and neither",
+    ):
+        load_pretrained(tmp_path / "whole")
+    for name in ("consolidated", "adapter_model"):
+        (tmp_path / "whole" / f"{name}.safetensors").unlink()
+    torch.testing.assert_close(load_pretrained(tmp_path / "whole")(IDX), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
+    transformers.GPT2LMHeadModel(config_to_hf(CONFIG)).save_pretrained(tmp_path, max_shard_size="40KB")
+    index = tmp_path / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    first, second, *_ = sorted(set(said["weight_map"].values()))
+    moved = (tmp_path / first).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=rf"lacks {first}, which model\.safetensors\.index\.json names"):
+        load_pretrained(tmp_path)
+    moved.rename(tmp_path / first)
+    twice = load_file(tmp_path / second) | {next(iter(load_file(tmp_path / first))): torch.zeros(1)}
+    save_file(twice, tmp_path / second)
+    with pytest.raises(InputError, match=f"stands both in {first} and in {second}"):
+        load_pretrained(tmp_path)
+    for content in ("{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": "../model.safetensors"}}'):
+        index.write_text(content)
+        with pytest.raises(InputError, match=r"index\.json names (no weight files|'\.\./model)"):
+            load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["x", None, [1]])
+def test_a_config_with_a_value_of_another_type(value: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": value}))
+    with pytest.raises(
+        InputError, match=r"config\.json cannot be read: .*'vocab_size' expected int"
+    ) as caught:
+        load_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_dtype(tmp_path: Path) -> None:
     save_pretrained(GPT(CONFIG).bfloat16(), tmp_path)
     assert load_pretrained(tmp_path).wte.weight.dtype == torch.bfloat16

@@ -175,7 +175,7 @@ def test_prepare(folder, capsys):
         (["data", "nothing"], "prepare"),
         (["data", "prepare", "--shard-tokens", "5"], "--shard-tokens"),
         (["data", "prepare", "--tokenizer", "nowhere"], "nowhere"),
-        (["data", "prepare", "--out", "."], "out=. is a folder: name a file"),
+        (["data", "prepare", "--out", "."], "--out . is a folder: give the name of a file"),
         (["tokenizer", "bench", "--repeat", "0"], "repeat=0 must be at least 1"),
     ],
 )

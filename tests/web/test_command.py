@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ai_learning.cli import main
 from ai_learning.cli.web import Web, make_bench
 from ai_learning.errors import InputError
 from ai_learning.model import GPT, GPTConfig
@@ -88,4 +89,22 @@ def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> No
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert f"http://127.0.0.1:{port}" in out.decode()
-    assert process.returncode in (0, 130) and "Traceback" not in err.decode()
+    assert process.returncode == 130 and err.decode() == "ai-learning web: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("127.0.0.1", "Address already in use"),
+        ("192.0.2.1", "Cannot assign"),
+        ("no..host", ""),
+        ("x.invalid", ""),
+    ],
+)
+def test_an_address_that_cannot_be_had(host: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["web", "--host", host, "--port", str(port), "--checkpoint", "no.pt"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1  # before "open …", and before the model is looked for
+    assert err.startswith(f"ai-learning web: error: cannot listen on {host}, port {port}: {reason}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...loss import next_token_loss
+from ...loss import IGNORE_INDEX, next_token_loss
 from ...model import GPTConfig
 from ...optim import lr_factor, muon_with_adamw
 from ...train import DivergedError
@@ -66,11 +66,11 @@ def collate(demonstrations: Sequence[Demonstration]) -> tuple[Tensor, Tensor]:
     """(B, T) ids and (B, T) targets, −100 where there is nothing to learn; shorter rows are filled up."""
     T = max(len(one.ids) for one in demonstrations) - 1
     x = torch.zeros(len(demonstrations), T, dtype=torch.long)
-    y = torch.full((len(demonstrations), T), -100)
+    y = torch.full((len(demonstrations), T), IGNORE_INDEX)
     for row, one in enumerate(demonstrations):
         ids, learn = torch.tensor(one.ids), torch.tensor(one.learn)
         x[row, : len(ids) - 1] = ids[:-1]
-        y[row, : len(ids) - 1] = ids[1:].masked_fill(~learn[1:], -100)
+        y[row, : len(ids) - 1] = ids[1:].masked_fill(~learn[1:], IGNORE_INDEX)
     return x, y
 
 

@@ -1,0 +1,255 @@
+"""What a model's layers are called in transformers, where PEFT looks for them.
+
+Our GPT-1 and GPT-2 differ from transformers' in a prefix, and in layers that are `Conv1D` there, with the
+weight stored (in, out). Our Llama and Qwen 3 have other names, and one matrix where transformers has three:
+queries, keys and values. Which one a model is shows in the module itself. Any other module keeps its names.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import weight_of
+from .linear import is_conv1d
+
+PREFIX = "base_model.model."
+"""before every name in PEFT's files"""
+LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
+_COMPILED = "._orig_mod"  # `torch.compile` puts a module around what it compiles: files know nothing of it
+
+
+class Names:
+    """Translates paths between a module and the same model in transformers; here, any module's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = getattr(model, "_orig_mod", model)
+        compiled = [path for path, _ in model.named_modules() if f".{path}".endswith(_COMPILED)]
+        self._compiled = {path.replace("_orig_mod", "").strip("."): path for path in compiled}
+
+    def there(self, path: str) -> str:
+        """A path of this module → in transformers."""
+        return self._there(f".{path}".replace(_COMPILED, "").removeprefix("."))
+
+    def here(self, path: str) -> str:
+        """A path in transformers → of this module."""
+        path = self._here(path)
+        for plain, compiled in self._compiled.items():
+            if not plain or path.startswith(f"{plain}."):
+                path = f"{compiled}.{path[len(plain) :].removeprefix('.')}"
+        return path
+
+    def layers_there(self, path: str) -> list[str]:
+        """The layers in transformers that are this module's layer at ``path``."""
+        return [self.there(path)]
+
+    def is_transposed(self, path: str) -> bool:
+        """Whether ``path`` is a linear weight stored the other way round there."""
+        return False
+
+    def tensor(self, path: str, tensor: Tensor) -> Tensor:
+        """A weight of one side in the layout of the other."""
+        return tensor.t() if self.is_transposed(path) else tensor
+
+    def parted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors, where one of ours is several there."""
+        return state
+
+    def joined(
+        self, weights: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A file's tensors and config, where several there are one of ours."""
+        return weights, config
+
+    def _there(self, path: str) -> str:
+        return path
+
+    def _here(self, path: str) -> str:
+        return path
+
+
+class GPTNames(Names):
+    """Our GPT-1 and GPT-2: ``transformer.`` before all but the head, `Conv1D` in the blocks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        blocks: Any = self.model.h
+        # transformers' GPT-1, which alone has its norms after the sums, has other names for the embeddings.
+        post_norm = len(blocks) > 0 and getattr(blocks[0], "norm_first", True) is False
+        self._embeddings = {"wte": "tokens_embed", "wpe": "positions_embed"} if post_norm else {}
+
+    def is_transposed(self, path: str) -> bool:
+        """See `Names`."""
+        path = f".{path}".replace(_COMPILED, "").removeprefix(".")
+        return re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", path) is not None
+
+    def _there(self, path: str) -> str:
+        if path.startswith("lm_head"):
+            return path
+        first, dot, rest = path.partition(".")
+        return f"transformer.{self._embeddings.get(first, first)}{dot}{rest}"
+
+    def _here(self, path: str) -> str:
+        first, dot, rest = path.removeprefix("transformer.").partition(".")
+        return {there: here for here, there in self._embeddings.items()}.get(first, first) + dot + rest
+
+
+class LlamaNames(Names):
+    """Our Llama and Qwen 3."""
+
+    _names = {  # noqa: RUF012 - a table
+        "wte": "embed_tokens",
+        "ln_f": "norm",
+        "ln_1": "input_layernorm",
+        "ln_2": "post_attention_layernorm",
+        "attn.c_attn": "self_attn.c_attn",
+        "attn.c_proj": "self_attn.o_proj",
+        "attn": "self_attn",
+        "mlp.c_gate": "mlp.gate_proj",
+        "mlp.c_fc": "mlp.up_proj",
+        "mlp.c_proj": "mlp.down_proj",
+    }
+    _kinds = ("q_proj", "k_proj", "v_proj")
+
+    def layers_there(self, path: str) -> list[str]:
+        """See `Names`: c_attn is three."""
+        there = self.there(path)
+        head, _, name = there.rpartition(".")
+        return [f"{head}.{kind}" for kind in self._kinds] if name == "c_attn" else [there]
+
+    def parted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Names`: what has a row for each of c_attn's outputs is cut, the rest (A) is in all three."""
+        found: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            before, dot, after = key.partition(".c_attn.")
+            if not dot:
+                found[key] = tensor
+                continue
+            parts = [tensor] * 3 if after == "lora_A.weight" else tensor.split(self._rows(before), dim=0)
+            for kind, part in zip(self._kinds, parts, strict=True):
+                found[f"{before}.{kind}.{after}"] = part.clone(memory_format=torch.contiguous_format)
+        return found
+
+    def joined(
+        self, weights: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Names`. Three updates are one of the ranks' sum, whose B is zero off its blocks."""
+        key_of = re.compile(rf"(.+\.self_attn)\.({'|'.join(self._kinds)})\.(.+)$")
+        found, parts = dict(weights), dict[str, dict[str, dict[str, Tensor]]]()
+        for key in weights:
+            if match := key_of.match(key):
+                parts.setdefault(match[1], {}).setdefault(match[2], {})[match[3]] = found.pop(key)
+        alphas: dict[str, float] = {}
+        for before, by_kind in parts.items():
+            whole = f"{before}.c_attn"
+            rows = self._rows(before)
+            if all("weight" in by_kind.get(kind, {}) for kind in self._kinds):  # trained whole
+                found[f"{whole}.weight"] = torch.cat([by_kind[kind]["weight"] for kind in self._kinds])
+                continue
+            updates = {
+                kind: by_kind[kind]
+                for kind in self._kinds  # in the order of the rows
+                if {"lora_A.weight", "lora_B.weight"} <= by_kind.get(kind, {}).keys()
+            }
+            if not updates:
+                for kind, tensors in by_kind.items():
+                    found |= {f"{before}.{kind}.{name}": tensor for name, tensor in tensors.items()}
+                continue
+            path = before.removeprefix(PREFIX)
+            scales = {
+                kind: _scaling(config, f"{path}.{kind}", len(v["lora_A.weight"]))
+                for kind, v in updates.items()
+            }
+            A, B, scaling = _joined(updates, scales, dict(zip(self._kinds, rows, strict=True)))
+            found[f"{whole}.lora_A.weight"], found[f"{whole}.lora_B.weight"] = A, B
+            r = len(A)
+            alphas[re.escape(f"{path}.c_attn")] = scaling * (math.sqrt(r) if config.get("use_rslora") else r)
+            if any("lora_magnitude_vector" in tensors for tensors in updates.values()):
+                layer = self.model.get_submodule(self.here(f"{path}.c_attn"))
+                lengths = torch.linalg.vector_norm(self._frozen(layer).float(), dim=1).split(rows)
+                found[f"{whole}.lora_magnitude_vector"] = torch.cat(
+                    [
+                        updates.get(kind, {}).get("lora_magnitude_vector", length)
+                        for kind, length in zip(self._kinds, lengths, strict=True)
+                    ]
+                )
+        return found, {**config, "alpha_pattern": alphas | dict(config.get("alpha_pattern") or {})}
+
+    def _rows(self, before: str) -> list[int]:
+        """Of queries, keys and values in c_attn; ``before``: a key up to there."""
+        attention: Any = self.model.get_submodule(self.here(before.removeprefix(PREFIX)))
+        heads = (attention.n_head, attention.kv_heads, attention.kv_heads)
+        return [n * attention.head_size for n in heads]
+
+    def _frozen(self, layer: nn.Module) -> Tensor:
+        layer = getattr(layer, "base_layer", layer)
+        dequantize = getattr(layer, "dequantize", None)
+        return weight_of(layer) if dequantize is None else dequantize()
+
+    def _there(self, path: str) -> str:
+        if path.startswith("lm_head"):
+            return path
+        block = re.match(r"h\.(\d+)(?:\.|$)(.*)", path)
+        before, rest = (f"model.layers.{block[1]}", block[2]) if block else ("model", path)
+        return ".".join(filter(None, [before, self._renamed(rest, self._names)]))
+
+    def _here(self, path: str) -> str:
+        path = path.removeprefix("model.")
+        block = re.match(r"layers\.(\d+)(?:\.|$)(.*)", path)
+        before, rest = (f"h.{block[1]}", block[2]) if block else ("", path)
+        ours = {there: here for here, there in self._names.items()}
+        return ".".join(filter(None, [before, self._renamed(rest, ours)]))
+
+    def _renamed(self, path: str, names: Mapping[str, str]) -> str:
+        for old in sorted(names, key=len, reverse=True):
+            if path == old or path.startswith(f"{old}."):
+                return names[old] + path[len(old) :]
+        return path
+
+
+def names_of(model: nn.Module) -> Names:
+    """Which of them a model's are."""
+    plain = getattr(model, "_orig_mod", model)
+    children = {name for name, _ in plain.named_children()}
+    if not {"wte", "h", "ln_f"} <= children or "transformer" in children:
+        return Names(model)
+    # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks.
+    if any(is_conv1d(module) for module in plain.modules()):
+        return Names(model)
+    modules = {path.rpartition(".")[2] for path, _ in plain.named_modules()}
+    if "wpe" in children:
+        return GPTNames(model)
+    return LlamaNames(model) if "c_gate" in modules else Names(model)
+
+
+def _scaling(config: Mapping[str, Any], path: str, r: int) -> float:
+    """``s`` of a layer in transformers, as PEFT finds it."""
+    alpha = 8 if config.get("lora_alpha") is None else config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            alpha = value
+            break
+    return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
+
+
+def _joined(
+    updates: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float], rows: Mapping[str, int]
+) -> tuple[Tensor, Tensor, float]:
+    """A (R, in), B (rows, R) and the scaling of one update that does what several do."""
+    first = next(iter(updates))
+    A, scaling = updates[first]["lora_A.weight"], scales[first]
+    same = len(updates) == len(rows) and set(scales.values()) == {scaling}
+    if same and all(torch.equal(part["lora_A.weight"], A) for part in updates.values()):
+        return A, torch.cat([updates[kind]["lora_B.weight"] for kind in rows]), scaling
+    all_A = torch.cat([part["lora_A.weight"] for part in updates.values()])
+    B, start, column = all_A.new_zeros(sum(rows.values()), len(all_A)), 0, 0
+    for kind, n in rows.items():
+        if kind in updates:
+            part = updates[kind]["lora_B.weight"]
+            B[start : start + n, column : column + part.shape[1]] = part * (scales[kind] / scaling)
+            column += part.shape[1]
+        start += n
+    return all_A, B, scaling
