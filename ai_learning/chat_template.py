@@ -17,6 +17,10 @@ CHATML = (
 """The plainest template in wide use (Qwen's, SmolLM's), for tokenizers that bring none"""
 
 
+_WORDS = {"system": "zebra", "user": "quince", "assistant": "walnut"}
+"""what templates are tried with: words that none of them writes itself"""
+
+
 class TemplateRefusalError(InputError):
     """The template works, and says itself that it does not write such a conversation."""
 
@@ -82,7 +86,7 @@ def check_chat_template(template: str, **variables: Any) -> None:
         Traceback (most recent call last):
         ai_learning.errors.InputError: chat template: it does not write what the user says: ...
     """
-    words = {"system": "zebra", "user": "quince", "assistant": "walnut"}
+    words = _WORDS
     for roles in (("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2):
         messages = [{"role": role, "content": words[role]} for role in roles]
         try:
@@ -104,6 +108,8 @@ def check_chat_template(template: str, **variables: Any) -> None:
 def end_of_answer(template: str, **variables: Any) -> str:
     """What a template writes behind an assistant's answer, white space at its end aside: where to stop.
 
+    Empty where it writes nothing, or refuses a question with its answer.
+
     Raises:
         InputError: see `apply_chat_template`.
 
@@ -111,10 +117,15 @@ def end_of_answer(template: str, **variables: Any) -> str:
         >>> end_of_answer(CHATML)
         '<|im_end|>'
     """
-    question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
-    given = apply_chat_template(template, [question], add_generation_prompt=True, **variables)
-    whole = apply_chat_template(template, [question, answer], **variables)
-    return whole.removeprefix(given).rpartition("answer")[2].rstrip()
+    for roles in (("user", "assistant"), ("system", "user", "assistant")):  # some want a system message
+        messages = [{"role": role, "content": _WORDS[role]} for role in roles]
+        try:
+            whole = apply_chat_template(template, messages, **variables)
+        except TemplateRefusalError:
+            continue
+        place = whole.casefold().rfind(_WORDS["assistant"])
+        return whole[place + len(_WORDS["assistant"]) :].rstrip() if place >= 0 else ""
+    return ""
 
 
 def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
@@ -124,7 +135,7 @@ def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
     there is neither.
 
     Raises:
-        InputError: an unreadable ``tokenizer_config.json``.
+        InputError: a ``tokenizer_config.json`` or a template that cannot be read.
     """
     folder = Path(folder)
     config: dict[str, Any] = {}
@@ -136,12 +147,14 @@ def read_chat_template(folder: Path | str) -> tuple[str, dict[str, str]] | None:
             raise InputError(f"{path} is not valid JSON: {error}") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
     if (folder / "chat_template.jinja").is_file():
         template = read_template(folder / "chat_template.jinja")
     if template is None:
         return None
+    if not isinstance(template, str):
+        raise InputError(f"{path}: chat_template is {type(template).__name__}, not text")
     tokens = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = config.get(name)

@@ -254,7 +254,11 @@ def open_with_tokenizer(
 
 def _template_beside(tokenizer_folder: Path) -> dict[str, Any]:
     """The chat template there, by the names that checkpoints have for it; empty where there is none."""
-    found = read_chat_template(tokenizer_folder)
+    try:
+        found = read_chat_template(tokenizer_folder)
+    except InputError as error:  # whoever only wants the model need not do without it
+        warnings.warn(f"left out: {error}", stacklevel=3)
+        return {}
     return {} if found is None else {"chat_template": found[0], "special_tokens": found[1]}
 
 

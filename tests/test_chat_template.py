@@ -1,6 +1,7 @@
 """Chat templates beside transformers' own rendering."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ from ai_learning.chat_template import (
     TemplateRefusalError,
     apply_chat_template,
     check_chat_template,
+    end_of_answer,
     read_chat_template,
 )
+from ai_learning.checkpoint import open_model
 from ai_learning.errors import InputError
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.pretrained import save_pretrained
+from ai_learning.tokenizers import ByteTokenizer
 
 LLAMA3 = """{{- bos_token }}
 {%- for message in messages %}
@@ -165,3 +171,31 @@ def test_found_beside_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         read_chat_template(tmp_path)
+
+
+def test_where_an_answer_ends() -> None:
+    assert end_of_answer(CHATML) == "<|im_end|>"
+    strict = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
+    )
+    assert end_of_answer(strict) == "<|im_end|>"
+    tagged = CHATML.replace("{{ message['content'] }}", "<answer>{{ message['content'] }}</answer>")
+    assert end_of_answer(tagged) == "</answer><|im_end|>"
+    upper = CHATML.replace("message['content']", "message['content'] | upper")
+    assert end_of_answer(upper) == "<|im_end|>"
+    assert end_of_answer("{{ raise_exception('never') }}") == ""
+
+
+@pytest.mark.parametrize("entry", [[{"template": "x"}], ["x"], {"default": "x"}, 3])
+def test_a_malformed_template_beside_a_model_is_left_out_with_a_warning(
+    entry: object, tmp_path: Path
+) -> None:
+    gpt = GPT(GPTConfig(vocab_size=258, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    save_pretrained(gpt, tmp_path, ByteTokenizer())
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": entry}))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, _, found = open_model(tmp_path)
+    assert "chat_template" not in found
+    assert isinstance(entry, list) or any("left out" in str(warning.message) for warning in said)

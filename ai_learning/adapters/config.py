@@ -70,6 +70,8 @@ class LoRAConfig:
             value = getattr(self, name)
             if not (isinstance(value, str) or _are_names(value)):
                 raise InputError(f"{name}={value!r} must be a list of names, such as ['c_attn']")
+            if not isinstance(value, str | Sequence):  # a set: files keep lists
+                object.__setattr__(self, name, sorted(value))
         for r in (self.r, *self.rank_pattern.values()):
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise InputError(f"r={r!r} is no rank: use an integer of at least 1, such as 8")
@@ -89,6 +91,8 @@ class LoRAConfig:
         wanted = self.layers_to_transform
         if wanted is not None and not _are_block_numbers([wanted] if isinstance(wanted, int) else wanted):
             raise InputError(f"layers_to_transform={wanted!r} must be a block's number, or a list: [0, 1]")
+        if wanted is not None and not isinstance(wanted, int | list | tuple):
+            object.__setattr__(self, "layers_to_transform", sorted(wanted))
         if isinstance(self.modules_to_save, str):
             raise InputError(
                 f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]"

@@ -124,14 +124,15 @@ class LoRALayer(nn.Module):
     def contents(self) -> dict[str, Any]:
         """Which adapters there are: the very tensors, for `put_back`."""
         weights = {name: dict(getattr(self, name).items()) for name in _WEIGHTS}
-        return {**weights, "adapters": dict(self.adapters), "active": self.active, "_kept": self._kept} | {
-            "base_layer": self.base_layer
-        }
+        layers = {"base_layer": self.base_layer, "_kept": self._kept}
+        return {**weights, **layers, "adapters": dict(self.adapters), "active": self.active}
 
     def put_back(self, contents: dict[str, Any]) -> None:
         """What `contents` gave, whatever has happened since."""
-        for name in _WEIGHTS:
-            setattr(self, name, nn.ParameterDict(contents[name]))
+        for name in _WEIGHTS:  # in place: whoever swaps files in knows these dicts
+            weights = getattr(self, name)
+            weights.clear()
+            weights.update(contents[name])
         self.adapters, self.active = dict(contents["adapters"]), contents["active"]
         self.base_layer, self._kept = contents["base_layer"], contents["_kept"]
 
@@ -191,10 +192,17 @@ class LoRALayer(nn.Module):
             )
         base = self.base_layer
         if self.training and any(self.adapters[name].dropout for name in self.active):
-            return weight_of(base).detach().as_subclass(_Unknown).of(self.path)
+            return self._unknown_weight()
         own = base.model_dtype if isinstance(base, NF4Linear) else weight_of(base).dtype
         W = self.adapted_weight(self.active).to(own)
         return W.t() if self.transposed else W
+
+    def _unknown_weight(self) -> Tensor:
+        base = self.base_layer
+        weight: Tensor = weight_of(base).detach()
+        if isinstance(base, NF4Linear):
+            weight = torch.zeros((), dtype=base.model_dtype, device=weight.device).expand(base.shape)
+        return weight.as_subclass(_Unknown).of(self.path)
 
     @torch.no_grad()
     def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
@@ -215,10 +223,11 @@ class LoRALayer(nn.Module):
             raise InputError(
                 f"{self.path} has max_norm: rows are shortened when they are read, so none can be merged"
             )
-        if nn.utils.parametrize.is_parametrized(base):
+        hooks = {type(hook).__name__ for hook in base._forward_pre_hooks.values()}
+        if nn.utils.parametrize.is_parametrized(base) or hooks & {"WeightNorm", "SpectralNorm"}:
             raise InputError(
-                f"{self.path} is parametrized (as by weight_norm): torch.nn.utils.parametrize."
-                "remove_parametrizations before merging"
+                f"{self.path} makes its weight anew for each call (as with weight_norm): take that off by "
+                "torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm"
             )
         W = self.adapted_weight(names)
         own = base.model_dtype if isinstance(base, NF4Linear) else weight_of(base).dtype
@@ -449,6 +458,9 @@ class _Unknown(Tensor):
         self.path = path
         return self
 
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"the weight of {self.path}, which LoRA dropout leaves unknown"
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _KNOWN:
@@ -457,7 +469,7 @@ class _Unknown(Tensor):
         raise InputError(f"{path}: LoRA dropout is on, so no weight equals the layer; call it, or eval()")
 
 
-_ASKED = ("dtype", "shape", "device", "ndim", "layout", "requires_grad", "is_cpu", "is_cuda")
+_ASKED = ("dtype", "shape", "device", "ndim", "layout", "requires_grad", "is_cpu", "is_cuda", "is_meta")
 _KNOWN = {getattr(Tensor, name).__get__ for name in _ASKED} | {
     getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size")
 }
@@ -485,7 +497,8 @@ class SavedModule(nn.Module):
 
     def put_back(self, contents: dict[str, Any]) -> None:
         """What `contents` gave, whatever has happened since."""
-        self.copies = nn.ModuleDict(contents["copies"])
+        self.copies.clear()
+        self.copies.update(contents["copies"])
         self.active, self.merged = contents["active"], contents["merged"]
 
     def remove(self, name: str) -> None:

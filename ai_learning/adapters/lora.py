@@ -68,10 +68,7 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
             merged model.
     """
     config = config or LoRAConfig()
-    if not adapter_name or "." in adapter_name:
-        raise InputError(f"adapter_name={adapter_name!r} must be a name without dots")
-    if any(hasattr(container(), adapter_name) for container in (nn.ParameterDict, nn.ModuleDict)):
-        raise InputError(f"adapter_name={adapter_name!r} means something to PyTorch: choose another name")
+    _check_name(adapter_name)
     registry: Registry | None = getattr(model, _REGISTRY, None)
     if registry and adapter_name in registry.configs:
         raise InputError(
@@ -85,6 +82,13 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
     with _as_it_was_on_error(model):
         _inject(model, config, adapter_name, targets, saved)
     return model
+
+
+def _check_name(adapter_name: str) -> None:
+    if not adapter_name or "." in adapter_name:
+        raise InputError(f"adapter_name={adapter_name!r} must be a name without dots")
+    if any(hasattr(container(), adapter_name) for container in (nn.ParameterDict, nn.ModuleDict)):
+        raise InputError(f"adapter_name={adapter_name!r} means something to PyTorch: choose another name")
 
 
 def _plan(model: nn.Module, config: LoRAConfig) -> tuple[list[str], list[str]]:
@@ -125,7 +129,7 @@ def _as_it_was_on_error(model: nn.Module) -> Iterator[None]:
     registry: Registry | None = getattr(model, _REGISTRY, None)
     noted = None if registry is None else registry.copy()
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    shown = [(p, p.data) for p in ([] if registry is None else _plain_parameters(model).values())]
+    shown = [(p, p.data) for p in _plain_parameters(model).values()]
     try:
         yield
     except BaseException:
@@ -140,6 +144,7 @@ def _as_it_was_on_error(model: nn.Module) -> Iterator[None]:
         for p, flag in flags:
             p.requires_grad_(flag)
         if noted is not None:
+            noted.swaps.clear()
             setattr(model, _REGISTRY, noted)
         elif hasattr(model, _REGISTRY):
             delattr(model, _REGISTRY)
@@ -376,6 +381,9 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
         return
     if registry.configs[adapter_name].bias != "none":
         _show_biases(model, False)
+        parameters = _plain_parameters(model)
+        for path in registry.biases:
+            parameters[path].requires_grad_(False)
         registry.biases.clear()
     active = adapter_name in active_adapters(model)
     del registry.configs[adapter_name]
@@ -620,8 +628,8 @@ def _mark_untied(model: nn.Module) -> None:
         config.tie_word_embeddings = False
 
 
-def _modules_named(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The paths that ``modules_to_save`` means."""
+def _modules_named(model: nn.Module, names: Sequence[str], option: str = "modules_to_save") -> list[str]:
+    """The paths that an option like ``modules_to_save`` means."""
     paths = [path for path, _ in model.named_modules() if path]
     inside = tuple(f"{path}." for path in _wrappers(model))
     paths = [path for path in paths if not path.startswith(inside)] if inside else paths
@@ -630,7 +638,7 @@ def _modules_named(model: nn.Module, names: Sequence[str]) -> list[str]:
         matching = [path for path in paths if is_named(path, name)]
         if not matching:
             raise InputError(
-                f"modules_to_save: {name!r} matches no module; there are "
+                f"{option}: {name!r} matches no module; there are "
                 + ", ".join(sorted({path.rpartition(".")[2] for path in paths} - {""}))
             )
         found += [path for path in matching if path not in found]

@@ -29,6 +29,15 @@ def is_bnb_4bit(module: nn.Module) -> bool:
     )
 
 
+def check_is_quantized(linear: Any) -> None:
+    """Raise InputError for a Linear4bit whose weight is still dense."""
+    if getattr(linear.weight, "quant_state", None) is None:
+        raise InputError(
+            "the Linear4bit is not quantized yet: bitsandbytes does so when it is moved to a device, "
+            "such as linear.to('cpu')"
+        )
+
+
 class NF4Linear(nn.Module):
     """``y = x Wᵀ + b`` with W in 4 bits (QLoRA, equation 5). The weight is frozen; the bias may be trained.
 
@@ -104,11 +113,7 @@ class NF4Linear(nn.Module):
         """
         if not is_bnb_4bit(linear):
             raise InputError(f"{type(linear).__name__} is no bitsandbytes.nn.Linear4bit: use from_linear")
-        if getattr(linear.weight, "quant_state", None) is None:
-            raise InputError(
-                "the Linear4bit is not quantized yet: bitsandbytes does so when it is moved to a device, "
-                "such as linear.to('cpu')"
-            )
+        check_is_quantized(linear)
         layer = cls._empty(linear.in_features, linear.out_features, compute_dtype=linear.compute_dtype)
         layer.bias = linear.bias
         layer.load_state_dict(linear.state_dict())

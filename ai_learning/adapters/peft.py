@@ -66,18 +66,6 @@ _CHANGES_BASE = (
 )  # initialisations that edit the frozen weights
 
 
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "r": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-    "lora_alpha": ("a number", lambda v: isinstance(v, int | float)),
-    "lora_dropout": ("a number", lambda v: isinstance(v, int | float)),
-    "target_modules": ("a text or a list of texts", lambda v: isinstance(v, str) or _are_texts(v)),
-    "modules_to_save": ("a list of texts", lambda v: _are_texts(v)),
-    "alpha_pattern": ("numbers by pattern", lambda v: _are_numbers_by_pattern(v)),
-    "rank_pattern": ("numbers by pattern", lambda v: _are_numbers_by_pattern(v)),
-}
-"""what a config's values must be"""
-
-
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
@@ -87,6 +75,18 @@ def _are_numbers_by_pattern(value: Any) -> bool:
         return all(re.compile(key) and isinstance(number, int | float) for key, number in value.items())
     except (AttributeError, re.error):
         return False
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    "lora_alpha": ("a number", lambda v: isinstance(v, int | float)),
+    "lora_dropout": ("a number", lambda v: isinstance(v, int | float)),
+    "target_modules": ("a text or a list of texts", lambda v: isinstance(v, str) or _are_texts(v)),
+    "modules_to_save": ("a list of texts", _are_texts),
+    "alpha_pattern": ("numbers by pattern", _are_numbers_by_pattern),
+    "rank_pattern": ("numbers by pattern", _are_numbers_by_pattern),
+}
+"""what a config's values must be"""
 
 
 def save_peft(
@@ -354,7 +354,7 @@ def _config_here(
         use_dora=bool(text.get("use_dora")),
         bias=text.get("bias") or "none",
         # PEFT's task types name heads of several architectures: those that this one lacks mean nothing.
-        modules_to_save=_saved_here(model, text.get("modules_to_save") or (), names),
+        modules_to_save=_saved_here(model, text.get("modules_to_save") or (), state, names),
         init="gaussian" if text.get("init_lora_weights") == "gaussian" else "kaiming",
         rank_pattern=ranks,
         alpha_pattern=alphas,
@@ -374,14 +374,23 @@ def _saved_there(model: nn.Module, saved: Sequence[str], names: Names) -> list[s
     return found
 
 
-def _saved_here(model: nn.Module, saved: Sequence[str], names: Names) -> tuple[str, ...]:
-    """``modules_to_save`` of a file in this module's words; heads that it does not have mean nothing."""
+def _saved_here(
+    model: nn.Module, saved: Sequence[str], state: Mapping[str, Tensor], names: Names
+) -> tuple[str, ...]:
+    """``modules_to_save`` of a file in this module's words; heads that it does not have mean nothing.
+
+    PEFT takes whatever ends in the name: which modules are meant shows in the weights.
+    """
+    paths = [path for path, _ in model.named_modules() if path and path.rpartition(".")[2] != "_orig_mod"]
     found: list[str] = []
     for name in saved:
-        for path, _ in model.named_modules():
-            if any(is_named(there, name) for there in names.layers_there(path)):
-                here = path if "." in name else path.rpartition(".")[2]
-                found += [here] * (here not in found)
+        meant = [p for p in paths if any(there.endswith(name) for there in names.layers_there(p))]
+        filled = [path for path in meant if any(key.startswith(f"{path}.") for key in state)]
+        if not filled:  # the weights are missing, which will be said
+            filled = [p for p in meant if any(is_named(there, name) for there in names.layers_there(p))]
+        last = {path.rpartition(".")[2] for path in filled}
+        short = sorted(last) if filled == [p for p in paths if p.rpartition(".")[2] in last] else filled
+        found += [word for word in short if word not in found]
     return tuple(found)
 
 
@@ -503,8 +512,8 @@ def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
             continue
         here = names.here(key.removeprefix(PREFIX))
         target = own.get(here.replace(".base_layer.bias", ".bias"))
-        if target is None or entry["dtype"] not in _SAFETENSORS:
-            return  # frozen weights come along: those are checked each time
+        if target is None or id(target) not in places or entry["dtype"] not in _SAFETENSORS:
+            return  # frozen weights come along, or biases that wait: those are looked at each time
         flip = LORA_KEY.match(here) is None and names.is_transposed(here)
         pieces.append(
             (
@@ -531,6 +540,8 @@ def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
         return None
     if read[2].numel() != known.n_bytes:  # cut off: let the careful way say so
         return None
+    if registry.configs[name].bias != "none" and not registry.biases_trained:
+        return None  # what stands in the model now are the frozen ones
     for layer in _wrappers(model).values():
         mine = layer.adapters if isinstance(layer, LoRALayer) else layer.copies
         if layer.merged or layer.active != ((name,) if name in mine else ()):

@@ -13,34 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .layers import weight_of
 from .linear import is_conv1d
 
 PREFIX = "base_model.model."
 """before every name in PEFT's files"""
 LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
-_COMPILED = "._orig_mod"  # `torch.compile` puts a module around what it compiles: files know nothing of it
+_UPDATE = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"}
+_COMPILED = "_orig_mod"  # `torch.compile` puts a module around what it compiles: files know nothing of it
 
 
 class Names:
     """Translates paths between a module and the same model in transformers; here, any module's own."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = getattr(model, "_orig_mod", model)
-        compiled = [path for path, _ in model.named_modules() if f".{path}".endswith(_COMPILED)]
-        self._compiled = {path.replace("_orig_mod", "").strip("."): path for path in compiled}
+        self.model = model
+        compiled = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == _COMPILED]
+        self._compiled = {_plain(path): path for path in compiled}
 
     def there(self, path: str) -> str:
         """A path of this module → in transformers."""
-        return self._there(f".{path}".replace(_COMPILED, "").removeprefix("."))
+        return self._there(_plain(path))
 
     def here(self, path: str) -> str:
         """A path in transformers → of this module."""
         path = self._here(path)
-        for plain, compiled in self._compiled.items():
-            if not plain or path.startswith(f"{plain}."):
-                path = f"{compiled}.{path[len(plain) :].removeprefix('.')}"
-        return path
+        around = [plain for plain in self._compiled if not plain or path.startswith(f"{plain}.")]
+        if not around:
+            return path
+        innermost = max(around, key=len)
+        return f"{self._compiled[innermost]}.{path[len(innermost) :].removeprefix('.')}"
 
     def layers_there(self, path: str) -> list[str]:
         """The layers in transformers that are this module's layer at ``path``."""
@@ -52,7 +55,7 @@ class Names:
 
     def tensor(self, path: str, tensor: Tensor) -> Tensor:
         """A weight of one side in the layout of the other."""
-        return tensor.t() if self.is_transposed(path) else tensor
+        return tensor.t() if self.is_transposed(path) and tensor.dim() == 2 else tensor
 
     def parted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors, where one of ours is several there."""
@@ -76,15 +79,14 @@ class GPTNames(Names):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        blocks: Any = self.model.h
+        blocks: Any = getattr(model, _COMPILED, model).h
         # transformers' GPT-1, which alone has its norms after the sums, has other names for the embeddings.
         post_norm = len(blocks) > 0 and getattr(blocks[0], "norm_first", True) is False
         self._embeddings = {"wte": "tokens_embed", "wpe": "positions_embed"} if post_norm else {}
 
     def is_transposed(self, path: str) -> bool:
         """See `Names`."""
-        path = f".{path}".replace(_COMPILED, "").removeprefix(".")
-        return re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", path) is not None
+        return re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", _plain(path)) is not None
 
     def _there(self, path: str) -> str:
         if path.startswith("lm_head"):
@@ -146,18 +148,21 @@ class LlamaNames(Names):
         for before, by_kind in parts.items():
             whole = f"{before}.c_attn"
             rows = self._rows(before)
-            if all("weight" in by_kind.get(kind, {}) for kind in self._kinds):  # trained whole
-                found[f"{whole}.weight"] = torch.cat([by_kind[kind]["weight"] for kind in self._kinds])
-                continue
+            for name in ("weight", "bias", "base_layer.weight", "base_layer.bias"):
+                ours = [by_kind.get(kind, {}).get(name) for kind in self._kinds]
+                if all(tensor is not None for tensor in ours):  # one row for each of c_attn's outputs
+                    found[f"{whole}.{name}"] = torch.cat([by_kind[kind].pop(name) for kind in self._kinds])
             updates = {
                 kind: by_kind[kind]
                 for kind in self._kinds  # in the order of the rows
                 if {"lora_A.weight", "lora_B.weight"} <= by_kind.get(kind, {}).keys()
             }
+            for kind, tensors in by_kind.items():  # what is not of an update is left as it is: too much
+                rest = tensors.keys() - (_UPDATE if kind in updates else set())
+                found |= {f"{before}.{kind}.{name}": tensors[name] for name in rest}
             if not updates:
-                for kind, tensors in by_kind.items():
-                    found |= {f"{before}.{kind}.{name}": tensor for name, tensor in tensors.items()}
                 continue
+            self._check(before, updates, dict(zip(self._kinds, rows, strict=True)))
             path = before.removeprefix(PREFIX)
             scales = {
                 kind: _scaling(config, f"{path}.{kind}", len(v["lora_A.weight"]))
@@ -180,9 +185,26 @@ class LlamaNames(Names):
 
     def _rows(self, before: str) -> list[int]:
         """Of queries, keys and values in c_attn; ``before``: a key up to there."""
-        attention: Any = self.model.get_submodule(self.here(before.removeprefix(PREFIX)))
+        path = before.removeprefix(PREFIX)
+        try:
+            attention: Any = self.model.get_submodule(self.here(path))
+        except AttributeError:
+            raise InputError(f"the adapter has weights for {path!r}, which the model does not have") from None
         heads = (attention.n_head, attention.kv_heads, attention.kv_heads)
         return [n * attention.head_size for n in heads]
+
+    def _check(
+        self, before: str, updates: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, int]
+    ) -> None:
+        """Raise InputError where an update's matrices do not fit c_attn, or each other."""
+        layer: Any = self.model.get_submodule(self.here(f"{before.removeprefix(PREFIX)}.c_attn"))
+        for kind, tensors in updates.items():
+            A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
+            if A.dim() != 2 or A.shape[1] != layer.in_features or B.shape != (rows[kind], len(A)):
+                raise InputError(
+                    f"{before}.{kind}: lora_A has shape {tuple(A.shape)} and lora_B {tuple(B.shape)}, but it "
+                    f"is {layer.in_features} → {rows[kind]} wide"
+                )
 
     def _frozen(self, layer: nn.Module) -> Tensor:
         layer = getattr(layer, "base_layer", layer)
@@ -212,7 +234,7 @@ class LlamaNames(Names):
 
 def names_of(model: nn.Module) -> Names:
     """Which of them a model's are."""
-    plain = getattr(model, "_orig_mod", model)
+    plain = getattr(model, _COMPILED, model)
     children = {name for name, _ in plain.named_children()}
     if not {"wte", "h", "ln_f"} <= children or "transformer" in children:
         return Names(model)
@@ -223,6 +245,10 @@ def names_of(model: nn.Module) -> Names:
     if "wpe" in children:
         return GPTNames(model)
     return LlamaNames(model) if "c_gate" in modules else Names(model)
+
+
+def _plain(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != _COMPILED)
 
 
 def _scaling(config: Mapping[str, Any], path: str, r: int) -> float:
@@ -239,8 +265,8 @@ def _joined(
     updates: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float], rows: Mapping[str, int]
 ) -> tuple[Tensor, Tensor, float]:
     """A (R, in), B (rows, R) and the scaling of one update that does what several do."""
-    first = next(iter(updates))
-    A, scaling = updates[first]["lora_A.weight"], scales[first]
+    A = next(iter(updates.values()))["lora_A.weight"]
+    scaling = next((scale for scale in scales.values() if scale), 1.0)
     same = len(updates) == len(rows) and set(scales.values()) == {scaling}
     if same and all(torch.equal(part["lora_A.weight"], A) for part in updates.values()):
         return A, torch.cat([updates[kind]["lora_B.weight"] for kind in rows]), scaling

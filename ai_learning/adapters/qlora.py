@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from .config import ALL_LINEAR, LoRAConfig, find_targets
 from .layers import LoRALayer, weight_of
-from .lora import DEFAULT, _heads, _modules_named, _plan, _put, inject_lora, lora_candidates
+from .lora import DEFAULT, _check_name, _heads, _modules_named, _plan, _put, inject_lora, lora_candidates
 from .nf4 import FLOATS
-from .nf4_linear import NF4Linear, is_bnb_4bit
+from .nf4_linear import NF4Linear, check_is_quantized, is_bnb_4bit
 
 
 def quantize_linears(
@@ -51,8 +51,10 @@ def quantize_linears(
         for path, module in lora_candidates(model).items()
         if not isinstance(module, NF4Linear | nn.Embedding)
     }
-    whole = _modules_named(model, skip_modules)
-    heads = _heads(model) | {p for p in candidates if any(f"{p}.".startswith(f"{w}.") for w in whole)}
+    skipped = tuple(f"{path}." for path in _modules_named(model, skip_modules, "skip_modules"))
+    if skipped:
+        candidates = {path: layer for path, layer in candidates.items() if not f"{path}.".startswith(skipped)}
+    heads = _heads(model)
     try:
         paths = find_targets(candidates, target_modules, heads)
     except InputError as error:
@@ -60,6 +62,8 @@ def quantize_linears(
         raise InputError(f"{error}{'; others are in 4 bits already' if done else ''}") from None
     for path in paths:
         weight = weight_of(candidates[path])
+        if is_bnb_4bit(candidates[path]):
+            check_is_quantized(candidates[path])
         if not is_bnb_4bit(candidates[path]) and (weight.dim() != 2 or weight.dtype not in FLOATS):
             raise InputError(
                 f"{path} has a {weight.dtype} weight of shape {tuple(weight.shape)}, which cannot be "
@@ -115,7 +119,11 @@ def prepare_qlora(
         InputError: see `quantize_linears` and `inject_lora`.
     """
     config = config or LoRAConfig()
-    _plan(model, config)  # what is wrong with it shows before anything is quantized
+    # What is wrong shows before anything is quantized.
+    _check_name(adapter_name)
+    _plan(model, config)
+    if gradient_checkpointing:
+        _blocks(model)
     quantize_linears(
         model,
         skip_modules=config.modules_to_save,
@@ -140,16 +148,21 @@ def checkpoint_blocks(model: nn.Module) -> int:
     Raises:
         InputError: a model without an nn.ModuleList.
     """
-    blocks: list[Any] = [
-        block for modules in model.modules() if isinstance(modules, nn.ModuleList) for block in modules
-    ]
-    if not blocks:
-        raise InputError(f"{type(model).__name__} has no nn.ModuleList of blocks to checkpoint")
+    blocks = _blocks(model)
     for block in blocks:
         if not hasattr(block, "_forward_without_checkpoint"):
             block._forward_without_checkpoint = block.forward
             block.forward = functools.partial(_checkpointed, block)
     return len(blocks)
+
+
+def _blocks(model: nn.Module) -> list[Any]:
+    blocks: list[Any] = [
+        block for modules in model.modules() if isinstance(modules, nn.ModuleList) for block in modules
+    ]
+    if not blocks:
+        raise InputError(f"{type(model).__name__} has no nn.ModuleList of blocks to checkpoint")
+    return blocks
 
 
 def _checkpointed(block: Any, *args: Any, **kwargs: Any) -> Any:

@@ -132,7 +132,7 @@ def finetune(
         listener=listener,
         resume=resume,
         options=options,
-        identity={"method": method, **({} if method == "full" else asdict(lora)), **(identity or {})},
+        identity={"method": method, "lora": {} if method == "full" else asdict(lora), **(identity or {})},
     )
     if method != "full":
         eject_lora(model, merge=True)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ai_learning.adapters import (
     lora_plus_groups,
     lora_state_dict,
     merge_lora,
+    quantize_linears,
     set_adapter,
     unmerge_lora,
     use_adapter,
@@ -656,6 +658,10 @@ def test_code_that_only_asks_for_a_weights_dtype_may_while_dropout_is_on():
         F.linear(torch.ones(1, 32), weight)
     with pytest.raises(InputError, match="LoRA dropout is on"):
         weight + 1
+    quantized = nn.Sequential(nn.Linear(48, 16))
+    quantize_linears(quantized, ["0"])
+    inject_lora(quantized, LoRAConfig(target_modules=["0"], lora_dropout=0.5)).train()
+    assert quantized[0].weight.dtype == torch.float32 and tuple(quantized[0].weight.shape) == (16, 48)
 
 
 def test_the_weight_in_effect_has_the_frozen_ones_dtype():
@@ -676,10 +682,11 @@ def test_rows_that_are_shortened_when_read_cannot_be_merged():
     model, _ = adapted(LoRAConfig(target_modules=["0"]), nn.Sequential(nn.Embedding(97, 6, max_norm=0.1)))
     with pytest.raises(InputError, match="max_norm"):
         merge_lora(model)
-    parametrized = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-    inject_lora(parametrized, LoRAConfig(target_modules=["0"]))
-    with pytest.raises(InputError, match="parametrized"):
-        merge_lora(parametrized)
+    for weight_norm in (nn.utils.parametrizations.weight_norm, nn.utils.weight_norm):
+        normed = nn.Sequential(weight_norm(nn.Linear(4, 4)))
+        inject_lora(normed, LoRAConfig(target_modules=["0"]))
+        with pytest.raises(InputError, match="makes its weight anew"):
+            merge_lora(normed)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -714,3 +721,17 @@ def test_dora_on_an_embedding_merges_and_mixes_by_row():
     assert torch.allclose(mixed[::2], want[::2], atol=1e-5)
     assert torch.allclose(mixed[1], before(ids())[1], atol=1e-5)
     assert torch.allclose(merge_lora(model)(ids()), want, atol=1e-5)
+
+
+def test_biases_of_an_adapter_that_is_gone_are_frozen():
+    model = inject_lora(gpt(), LoRAConfig(bias="all"), "a")
+    inject_lora(model, LoRAConfig(), "b")
+    set_adapter(model, "a")
+    delete_adapter(model, "a")
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert names and all(re.search(r"lora_[AB]\.b$", name) for name in names)
+
+
+def test_collections_of_any_kind_are_kept_as_lists():
+    config = LoRAConfig(target_modules={"c_fc", "c_attn"}, layers_to_transform=range(2))
+    assert config.target_modules == ["c_attn", "c_fc"] and config.layers_to_transform == [0, 1]

@@ -13,10 +13,13 @@ from torch import nn
 from ai_learning.adapters import (
     LoRAConfig,
     adapter_names,
+    adapters_by_row,
     inject_lora,
     load_peft,
     lora_state_dict,
     save_peft,
+    set_adapter,
+    use_adapter,
 )
 from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
@@ -512,3 +515,100 @@ def test_our_gpt1_and_its_embedding(tmp_path):
     save_peft(ours, tmp_path)
     opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     assert torch.allclose(opened(ids()).logits, ours(ids()), atol=1e-5)
+
+
+@pytest.mark.parametrize("r", [2, 3])
+def test_after_a_file_that_was_refused_the_next_one_is_taken(r, tmp_path):
+    for seed, name in enumerate("ab"):
+        save_peft(disturb(inject_lora(gpt(), LoRAConfig(r=2)), seed=seed), tmp_path / name)
+    save_peft(inject_lora(gpt(), LoRAConfig(r=r)), tmp_path / "bad")
+    file = tmp_path / "bad" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop("base_model.model.transformer.h.0.mlp.c_fc.lora_B.weight")
+    save_file(weights, file)
+    model, fresh = gpt(), gpt()
+    fresh.load_state_dict(model.state_dict())
+    inject_lora(model, LoRAConfig(target_modules=["c_attn"]), "other")
+    load_peft(model, tmp_path / "a", "x")
+    with pytest.raises(InputError):
+        load_peft(model, tmp_path / "bad", "x")
+    load_peft(model, tmp_path / "b", "x")
+    load_peft(fresh, tmp_path / "b")
+    assert torch.equal(model(ids()), fresh(ids()))
+
+
+def test_a_swap_while_rows_choose_does_not_touch_the_frozen_biases(tmp_path):
+    save_peft(disturb(inject_lora(gpt(), LoRAConfig(bias="all"))), tmp_path)
+    model = gpt()
+    before = model(ids())
+    load_peft(model, tmp_path, "biases")
+    inject_lora(model, LoRAConfig(), "plain")
+    set_adapter(model, "biases")
+    with adapters_by_row(model, ["plain"] * 3):
+        load_peft(model, tmp_path, "biases")
+    with use_adapter(model, None):
+        assert torch.equal(model(ids()), before)
+
+
+def test_a_compiled_llama_and_compiled_parts(tmp_path):
+    ours, _ = llama_pair()
+    plain = copy.deepcopy(ours)
+    compiled = torch.compile(ours)
+    disturb(inject_lora(compiled, LoRAConfig(r=2, modules_to_save=["ln_f"])))
+    save_peft(compiled, tmp_path)
+    parts = copy.deepcopy(plain)
+    parts.ln_f = torch.compile(parts.ln_f)
+    for number, block in enumerate(parts.h):
+        parts.h[number] = torch.compile(block)
+    for model in (torch.compile(plain), torch.compile(parts)):
+        config = load_peft(model, tmp_path)
+        assert config.modules_to_save == ("ln_f",)
+        save_peft(model, tmp_path / "again")
+        again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+        for key, tensor in load_file(tmp_path / "adapter_model.safetensors").items():
+            assert torch.equal(again[key], tensor)
+    assert torch.allclose(plain(ids()), ours(ids()), atol=1e-6)
+
+
+def test_an_adapter_of_another_llama_is_one_line(tmp_path):
+    peft = pytest.importorskip("peft")
+    _, theirs = llama_pair()
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+    peft.get_peft_model(theirs, config).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 97, "block_size": 16, "n_head": 4, "n_kv_head": 2, "bias": False}
+    parts = {"norm": "rmsnorm", "positions": "rotary", "mlp": "gated", "activation": "silu"}
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn', which the model does not have"):
+        load_peft(gpt(**sizes, **parts, n_layer=1, n_embd=32), tmp_path)
+    with pytest.raises(InputError, match="it is 64 → 64 wide"):
+        load_peft(gpt(**sizes, **parts, n_layer=2, n_embd=64), tmp_path)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_a_llama_with_biases_comes_back(bias, tmp_path):
+    parts = {"norm": "rmsnorm", "positions": "rotary", "mlp": "gated", "activation": "silu", "bias": True}
+    model = gpt(**parts)
+    fresh = copy.deepcopy(model)
+    save_peft(disturb(inject_lora(model, LoRAConfig(bias=bias))), tmp_path)
+    load_peft(fresh, tmp_path)
+    assert torch.allclose(fresh(ids()), model(ids()), atol=1e-6)
+
+
+@pytest.mark.parametrize("saved", [["o_proj"], ["down_proj"], ["norm"], ["model.norm", "lm_head"]], ids=str)
+def test_modules_of_pefts_names_trained_whole(saved, tmp_path):
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair()
+    config = peft.LoraConfig(target_modules=["gate_proj"], modules_to_save=saved)
+    made = disturb(peft.get_peft_model(theirs, config).eval())
+    made.save_pretrained(tmp_path)
+    load_peft(ours, tmp_path)
+    assert torch.allclose(ours(ids()), made(ids()).logits, atol=1e-5)
+
+
+def test_a_scaling_of_zero(tmp_path):
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair()
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], alpha_pattern={"q_proj": 0})
+    made = disturb(peft.get_peft_model(theirs, config).eval())
+    made.save_pretrained(tmp_path)
+    load_peft(ours, tmp_path)
+    assert torch.allclose(ours(ids()), made(ids()).logits, atol=1e-5)

@@ -394,3 +394,26 @@ def test_a_compiled_model_is_one_graph_that_keeps_no_dense_weight(settings, nest
         whole(ids())
     dense = {layer.shape for layer in model.modules() if isinstance(layer, NF4Linear)}
     assert saved and not dense & {*saved, *(shape[::-1] for shape in saved)}
+
+
+def test_modules_that_are_skipped_are_skipped_however_layers_are_named():
+    model = gpt()
+    assert quantize_linears(model, ["c_attn"], skip_modules=["h.0"]) == ["h.1.attn.c_attn"]
+    with pytest.raises(InputError, match=r"skip_modules: 'nope' matches no module"):
+        quantize_linears(gpt(), skip_modules=["nope"])
+
+
+def test_nothing_is_quantized_where_a_later_step_would_fail():
+    bnb = pytest.importorskip("bitsandbytes")
+    for model, act, message in (
+        (gpt(), lambda m: prepare_qlora(m, adapter_name="a.b"), "without dots"),
+        (
+            nn.Sequential(nn.Linear(64, 64)),
+            lambda m: prepare_qlora(m, gradient_checkpointing=True),
+            "ModuleList",
+        ),
+        (nn.Sequential(nn.Linear(64, 64), bnb.nn.Linear4bit(64, 64)), quantize_linears, "not quantized yet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            act(model)
+        assert not any(isinstance(module, NF4Linear) for module in model.modules())
