@@ -125,7 +125,7 @@ def build_adapted(checkpoint: dict[str, Any]) -> AdaptedGPT:
     """
     config = AdaptedConfig(**checkpoint["config"])
     try:
-        base, _, _ = open_model(config.base)
+        base, _, _ = open_model(config.base, with_tokenizer=False)
     except InputError as error:
         raise CheckpointError(
             f"the adapter's base cannot be opened ({error}): put it back, or merge the adapter's PEFT folder "
@@ -151,7 +151,11 @@ def load_gpt(path: Path | str, device: torch.device | str = "cpu") -> tuple[GPT,
 
 
 def open_model(
-    source: Path | str, device: torch.device | str = "cpu", revision: str | None = None
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    *,
+    with_tokenizer: bool = True,
 ) -> tuple[GPT, Tokenizer | None, dict[str, Any]]:
     """A language model and its tokenizer, whatever holds them.
 
@@ -159,9 +163,10 @@ def open_model(
         source: a checkpoint (.pt), a folder that Hugging Face's ``save_pretrained`` wrote, or a hub name.
         device: where to put the model.
         revision: branch, tag or commit on the hub.
+        with_tokenizer: ``False`` where another one is to be used: then its own may be damaged.
 
     Returns:
-        The model in evaluation mode, the tokenizer (``None`` where none is named), and what else was found
+        The model in evaluation mode, the tokenizer (``None`` where none is named or wanted), and what else was found
         there: the checkpoint's other contents, and the ``chat_template`` with its ``special_tokens``.
 
     Raises:
@@ -173,13 +178,14 @@ def open_model(
     path = Path(source)
     if path.is_file() or path.suffix == ".pt":
         model, checkpoint = load_gpt(path, device)
-        tokenizer = open_tokenizer(checkpoint, path) if checkpoint.get("tokenizer") else None
+        named = with_tokenizer and checkpoint.get("tokenizer")
+        tokenizer = open_tokenizer(checkpoint, path) if named else None
         return model.eval(), tokenizer, _template_beside(path.parent / "tokenizer") | checkpoint
     if not path.is_dir() and (len(path.parts) > 2 or path.is_absolute()):
         raise InputError(f"no checkpoint at {source}")
     folder = path if path.is_dir() else download(str(source), revision)
     model = load_pretrained(folder, device=device)
-    named = any(
+    named = with_tokenizer and any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     )
     return model, load(folder) if named else None, _template_beside(folder)
@@ -218,11 +224,15 @@ def open_tokenizer(checkpoint: dict[str, Any], path: Path | str) -> Tokenizer:
     """The tokenizer that the checkpoint at ``path`` was trained with.
 
     Raises:
-        CheckpointError: it names none, or another one lies in its place.
+        CheckpointError: it names none, its entry is not complete, or another one lies in its place.
     """
     reference = checkpoint.get("tokenizer")
     if reference is None:
         raise CheckpointError(f"{path} names no tokenizer: give one with --tokenizer")
+    wanted = tokenizer_reference(ByteTokenizer()).keys()
+    if not isinstance(reference, dict) or wanted - reference.keys():
+        lacking = ", ".join(key for key in wanted if not isinstance(reference, dict) or key not in reference)
+        raise CheckpointError(f"the entry 'tokenizer' of {path} lacks {lacking}: give one with --tokenizer")
     if reference["class"] == "ByteTokenizer":
         return ByteTokenizer()
     tokenizer = load(Path(path).parent / reference["folder"])

@@ -99,7 +99,7 @@ def open_language_model(
     """
     from ..checkpoint import open_model  # brings torch, which not every command needs
 
-    model, found, beside = open_model(checkpoint, device)
+    model, found, beside = open_model(checkpoint, device, with_tokenizer=tokenizer is None)
     if tokenizer is not None:
         found = tokenizer_by_name(tokenizer)
     if found is None:
