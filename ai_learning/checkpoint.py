@@ -166,8 +166,9 @@ def open_model(
         with_tokenizer: ``False`` where another one is to be used: then its own may be damaged.
 
     Returns:
-        The model in evaluation mode, the tokenizer (``None`` where none is named or wanted), and what else was found
-        there: the checkpoint's other contents, and the ``chat_template`` with its ``special_tokens``.
+        The model in evaluation mode, the tokenizer (``None`` where none is named, or wanted), and what else
+        was found there: the checkpoint's other contents, and the ``chat_template`` with its
+        ``special_tokens``.
 
     Raises:
         InputError: nothing there that can be opened.
