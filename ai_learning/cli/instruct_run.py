@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..generate import generate
 from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
-from ..run_folder import read_metrics
+from ..run_folder import absolute, read_metrics, with_absolute_paths
 from ..sft import (
     BadRows,
     Example,
@@ -66,7 +66,7 @@ class Run:
             self.model = AdaptedGPT(
                 AdaptedConfig(
                     gpt=self.base.config,
-                    base=_absolute(options.checkpoint),
+                    base=absolute(options.checkpoint),
                     base_digest=self.digest,
                     lora=options.lora,
                     quant_type=options.quant_type if options.method == "qlora" else None,
@@ -165,6 +165,7 @@ class Run:
         held_out = self._batches(self.held_out)
         record = asdict(replace(options, train=how, resume=False, epochs=0.0))
         record |= {"command": "finetune", "out": str(options.out)}
+        record = with_absolute_paths(record, "checkpoint", "data", "eval_data", "tokenizer", "chat_template")
         title = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA"}[options.method]
         start = (resident_bytes() or 0) - self.plan.weights  # they are there already
         with (
@@ -199,7 +200,7 @@ class Run:
         self.model.load_state_dict(best["state_dict"])
         self.model.eval()
         if isinstance(self.model, AdaptedGPT):
-            save_peft(self.model.gpt, options.out / "adapter", base_model=_absolute(options.checkpoint))
+            save_peft(self.model.gpt, options.out / "adapter", base_model=absolute(options.checkpoint))
         return result, peak.bytes
 
     def _template_to_save(self) -> dict[str, Any]:
@@ -261,8 +262,3 @@ def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Exa
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = min(len(examples) - 1, max(1, round(held_out * len(examples))))
     return [examples[i] for i in order[cut:]], [examples[i] for i in order[:cut]]
-
-
-def _absolute(source: str) -> str:
-    """A path that holds from any folder; a hub name as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
