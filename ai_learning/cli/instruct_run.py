@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from ..adapted import AdaptedConfig, AdaptedGPT, weights_digest
 from ..adapters import lora_plus_groups, make_optimizer, save_peft, use_adapter
 from ..chat_template import CHATML
 from ..checkpoint import load_checkpoint, open_model, tokenizer_reference
-from ..device import pick_device
+from ..device import autocast, pick_device, pick_dtype
 from ..errors import InputError
 from ..generate import generate
 from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
@@ -35,6 +34,8 @@ from ..train import TrainResult, train
 from .common import TrainingProgress, console, open_language_model
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot
+
+_NOISE = 32e6  # bytes below which what the process does beside counts
 
 
 class Run:
@@ -84,7 +85,11 @@ class Run:
             if options.layout == "stream" and options.train.compile:
                 raise InputError("--layout stream cannot be compiled, its shapes change: use pack")
             return options.layout
-        return "stream" if self.device.type == "cpu" and not options.train.compile else "pack"
+        # In 16 bits a CPU compiles attention for each length of a document: a stream has many, and takes
+        # half as much memory again.
+        narrow = pick_dtype(self.device, options.train.dtype) != torch.float32
+        fits = self.device.type == "cpu" and not options.train.compile and not narrow
+        return "stream" if fits else "pack"
 
     def _batches(self, data: SFTData) -> SFTBatches:
         how = self.options.train
@@ -149,7 +154,16 @@ class Run:
             optimizer=how.optimizer,
             grad_accum=how.grad_accum,
             recompute=how.checkpoint_activations,
+            context=autocast(self.device, pick_dtype(self.device, how.dtype)),
+            shapes=self._shapes(how.steps * how.grad_accum),
         )
+
+    def _shapes(self, batches: int) -> int:
+        """Hardly two batches have the same; in 16 bits so counts half of a stream's lengths of documents."""
+        if self.layout != "stream" or pick_dtype(self.device, self.how.dtype) == torch.float32:
+            return batches
+        lengths = len(set(self.data.lengths.tolist()))
+        return batches + min(lengths, batches * self.batches.batch_size) // 2
 
     def lora_plus(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """B's rate is a multiple of A's (Hayou et al. 2024)."""
@@ -221,6 +235,8 @@ class Run:
         )
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.plan.lines())
         line = f"memory: about {megabytes(self.plan.peak)} at most ({parts})"
+        if self.device.type == "cpu" and self.plan.peak < _NOISE:
+            line += "; so little is told to a few MB only"
         console.print(line, markup=False, soft_wrap=True)
 
     def figures(self, result: TrainResult) -> dict[str, Any]:
