@@ -230,10 +230,10 @@ def check_tokenizer(
     found = [tokenizer.fingerprint]
     if isinstance(tokenizer, ByteTokenizer):
         found.append(tokenizer.as_bpe().fingerprint)
-    if reference is not None and reference["fingerprint"] not in found:
-        prints = f"fingerprint {found[0]}, expected {reference['fingerprint']}"
+    own = reference.get("fingerprint") if isinstance(reference, dict) else None
+    if own is not None and own not in found:
         raise InputError(
-            f"the tokenizer given is not that of {source} ({prints}, a {reference['class']}): "
+            f"the tokenizer given is not that of {source} (fingerprint {found[0]}, expected {own}): "
             "leave it out, or give the same one"
         )
 
@@ -275,11 +275,15 @@ def open_tokenizer(checkpoint: dict[str, Any], path: Path | str) -> Tokenizer:
     """The tokenizer that the checkpoint at ``path`` was trained with.
 
     Raises:
-        CheckpointError: it names none, or another one lies in its place.
+        CheckpointError: it names none, its entry is not complete, or another one lies in its place.
     """
     reference = checkpoint.get("tokenizer")
     if reference is None:
         raise CheckpointError(f"{path} names no tokenizer: give one with --tokenizer")
+    wanted = tokenizer_reference(ByteTokenizer()).keys()
+    if not isinstance(reference, dict) or wanted - reference.keys():
+        lacking = ", ".join(key for key in wanted if not isinstance(reference, dict) or key not in reference)
+        raise CheckpointError(f"the entry 'tokenizer' of {path} lacks {lacking}: give one with --tokenizer")
     if reference["class"] == "ByteTokenizer":
         return ByteTokenizer()
     tokenizer = load(Path(path).parent / reference["folder"])

@@ -10,6 +10,7 @@ import gc
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,18 @@ from .model import Block
 # Bytes of optimizer state for a parameter: two moments in fp32, or in 8 bits and a scale for every 256.
 _STATE = {"adamw": 8.0, "paged_adamw": 8.0, "muon": 8.0}  # muon: an upper bound, its matrices need half
 _STATE_8BIT = 2 + 2 * 4 / 256
-# What glibc holds beside the blocks in use: a fit to 24 runs of `finetune` from 1 M to 11 M parameters.
-_UNUSED, _UNUSED_SHARE, _UNUSED_SHARE_OF_MANY = 8 * 2**20, 0.13, 0.25
+# What glibc holds beside the blocks in use, as fitted to runs of `finetune` from 1 M to 40 M parameters. An
+# aligned block does not fit into the hole that one of its size has left: what comes and goes leaves holes
+# (their share is that of a block's widest states), and so do kept states between them where adapters compute
+# by PyTorch's own operations.
+_UNUSED, _UNUSED_OF_WORKING, _UNUSED_OF_RECOMPUTED = 4 * 2**20, 1.2, 0.2
+_UNUSED_SHARE_OF_MANY = 0.3
+_SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.65, 0.9
+# oneDNN keeps what it compiled for each shape of a 16-bit product, each time a little less that is new: bytes
+# of the first and the power of their number, under autocast (attention's too) and of 4-bit weights alone.
+# Where freed memory is given back, no holes lie around these: bytes of all, and of each.
+_ONEDNN, _ONEDNN_LAYERS = (57e6, 0.53), (32e6, 0.67)
+_ONEDNN_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (22e6, 4.7e6)
 _LOOPS_OF_A_STEP = ("unnormalised_softmax", "running_softmax", "sum_squares", "adamw")
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
@@ -65,6 +76,8 @@ def plan_memory(
     optimizer: str = "adamw",
     grad_accum: int = 1,
     recompute: bool = False,
+    context: Callable[[], AbstractContextManager] = nullcontext,
+    shapes: int = 1,
 ) -> MemoryPlan:
     """The memory that training needs on the model's device.
 
@@ -77,6 +90,8 @@ def plan_memory(
         optimizer: by ``adapters.make_optimizer``'s names.
         grad_accum: batches before each optimizer step; from 2 on, gradients and activations coexist.
         recompute: each block keeps its input only; on a CPU, after `give_back_freed_memory`.
+        context: makes what the forward pass runs in (``device.autocast``).
+        shapes: how many shapes the batches will have; oneDNN compiles its 16-bit products for each.
     """
     _warm_up(next(model.parameters()).device)
     weights = _bytes_of([*model.parameters(), *model.buffers()])
@@ -88,33 +103,51 @@ def plan_memory(
     config = model_config(model)
     config = getattr(config, "gpt", config)
     width, head = config.n_embd, config.vocab_size * config.n_embd * 4
-    kept = _kept_per_token(model, loss_fn, probe)
+    kept, casts = _kept_per_token(model, loss_fn, probe, context)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with context():
+        cast = torch.is_autocast_enabled("cpu") and on_cpu
+    share = _share_between_kept(model, cast)
     # In the backward pass of one block: the gradients of its widest states and of its input.
-    working: float = 4 * (2 * config.mlp_width + 3 * width)
+    wide = 4 * (2 * config.mlp_width + 3 * width)
+    working: float = wide
+    holes = _UNUSED_OF_WORKING * wide + share * kept  # for each token
     if recompute:  # the loss finds the blocks' inputs only; what a block computes comes back in its own turn
         blocks = [module for module in model.modules() if isinstance(module, Block)]
-        working += kept / max(1, len(blocks))
+        in_one = kept / max(1, len(blocks))
+        working += in_one
         kept = len(blocks) * 4 * width
         if blocks and not max(blocks[0].parameters(), key=Tensor.numel).requires_grad:
             # Adapters: of the two wide gradients, the second takes the place of states that the first freed.
             working -= 4 * config.mlp_width
+        share = min(share, _SHARE_FROZEN)  # with `give_back_freed_memory`
+        holes = (_UNUSED_OF_RECOMPUTED + share) * wide + share * in_one
     trains_head = any(p.numel() * 4 == head and p.dim() == 2 for p in trained)
     table: Any = model.lm_head  # adapters on it need the gradient of its whole weight, too
     needs_gradient = any(p.requires_grad for p in table.parameters())
     like = torch.empty(0, dtype=next(model.parameters()).dtype, device=next(model.parameters()).device)
     logits = held_bytes(targets * config.vocab_size, needs_gradient, like)
-    activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width)
+    activations = round(tokens * kept + max(logits, tokens * working) + 4 * targets * width) + casts
+    if needs_gradient and not trains_head:
+        activations += 3 * head  # the update, the head with it, and the gradient of that
     # The head's gradient is made with the loss; a tied embedding's is added to it at the very end.
     at_loss = activations + (head if trains_head else 0)
     at_end = gradients + (head if trains_head and config.tie_weights else 0)
     moving = gradients + activations if grad_accum > 1 else max(at_loss, at_end)
     unused = 0
-    if next(model.parameters()).device.type == "cpu":
-        # Gradients that wait for the next batch lie between what is freed and asked for again.
-        share = _UNUSED_SHARE_OF_MANY if grad_accum > 1 else _UNUSED_SHARE
-        unused = round(_UNUSED + share * (activations + gradients + state))
-        if recompute:  # with `give_back_freed_memory`
-            unused = _UNUSED // 2
+    if on_cpu:
+        unused = round(min(_UNUSED, activations) + tokens * holes)
+        if grad_accum > 1 and not recompute:
+            # Gradients that wait for the next batch lie between what is freed and asked for again.
+            unused = max(unused, round(_UNUSED_SHARE_OF_MANY * (activations + gradients + state)))
+        if trains_head:
+            unused += 2 * head  # autograd copies what the loss still holds
+        if cast or _multiplies_in_16_bits(model):
+            base, each = _ONEDNN_ALONE if cast else _ONEDNN_LAYERS_ALONE
+            first, power = _ONEDNN if cast else _ONEDNN_LAYERS
+            unused += round(base + each * shapes if recompute else first * shapes**power)
+        if cast:
+            unused += round(2.5 * head)  # its cast, and what oneDNN makes of that
     return MemoryPlan(weights, gradients, state, activations, unused, weights + state + moving + unused)
 
 
@@ -153,16 +186,43 @@ def _state_bytes(parameter: Tensor, optimizer: str) -> int:
     return round(_STATE_8BIT * n)
 
 
-def _kept_per_token(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], probe: Any) -> float:
-    """Bytes that autograd keeps between the passes, for each position of the probe."""
+def _share_between_kept(model: nn.Module, cast: bool) -> float:
+    """Of what is kept, how much more lies unused between it."""
+    if _multiplies_in_16_bits(model) and not cast:
+        return _SHARE_16_BIT
+    adapters = [a for module in model.modules() for a in getattr(module, "adapters", {}).values()]
+    if any(getattr(adapter, "dropout", 0) for adapter in adapters):
+        return _SHARE_DROPOUT
+    layers = [
+        m for b in model.modules() if isinstance(b, Block) for n, m in b.named_modules() if "base" not in n
+    ]
+    frozen = any(isinstance(m, nn.Linear) and not m.weight.requires_grad for m in layers)
+    return _SHARE_FROZEN if frozen or cast else _SHARE_ADAPTERS if adapters else 0.0
+
+
+def _multiplies_in_16_bits(model: nn.Module) -> bool:
+    kinds = (getattr(module, "compute_dtype", None) for module in model.modules())
+    return any(kind in (torch.bfloat16, torch.float16) for kind in kinds)
+
+
+def _kept_per_token(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    probe: Any,
+    context: Callable[[], AbstractContextManager],
+) -> tuple[float, int]:
+    """Bytes that autograd keeps between the passes: for each position of the probe, and casts of weights."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
+    matrices: set[int] = set()  # in 16 bits
     alive: list[Tensor] = []  # else a freed storage's address could come again
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             storages[storage._cdata] = storage.nbytes()
+            if tensor.dim() == 2 and tensor.dtype in (torch.bfloat16, torch.float16):
+                matrices.add(storage._cdata)
             alive.append(tensor)
         return tensor
 
@@ -173,12 +233,16 @@ def _kept_per_token(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
     ):
         model.train()
-        loss = loss_fn(model, probe)
+        with context():
+            loss = loss_fn(model, probe)
     loss.backward()  # lets the saved tensors go, and warms up what a first step would allocate
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     head = sum(size for size in storages.values() if size == _head_bytes(model))
-    return (sum(storages.values()) - head) / probe[0].numel()
+    # Autocast's copies of frozen weights are kept, too, and do not grow with the batch.
+    narrow = {2 * p.numel() for p in model.parameters() if p.dim() == 2}
+    casts = sum(size for key, size in storages.items() if size in narrow and key in matrices)
+    return (sum(storages.values()) - head - casts) / probe[0].numel(), casts
 
 
 def _head_bytes(model: nn.Module) -> int:

@@ -82,6 +82,21 @@ class RunFolder:
             write_text(self.path / "run.json", json.dumps(options, indent=2) + "\n")
 
 
+_NAMES = ("bytes", "chatml", "none", "-", "")  # what options call things that are no files
+
+
+def absolute(source: str) -> str:
+    """A path that holds from any folder, of what is there; a name (``builtin:…``, a hub's) as it is."""
+    if source in _NAMES or source.startswith(("builtin:", "hf:")) or not Path(source).exists():
+        return source
+    return str(Path(source).resolve())
+
+
+def with_absolute_paths(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Options for ``run.json``, so that a run is resumed from any folder."""
+    return options | {name: absolute(str(options[name])) for name in names if options[name] is not None}
+
+
 def read_options(path: Path | str, command: str) -> dict[str, Any]:
     """What ``save_options`` wrote into the folder ``path`` for ``command``.
 

@@ -12,10 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ai_learning.checkpoint import build_model, load_checkpoint, load_gpt, previous_path, save_checkpoint
+from ai_learning.checkpoint import (
+    build_model,
+    load_checkpoint,
+    load_gpt,
+    open_model,
+    previous_path,
+    save_checkpoint,
+)
+from ai_learning.cli.common import open_language_model
 from ai_learning.errors import CheckpointError
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.model.heads import TaskConfig, TaskModel
+from ai_learning.tokenizers import ByteTokenizer
 
 
 def test_round_trip(tiny_gpt: GPT, tmp_path: Path) -> None:
@@ -219,3 +228,15 @@ def test_a_really_full_disk(tiny_gpt: GPT, tmp_path: Path) -> None:
         assert [p.name for p in disk.iterdir()] == ["last.pt"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("entry", [{"folder": "tokenizer"}, {"class": "BPE"}, "bytes"])
+def test_an_incomplete_tokenizers_entry_is_one_line(tmp_path: Path, entry: object) -> None:
+    path = tmp_path / "m.pt"
+    model = GPT(GPTConfig(vocab_size=258, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    save_checkpoint(model, path, tokenizer=entry)
+    lacks = r"the entry 'tokenizer' of .*m\.pt lacks (class|fingerprint).*: give one with --tokenizer"
+    with pytest.raises(CheckpointError, match=lacks):
+        open_model(path)
+    tokenizer = open_language_model(str(path), "bytes")[1]  # its own is not even looked at
+    assert isinstance(tokenizer, ByteTokenizer)

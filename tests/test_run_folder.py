@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from ai_learning.errors import InputError
-from ai_learning.run_folder import RunFolder, read_options
+from ai_learning.run_folder import RunFolder, read_options, with_absolute_paths
 
 HOLD = """
 import time
-from ai_learning.run_folder import RunFolder
+from ai_learning.run_folder import RunFolder, with_absolute_paths
 with RunFolder({!r}):
     print("held", flush=True)
     time.sleep(60)
@@ -57,3 +57,12 @@ def test_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was made by `finetune`, not `pretrain`"):
         read_options(tmp_path, "pretrain")
     assert read_options(tmp_path, "finetune") == {"steps": 3}
+
+
+def test_paths_are_absolute_and_names_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data.txt", "bytes", "hf:x"):  # the last two are names, also where a file is called so
+        Path(name).touch()
+    names = {"a": "data.txt", "b": "bytes", "c": "hf:x", "d": "builtin:stdlib", "e": "org/model", "f": None}
+    found = with_absolute_paths(names, *names)
+    assert found == {**names, "a": str(tmp_path / "data.txt")}

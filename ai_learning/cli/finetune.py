@@ -16,7 +16,7 @@ from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss
 from ..memory import give_back_freed_memory
 from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
-from ..run_folder import read_options
+from ..run_folder import read_options, with_absolute_paths
 from ..train import TrainConfig, TrainResult, train
 from .common import DEMO_MODEL, TrainingProgress, console, flag, open_language_model, parse, warn_of_warmup
 from .pretrain import loss_plot
@@ -128,6 +128,7 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
         "checkpoint": str(options.checkpoint),
         "resume": False,
     }
+    record = with_absolute_paths(record, "checkpoint", "data")
     with TrainingProgress(how.steps, title) as progress, loss_plot(options.out, title, options.data):
         result = train(
             model,

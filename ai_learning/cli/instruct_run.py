@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from ..adapted import AdaptedConfig, AdaptedGPT, weights_digest
 from ..adapters import lora_plus_groups, make_optimizer, save_peft, use_adapter
 from ..chat_template import CHATML
 from ..checkpoint import load_checkpoint, open_model, tokenizer_reference
-from ..device import pick_device
+from ..device import autocast, pick_device, pick_dtype
 from ..errors import InputError
 from ..generate import generate
 from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
-from ..run_folder import read_metrics
+from ..run_folder import absolute, read_metrics, with_absolute_paths
 from ..sft import (
     BadRows,
     Example,
@@ -35,6 +34,8 @@ from ..train import TrainResult, train
 from .common import TrainingProgress, console, open_language_model
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot
+
+_NOISE = 32e6  # bytes below which what the process does beside counts
 
 
 class Run:
@@ -66,7 +67,7 @@ class Run:
             self.model = AdaptedGPT(
                 AdaptedConfig(
                     gpt=self.base.config,
-                    base=_absolute(options.checkpoint),
+                    base=absolute(options.checkpoint),
                     base_digest=self.digest,
                     lora=options.lora,
                     quant_type=options.quant_type if options.method == "qlora" else None,
@@ -84,8 +85,10 @@ class Run:
             if options.layout == "stream" and options.train.compile:
                 raise InputError("--layout stream cannot be compiled, its shapes change: use pack")
             return options.layout
-        # The stream's mask is no tensor: only the fused attention takes it.
-        streams = self.device.type == "cpu" and self.base.config.attention == "fast"
+        # The stream's mask is no tensor: only the fused attention takes it. And in 16 bits a CPU compiles
+        # attention for each length of a document: a stream has many, and takes half as much memory again.
+        wide = pick_dtype(self.device, options.train.dtype) == torch.float32
+        streams = self.device.type == "cpu" and self.base.config.attention == "fast" and wide
         return "stream" if streams and not options.train.compile else "pack"
 
     def _batches(self, data: SFTData) -> SFTBatches:
@@ -151,7 +154,16 @@ class Run:
             optimizer=how.optimizer,
             grad_accum=how.grad_accum,
             recompute=how.checkpoint_activations,
+            context=autocast(self.device, pick_dtype(self.device, how.dtype)),
+            shapes=self._shapes(how.steps * how.grad_accum),
         )
+
+    def _shapes(self, batches: int) -> int:
+        """Hardly two batches have the same; in 16 bits so counts half of a stream's lengths of documents."""
+        if self.layout != "stream" or pick_dtype(self.device, self.how.dtype) == torch.float32:
+            return batches
+        lengths = len(set(self.data.lengths.tolist()))
+        return batches + min(lengths, batches * self.batches.batch_size) // 2
 
     def lora_plus(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """B's rate is a multiple of A's (Hayou et al. 2024)."""
@@ -167,6 +179,7 @@ class Run:
         held_out = self._batches(self.held_out)
         record = asdict(replace(options, train=how, resume=False, epochs=0.0))
         record |= {"command": "finetune", "out": str(options.out)}
+        record = with_absolute_paths(record, "checkpoint", "data", "eval_data", "tokenizer", "chat_template")
         title = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA"}[options.method]
         start = (resident_bytes() or 0) - self.plan.weights  # they are there already
         with (
@@ -201,7 +214,7 @@ class Run:
         self.model.load_state_dict(best["state_dict"])
         self.model.eval()
         if isinstance(self.model, AdaptedGPT):
-            save_peft(self.model.gpt, options.out / "adapter", base_model=_absolute(options.checkpoint))
+            save_peft(self.model.gpt, options.out / "adapter", base_model=absolute(options.checkpoint))
         return result, peak.bytes
 
     def _template_to_save(self) -> dict[str, Any]:
@@ -222,6 +235,8 @@ class Run:
         )
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.plan.lines())
         line = f"memory: about {megabytes(self.plan.peak)} at most ({parts})"
+        if self.device.type == "cpu" and self.plan.peak < _NOISE:
+            line += "; so little is told to a few MB only"
         console.print(line, markup=False, soft_wrap=True)
 
     def figures(self, result: TrainResult) -> dict[str, Any]:
@@ -265,8 +280,3 @@ def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Exa
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = min(len(examples) - 1, max(1, round(held_out * len(examples))))
     return [examples[i] for i in order[cut:]], [examples[i] for i in order[:cut]]
-
-
-def _absolute(source: str) -> str:
-    """A path that holds from any folder; a hub name as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source

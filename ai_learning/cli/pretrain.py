@@ -17,7 +17,7 @@ from ..loss import next_token_loss
 from ..memory import give_back_freed_memory
 from ..model import GPT, GPTConfig
 from ..presets import preset
-from ..run_folder import read_metrics, read_options
+from ..run_folder import read_metrics, read_options, with_absolute_paths
 from ..tokenizers import Tokenizer
 from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, train
 from ..viz import plot_loss
@@ -118,6 +118,7 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     if here.is_main:
         console.print(f"{options.data}: {len(tokens):,} tokens; model: {model.n_params():,} parameters")
     record = {**asdict(options), "command": "pretrain", "out": str(options.out), "resume": False}
+    record = with_absolute_paths(record, "data", "tokenizer")
     with (
         TrainingProgress(options.train.steps, title) if here.is_main else nullcontext(_silent) as progress,
         loss_plot(options.out, title, options.data) if here.is_main else nullcontext(),

@@ -292,6 +292,26 @@ def test_resume_uses_the_runs_own_options(
     assert code == 2 and "was started with data_digest=" in err
 
 
+def test_resumed_from_another_folder(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the head's fine-tuning and of pre-training; finished runs are opened all the same."""
+    monkeypatch.chdir(corpus.parent)
+    given = ("--data", corpus.name, "--out", "first", "--steps", 2, *SMALL)
+    code, _, err = call(capsys, "pretrain", *given)
+    assert code == 0, err
+    Path("task.jsonl").write_text('{"text": "fox", "label": "a"}\n{"text": "dog", "label": "b"}\n' * 5)
+    given = ("--checkpoint", "first/last.pt", "--data", "task.jsonl", "--out", "tuned", "--steps", 2)
+    code, _, err = call(capsys, "finetune", *given)
+    assert code == 0, err
+    first, tuned = Path("first").resolve(), Path("tuned").resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command, out in (("pretrain", first), ("finetune", tuned)):
+        code, _, err = call(capsys, command, "--resume", "--out", out)
+        assert code == 0, err
+
+
 def test_prompt_from_stdin_and_closed_pipe(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

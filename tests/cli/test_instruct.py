@@ -150,6 +150,37 @@ def test_resumed_bit_for_bit(
     assert code == 2 and "was started with data_digest=" in err
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_resumed_from_another_folder(
+    method: str,
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ByteTokenizer().save("tok")
+    given = (
+        "--checkpoint",
+        "base/best.pt",
+        "--data",
+        rows.name,
+        "--tokenizer",
+        "tok",
+        "--eval-data",
+        rows.name,
+    )
+    _stop_after(4, ["finetune", "--method", method, *given, *QUICK, "--out", "run"], capsys)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = call(capsys, "finetune", "--resume", "--out", tmp_path / "run")
+    assert code == 0, err
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    paths = [saved[name] for name in ("checkpoint", "data", "tokenizer", "eval_data")]
+    assert paths == [str(path) for path in (base, rows, tmp_path / "tok", rows)]
+
+
 def _stop_after(step: int, args: list, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a command and have the system's signal arrive while ``step`` is being made."""
     from ai_learning import train as module
