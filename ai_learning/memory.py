@@ -33,12 +33,12 @@ _STATE_8BIT = 2 + 2 * 4 / 256
 # by PyTorch's own operations.
 _UNUSED, _UNUSED_OF_WORKING, _UNUSED_OF_RECOMPUTED = 4 * 2**20, 1.2, 0.2
 _UNUSED_SHARE_OF_MANY = 0.3
-_SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.65, 0.9
+_SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.65, 0.8
 # oneDNN keeps what it compiled for each shape of a 16-bit product, each time a little less that is new: bytes
 # of the first and the power of their number, under autocast (attention's too) and of 4-bit weights alone.
 # Where freed memory is given back, no holes lie around these: bytes of all, and of each.
 _ONEDNN, _ONEDNN_LAYERS = (57e6, 0.53), (32e6, 0.67)
-_ONEDNN_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (22e6, 4.7e6)
+_ONEDNN_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (12e6, 4.7e6)
 _LOOPS_OF_A_STEP = ("unnormalised_softmax", "running_softmax", "sum_squares", "adamw")
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
