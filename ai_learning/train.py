@@ -33,7 +33,7 @@ from .device import (
 )
 from .distributed import PARALLEL, Team, latest, peers_in_reach, world
 from .errors import InputError
-from .kernels.loops import before_compiling
+from .kernels.loops import COMPILING, before_compiling
 from .optim import (
     OPTIMIZERS,
     SCHEDULES,
@@ -231,7 +231,7 @@ def train(
         ExitStack() as stack,
     ):
         if listener is not _nobody and here.is_main:
-            say = {"step": 0, "note": "compiling loops, once on this machine (some seconds) …"}
+            say = {"step": 0, "note": COMPILING}
             stack.enter_context(before_compiling(lambda: listener(say)))
         with team.agreed():
             folder = stack.enter_context(RunFolder(out, writes=here.is_main))

@@ -13,6 +13,7 @@ from ..checkpoint import load_checkpoint, open_model, tokenizer_reference
 from ..device import autocast, pick_device, pick_dtype
 from ..errors import InputError
 from ..generate import generate
+from ..kernels.loops import COMPILING, before_compiling
 from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
 from ..run_folder import absolute, read_metrics, with_absolute_paths
@@ -77,7 +78,8 @@ class Run:
                 self.base,
             )
         self.loss = partial(sft_loss, layout=self.layout)
-        self.plan = self._plan()
+        with before_compiling(lambda: console.print(COMPILING)):
+            self.plan = self._plan()
 
     def _layout(self) -> str:
         options = self.options

@@ -14,10 +14,20 @@ from torch.autograd import forward_ad
 
 from ..host_memory import is_plain
 from . import threads
-from .store import StoredLoop, before_compiling, processor_has
+from .store import COMPILING, StoredLoop, before_compiling, processor_has
 from .threads import run
 
-__all__ = ["Loops", "StoredLoop", "as_usual", "before_compiling", "processor_has", "ready", "run", "usable"]
+__all__ = [
+    "COMPILING",
+    "Loops",
+    "StoredLoop",
+    "as_usual",
+    "before_compiling",
+    "processor_has",
+    "ready",
+    "run",
+    "usable",
+]
 
 
 class Loops:

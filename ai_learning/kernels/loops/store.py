@@ -64,6 +64,10 @@ class StoredLoop:
 _to_be_told: list[Callable[[], None]] = []
 
 
+COMPILING = "compiling loops, once on this machine (some seconds) …"
+"""what to say then"""
+
+
 @contextmanager
 def before_compiling(tell: Callable[[], None]) -> Iterator[None]:
     """Inside, ``tell`` is called once, before the first loop that is not stored is compiled."""
