@@ -335,6 +335,7 @@ leave()
 """
 
 
+@pytest.mark.slow
 def test_a_process_may_end_right_after_its_last_exchange() -> None:
     """Without the pause in ``leave`` about one end in four aborts: gloo's thread gets the GIL too late."""
     for _ in range(6):

@@ -370,9 +370,10 @@ def test_named_parameters_make_an_optimizer():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"use_dora": True}, {"bias": "all"}, {"lora_dropout": 0.1}], ids=str
+    ("settings", "nested"),
+    [({}, True), ({"use_dora": True}, False), ({"bias": "all"}, True), ({"lora_dropout": 0.1}, True)],
+    ids=str,
 )
-@pytest.mark.parametrize("nested", [False, True])
 def test_a_compiled_model_is_one_graph_that_keeps_no_dense_weight(settings, nested):
     model = prepare_qlora(gpt(), LoRAConfig(**settings), compress_statistics=nested)
     disturb(model)
