@@ -33,7 +33,7 @@ _STATE_8BIT = 2 + 2 * 4 / 256
 # by PyTorch's own operations.
 _UNUSED, _UNUSED_OF_WORKING, _UNUSED_OF_RECOMPUTED = 4 * 2**20, 1.2, 0.2
 _UNUSED_SHARE_OF_MANY = 0.3
-_SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.65, 0.8
+_SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.72, 0.8
 # oneDNN keeps what it compiled for each shape of a 16-bit product, each time a little less that is new: bytes
 # of the first and the power of their number, under autocast (attention's too) and of 4-bit weights alone.
 # Where freed memory is given back, no holes lie around these: bytes of all, and of each.
