@@ -86,16 +86,15 @@ def check_chat_template(template: str, **variables: Any) -> None:
         Traceback (most recent call last):
         ai_learning.errors.InputError: chat template: it does not write what the user says: ...
     """
-    words = _WORDS
     for roles in (("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2):
-        messages = [{"role": role, "content": words[role]} for role in roles]
+        messages = [{"role": role, "content": _WORDS[role]} for role in roles]
         try:
             apply_chat_template(template, messages[:-1], add_generation_prompt=True, **variables)
             text = apply_chat_template(template, messages, **variables).casefold()
         except TemplateRefusalError:
             continue
         for role in ("user", "assistant"):
-            if words[role] not in text:
+            if _WORDS[role] not in text:
                 raise InputError(
                     f"chat template: it does not write what the {role} says: "
                     "it must write each message's role and content"

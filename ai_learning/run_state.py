@@ -102,11 +102,7 @@ class RunState:
         if not resumable:
             self._write(path, state)
             return path
-        state |= {
-            "loss": at.loss,
-            "metrics": at.metrics,
-            "elapsed_s": at.elapsed,
-        }
+        state |= {"loss": at.loss, "metrics": at.metrics, "elapsed_s": at.elapsed}
         # Batches are a function of (seed, number): this is the whole position in the data.
         state["next_batch"] = at.step * self.config.grad_accum
         state["world_size"] = self.team.world.size

@@ -334,12 +334,7 @@ class _Trainer:
                 step_seconds.append(self._finished() - step_started)
             if wants_log:
                 rate = tokens / (time.perf_counter() - since)
-                row = {
-                    "step": at.step,
-                    "loss": at.loss,
-                    "lr": lr,
-                    "grad_norm": float(grad_norm),
-                }
+                row = {"step": at.step, "loss": at.loss, "lr": lr, "grad_norm": float(grad_norm)}
                 self._log({**row, **self._speed(rate), "elapsed_s": round(at.elapsed, 3)})
                 since, tokens = time.perf_counter(), 0
             if config.compile and len(step_seconds) == 2:  # the first compiled
@@ -358,14 +353,7 @@ class _Trainer:
             since += time.perf_counter() - paused
             if signum and not done:
                 raise Interrupted(signum, at.step, saved)
-        return TrainResult(
-            at.step,
-            at.loss,
-            at.best,
-            at.elapsed,
-            at.metrics,
-            at.best_metrics,
-        )
+        return TrainResult(at.step, at.loss, at.best, at.elapsed, at.metrics, at.best_metrics)
 
     def _finished(self) -> float:
         """The time when all that was asked of the device is done."""
@@ -425,10 +413,7 @@ class _Trainer:
         self._check_finite("held-out loss", at.metrics["val_loss"])
         self._log({"step": at.step, **at.metrics})
         if at.best is None or at.metrics["val_loss"] < at.best:
-            at.best, at.best_metrics = (
-                at.metrics["val_loss"],
-                at.metrics,
-            )
+            at.best, at.best_metrics = at.metrics["val_loss"], at.metrics
             self.state.save(self.folder.best, resumable=False)
 
     def _speed(self, tokens_per_s: float) -> Metrics:

@@ -13,7 +13,7 @@ ROOT = Path(ai_learning.__file__).parent
 
 LAYERS = [
     {"shapes", "errors", "files", "kernels"},
-    {"text", "chat_template", "token_file", "tokenizers", "model", "adapters"},
+    {"text", "chat_template", "token_file", "hf_names", "tokenizers", "model", "adapters"},
     {"batches", "loss", "optim", "generate", "decode_triton", "int8", "shortlist", "speculative"}
     | {"pretrained", "run_folder", "viz"},
     {

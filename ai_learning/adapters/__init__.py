@@ -7,8 +7,6 @@ from .combine import add_weighted_adapter
 from .config import LoRAConfig
 from .layers import LoRALayer, SavedModule
 from .lora import (
-    adapter_config,
-    adapter_names,
     adapters_by_row,
     delete_adapter,
     eject_lora,
@@ -32,6 +30,7 @@ from .nf4 import (
 from .nf4_linear import NF4Linear
 from .peft import load_peft, save_peft
 from .qlora import checkpoint_blocks, make_optimizer, prepare_qlora, quantize_linears
+from .registry import adapter_config, adapter_names
 
 __all__ = [
     "LoRAConfig",

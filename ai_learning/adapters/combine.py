@@ -22,15 +22,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .config import anchored, exactly
 from .layers import LoRALayer
-from .lora import (
-    _wrappers,
-    adapter_config,
-    adapter_names,
-    delete_adapter,
-    inject_lora,
-    lora_candidates,
-    use_adapter,
-)
+from .lora import delete_adapter, inject_lora, use_adapter
+from .registry import adapter_config, adapter_names, lora_candidates, wrapped_layers
 
 PRUNED = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
 COMBINATIONS = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name in PRUNED))
@@ -85,7 +78,7 @@ def add_weighted_adapter(
     """
     _check(model, adapters, weights, combination_type, svd_rank, density, majority_sign_method)
     made: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, layer in _wrappers(model).items():
+    for path, layer in wrapped_layers(model).items():
         if isinstance(layer, LoRALayer) and any(name in layer.adapters for name in adapters):
             made[path] = _combined(
                 layer, adapters, weights, combination_type, svd_rank, density, majority_sign_method

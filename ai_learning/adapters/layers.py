@@ -345,17 +345,12 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _weight_norm2(self, W: Tensor | None) -> Tensor:
         """‖W‖² of every row, kept while the frozen weight stays the same tensor with the same content."""
-        if torch.compiler.is_compiling():
-            W = self.dense_weight() if W is None else W
-            return W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1)
+        if torch.compiler.is_compiling():  # no address to tell it by
+            return _square_norm(self.dense_weight() if W is None else W)
         weight = weight_of(self.base_layer)
         key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
         if self._norm_cache is None or self._norm_cache[0] != key:
-            W = self.dense_weight() if W is None else W
-            self._norm_cache = (
-                key,
-                W.float().square().sum(1) if W.dtype != torch.float64 else W.square().sum(1),
-            )
+            self._norm_cache = (key, _square_norm(self.dense_weight() if W is None else W))
         return self._norm_cache[1]
 
     def _forward_rows(self, x: Tensor, rows: Rows) -> Tensor:
@@ -446,6 +441,11 @@ class LoRALayer(nn.Module):
     def extra_repr(self) -> str:
         """Names and ranks."""
         return ", ".join(f"{name}: r={adapter.r}" for name, adapter in self.adapters.items())
+
+
+def _square_norm(W: Tensor) -> Tensor:
+    """‖w‖² of each row w (O,), in float32 at least."""
+    return W.to(torch.promote_types(W.dtype, torch.float32)).square().sum(1)
 
 
 class _Unknown(Tensor):

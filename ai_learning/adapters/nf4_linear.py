@@ -199,7 +199,7 @@ class NF4Linear(nn.Module):
             raise InputError(f"a linear layer multiplies floats, not {x.dtype}")
         dtype = self.compute_dtype_for(x)
         bias = None if self.bias is None else self.bias.to(dtype)
-        if x.numel() == self.in_features and not torch.is_grad_enabled() and self._fused(x):
+        if x.numel() == self.in_features and not torch.is_grad_enabled() and self._multiplies_at_once(x):
             one = nf4_triton.multiply(self.weight, self.state, x.to(dtype).reshape(-1).contiguous(), bias)
             return one.to(x.dtype).view(*x.shape[:-1], -1)
         if torch.compiler.is_compiling() and not is_exporting():
@@ -216,14 +216,10 @@ class NF4Linear(nn.Module):
         nested = (state.nested_absmax, state.offset)
         return self.weight, state.absmax, *nested, state.quant_type, state.blocksize, list(self.shape)
 
-    def _fused(self, x: Tensor) -> bool:
-        """Whether one token's product can be had without de-quantising the weight."""
-        return (
-            not torch.compiler.is_compiling()
-            and self.in_features % 2 == 0
-            and x.device == self.weight.device
-            and nf4_triton.usable(self.weight, self.state)
-        )
+    def _multiplies_at_once(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling() or x.device != self.weight.device:
+            return False
+        return _multiplies_at_once(self.weight, self.state)
 
     # ---- state in bitsandbytes' layout -----------------------------------------------------------
 
@@ -345,6 +341,11 @@ class NF4Linear(nn.Module):
         return f"{sizes}, {self.quant_type}{nested}"
 
 
+def _multiplies_at_once(packed: Tensor, state: QuantState) -> bool:
+    """Whether one token's product can be had without de-quantising the weight."""
+    return state.shape[1] % 2 == 0 and nf4_triton.usable(packed, state)
+
+
 # ---- in a graph that torch.compile makes, which calls both passes without looking inside -------------------
 # Looking inside, the compiler would see W made twice of the same codes, make it once, and keep it.
 
@@ -380,8 +381,11 @@ def _in_a_graph(
     offset: Tensor | None, quant_type: str, blocksize: int, shape: list[int],
 ) -> Tensor:  # fmt: skip
     """What `NF4Linear.forward` does: x (..., in) → (..., out)."""
-    W = _dense_in_a_graph(packed, absmax, nested_absmax, offset, quant_type, blocksize, shape, x.dtype)
-    return frozen_linear(x, W, bias)
+    rows, columns = shape
+    state = QuantState(absmax, (rows, columns), x.dtype, blocksize, quant_type, offset, nested_absmax)
+    if x.numel() == columns and _multiplies_at_once(packed, state):
+        return nf4_triton.multiply(packed, state, x.reshape(-1).contiguous(), bias).view(*x.shape[:-1], -1)
+    return frozen_linear(x, dequantize_4bit(packed, state), bias)
 
 
 def _like_gradient(

@@ -22,24 +22,20 @@ from ..files import atomic_path, write_text
 from .config import LoRAConfig, anchored, by_pattern, exactly, find_targets, is_named
 from .layers import Adapter, LoRALayer, SavedModule
 from .linear import is_conv1d
-from .lora import (
+from .lora import delete_adapter, inject_lora, load_lora_state_dict, lora_state_dict, set_adapter
+from .peft_names import DEFAULT_OF_PEFT, LORA_KEY, PREFIX, Names, names_of
+from .registry import (
     DEFAULT,
-    _adapter_tensors,
-    _as_it_was_on_error,
-    _modules_named,
-    _plain_parameters,
-    _registry,
-    _wrappers,
     adapter_config,
     adapter_names,
-    delete_adapter,
-    inject_lora,
-    load_lora_state_dict,
+    adapter_tensors,
+    as_it_was_on_error,
     lora_candidates,
-    lora_state_dict,
-    set_adapter,
+    modules_named,
+    plain_parameters,
+    registry_of,
+    wrapped_layers,
 )
-from .peft_names import LORA_KEY, PREFIX, Names, names_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Options that change what an adapter computes; an adapter that uses one is refused rather than read wrongly.
@@ -113,9 +109,11 @@ def save_peft(
     config, names = adapter_config(model, adapter_name), names_of(model)
     if task_type == "auto":
         writes = hasattr(model, "lm_head") or hasattr(model, "prepare_inputs_for_generation")
-        task_type = _registry(model).task_types.get(adapter_name, "CAUSAL_LM" if writes else None)
+        task_type = registry_of(model).task_types.get(adapter_name, "CAUSAL_LM" if writes else None)
     layers = {
-        p: m for p, m in _wrappers(model).items() if isinstance(m, LoRALayer) and adapter_name in m.adapters
+        p: m
+        for p, m in wrapped_layers(model).items()
+        if isinstance(m, LoRALayer) and adapter_name in m.adapters
     }
     state: dict[str, Tensor] = {}
     for key, tensor in lora_state_dict(model, adapter_name).items():
@@ -188,7 +186,7 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
                     f"{folder}: the adapter has weights for {path!r}, which the model does not have"
                 )
         _check_shapes(config, state, known, folder)
-        with _as_it_was_on_error(model):
+        with as_it_was_on_error(model):
             if adapter_name in adapter_names(model):
                 delete_adapter(model, adapter_name)
             inject_lora(model, config, adapter_name)
@@ -196,7 +194,7 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
                 load_lora_state_dict(model, state, adapter_name)
             except InputError as error:
                 raise InputError(f"{folder}: {error}") from None
-    _registry(model).task_types[adapter_name] = text.get("task_type")
+    registry_of(model).task_types[adapter_name] = text.get("task_type")
     _remember(model, folder, adapter_name, names)
     return config
 
@@ -325,7 +323,7 @@ def _config_here(
     text: Mapping[str, Any], model: nn.Module, state: dict[str, Tensor], paths: list[str], names: Names
 ) -> LoRAConfig:
     """PEFT's config as a `LoRAConfig` that means exactly the layers in the file."""
-    r, alpha = (8 if text.get(name) is None else text[name] for name in ("r", "lora_alpha"))
+    r, alpha = (DEFAULT_OF_PEFT if text.get(name) is None else text[name] for name in ("r", "lora_alpha"))
     ranks, alphas = {}, {}
     for path in paths:
         A = state.get(f"{path}.lora_A.weight", state.get(f"{path}.lora_embedding_A"))
@@ -333,10 +331,9 @@ def _config_here(
             raise InputError(f"the adapter's file has no matrix lora_A for {path!r}: it is incomplete")
         if A.shape[0] != r:
             ranks[anchored(path)] = int(A.shape[0])
-        for pattern, value in (text.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", names.there(path)):
-                alphas[anchored(path)] = value
-                break
+        own = by_pattern(text.get("alpha_pattern") or {}, names.there(path), None)
+        if own is not None:
+            alphas[anchored(path)] = own
     wanted = text.get("target_modules")
     candidates = lora_candidates(model)
     targets: str | list[str] = paths
@@ -365,7 +362,7 @@ def _saved_there(model: nn.Module, saved: Sequence[str], names: Names) -> list[s
     """``modules_to_save`` in transformers' words."""
     found: list[str] = []
     for name in saved:
-        for path in _modules_named(model, [name]):
+        for path in modules_named(model, [name]):
             for there in names.layers_there(path):
                 # Under another name in full: to PEFT "norm" means input_layernorm, too.
                 last = there.rpartition(".")[2]
@@ -397,12 +394,12 @@ def _saved_here(
 def _take_frozen(model: nn.Module, config: LoRAConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take out of ``state`` what the adapter has not trained: embeddings that PEFT saved beside it, and the
     second name of a tied bias."""
-    plain = _plain_parameters(model, tied=True)
-    whole = tuple(f"{path}." for path in _modules_named(model, config.modules_to_save))
+    plain = plain_parameters(model, tied=True)
+    whole = tuple(f"{path}." for path in modules_named(model, config.modules_to_save))
     frozen: dict[str, Tensor] = {}
     first: dict[int, str] = {}
     for key in [key for key in state if LORA_KEY.match(key) is None and key in plain]:
-        if key.startswith(whole) if whole else False:
+        if key.startswith(whole):
             continue
         if config.bias != "none" and key.endswith("bias"):
             if first.setdefault(id(plain[key]), key) != key:
@@ -414,7 +411,7 @@ def _take_frozen(model: nn.Module, config: LoRAConfig, state: dict[str, Tensor])
 
 def _check_foreign_bases(model: nn.Module, foreign: Mapping[str, Tensor], folder: Path) -> None:
     """PEFT saves the whole frozen layer of an adapted output head: it must be the one we have."""
-    plain = _plain_parameters(model, tied=True)
+    plain = plain_parameters(model, tied=True)
     for key, tensor in foreign.items():
         own = plain.get(key)
         if own is None or own.shape != tensor.shape or not torch.equal(own.cpu(), tensor.to(own.dtype)):
@@ -452,7 +449,7 @@ def _check_shapes(
 def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, Tensor]) -> bool:
     """Copy into the adapter that is there, if it has the same tensors; say whether it did."""
     own = lora_state_dict(model, name)
-    wrappers = _wrappers(model)
+    wrappers = wrapped_layers(model)
     merged = any(layer.merged for layer in wrappers.values())
     before = adapter_config(model, name)
     if any(getattr(before, field) != getattr(config, field) for field in ("use_dora", "bias")):
@@ -468,7 +465,7 @@ def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, T
             layer.adapters[name] = Adapter(
                 config.rank(path), config.scaling(path), config.lora_dropout, config.use_dora
             )
-    _registry(model).configs[name] = config
+    registry_of(model).configs[name] = config
     if any(isinstance(layer, SavedModule) or layer.active != (name,) for layer in wrappers.values()):
         set_adapter(model, name)
     return True
@@ -493,7 +490,7 @@ _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 
 def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
     """Note how the file just loaded was laid out: the next like it is copied without being interpreted."""
-    swaps = _registry(model).swaps
+    swaps = registry_of(model).swaps
     swaps.pop(name, None)
     read = _read_raw(folder)
     if read is None:
@@ -505,7 +502,7 @@ def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
         for held in (module._parameters, module._buffers)
         for attribute, tensor in held.items()
     }
-    own = _adapter_tensors(model, name)
+    own = adapter_tensors(model, name)
     pieces = []
     for key, entry in json.loads(header).items():
         if key == "__metadata__":
@@ -533,7 +530,7 @@ def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
     """Copy a file laid out like the last one into the adapter; ``None`` if it is not."""
     if name not in adapter_names(model):
         return None
-    registry = _registry(model)
+    registry = registry_of(model)
     known: _Swap | None = registry.swaps.get(name)
     read = _read_raw(folder) if known is not None else None
     if known is None or read is None or read[:2] != (known.config, known.header):
@@ -542,7 +539,7 @@ def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
         return None
     if registry.configs[name].bias != "none" and not registry.biases_trained:
         return None  # what stands in the model now are the frozen ones
-    for layer in _wrappers(model).values():
+    for layer in wrapped_layers(model).values():
         mine = layer.adapters if isinstance(layer, LoRALayer) else layer.copies
         if layer.merged or layer.active != ((name,) if name in mine else ()):
             return None

@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..hf_names import CONV1D, GPT1_EMBEDDINGS, LLAMA, LLAMA_C_ATTN, renamed
+from .config import by_pattern
 from .layers import weight_of
 from .linear import is_conv1d
 
 PREFIX = "base_model.model."
 """before every name in PEFT's files"""
 LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
+DEFAULT_OF_PEFT = 8
+"""``r`` and ``lora_alpha`` where a config does not say"""
 _UPDATE = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"}
 _COMPILED = "_orig_mod"  # `torch.compile` puts a module around what it compiles: files know nothing of it
 
@@ -82,45 +86,29 @@ class GPTNames(Names):
         blocks: Any = getattr(model, _COMPILED, model).h
         # transformers' GPT-1, which alone has its norms after the sums, has other names for the embeddings.
         post_norm = len(blocks) > 0 and getattr(blocks[0], "norm_first", True) is False
-        self._embeddings = {"wte": "tokens_embed", "wpe": "positions_embed"} if post_norm else {}
+        self._embeddings = GPT1_EMBEDDINGS if post_norm else {}
 
     def is_transposed(self, path: str) -> bool:
         """See `Names`."""
-        return re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", _plain(path)) is not None
+        return CONV1D.fullmatch(_plain(path)) is not None
 
     def _there(self, path: str) -> str:
         if path.startswith("lm_head"):
             return path
-        first, dot, rest = path.partition(".")
-        return f"transformer.{self._embeddings.get(first, first)}{dot}{rest}"
+        return f"transformer.{renamed(path, self._embeddings)}"
 
     def _here(self, path: str) -> str:
-        first, dot, rest = path.removeprefix("transformer.").partition(".")
-        return {there: here for here, there in self._embeddings.items()}.get(first, first) + dot + rest
+        return renamed(path.removeprefix("transformer."), {b: a for a, b in self._embeddings.items()})
 
 
 class LlamaNames(Names):
     """Our Llama and Qwen 3."""
 
-    _names = {  # noqa: RUF012 - a table
-        "wte": "embed_tokens",
-        "ln_f": "norm",
-        "ln_1": "input_layernorm",
-        "ln_2": "post_attention_layernorm",
-        "attn.c_attn": "self_attn.c_attn",
-        "attn.c_proj": "self_attn.o_proj",
-        "attn": "self_attn",
-        "mlp.c_gate": "mlp.gate_proj",
-        "mlp.c_fc": "mlp.up_proj",
-        "mlp.c_proj": "mlp.down_proj",
-    }
-    _kinds = ("q_proj", "k_proj", "v_proj")
-
     def layers_there(self, path: str) -> list[str]:
         """See `Names`: c_attn is three."""
         there = self.there(path)
         head, _, name = there.rpartition(".")
-        return [f"{head}.{kind}" for kind in self._kinds] if name == "c_attn" else [there]
+        return [f"{head}.{kind}" for kind in LLAMA_C_ATTN] if name == "c_attn" else [there]
 
     def parted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Names`: what has a row for each of c_attn's outputs is cut, the rest (A) is in all three."""
@@ -131,7 +119,7 @@ class LlamaNames(Names):
                 found[key] = tensor
                 continue
             parts = [tensor] * 3 if after == "lora_A.weight" else tensor.split(self._rows(before), dim=0)
-            for kind, part in zip(self._kinds, parts, strict=True):
+            for kind, part in zip(LLAMA_C_ATTN, parts, strict=True):
                 found[f"{before}.{kind}.{after}"] = part.clone(memory_format=torch.contiguous_format)
         return found
 
@@ -139,7 +127,7 @@ class LlamaNames(Names):
         self, weights: dict[str, Tensor], config: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Names`. Three updates are one of the ranks' sum, whose B is zero off its blocks."""
-        key_of = re.compile(rf"(.+\.self_attn)\.({'|'.join(self._kinds)})\.(.+)$")
+        key_of = re.compile(rf"(.+\.self_attn)\.({'|'.join(LLAMA_C_ATTN)})\.(.+)$")
         found, parts = dict(weights), dict[str, dict[str, dict[str, Tensor]]]()
         for key in weights:
             if match := key_of.match(key):
@@ -149,12 +137,12 @@ class LlamaNames(Names):
             whole = f"{before}.c_attn"
             rows = self._rows(before)
             for name in ("weight", "bias", "base_layer.weight", "base_layer.bias"):
-                ours = [by_kind.get(kind, {}).get(name) for kind in self._kinds]
+                ours = [by_kind.get(kind, {}).get(name) for kind in LLAMA_C_ATTN]
                 if all(tensor is not None for tensor in ours):  # one row for each of c_attn's outputs
-                    found[f"{whole}.{name}"] = torch.cat([by_kind[kind].pop(name) for kind in self._kinds])
+                    found[f"{whole}.{name}"] = torch.cat([by_kind[kind].pop(name) for kind in LLAMA_C_ATTN])
             updates = {
                 kind: by_kind[kind]
-                for kind in self._kinds  # in the order of the rows
+                for kind in LLAMA_C_ATTN  # in the order of the rows
                 if {"lora_A.weight", "lora_B.weight"} <= by_kind.get(kind, {}).keys()
             }
             for kind, tensors in by_kind.items():  # what is not of an update is left as it is: too much
@@ -162,13 +150,13 @@ class LlamaNames(Names):
                 found |= {f"{before}.{kind}.{name}": tensors[name] for name in rest}
             if not updates:
                 continue
-            self._check(before, updates, dict(zip(self._kinds, rows, strict=True)))
+            self._check(before, updates, dict(zip(LLAMA_C_ATTN, rows, strict=True)))
             path = before.removeprefix(PREFIX)
             scales = {
                 kind: _scaling(config, f"{path}.{kind}", len(v["lora_A.weight"]))
                 for kind, v in updates.items()
             }
-            A, B, scaling = _joined(updates, scales, dict(zip(self._kinds, rows, strict=True)))
+            A, B, scaling = _joined(updates, scales, dict(zip(LLAMA_C_ATTN, rows, strict=True)))
             found[f"{whole}.lora_A.weight"], found[f"{whole}.lora_B.weight"] = A, B
             r = len(A)
             alphas[re.escape(f"{path}.c_attn")] = scaling * (math.sqrt(r) if config.get("use_rslora") else r)
@@ -178,7 +166,7 @@ class LlamaNames(Names):
                 found[f"{whole}.lora_magnitude_vector"] = torch.cat(
                     [
                         updates.get(kind, {}).get("lora_magnitude_vector", length)
-                        for kind, length in zip(self._kinds, lengths, strict=True)
+                        for kind, length in zip(LLAMA_C_ATTN, lengths, strict=True)
                     ]
                 )
         return found, {**config, "alpha_pattern": alphas | dict(config.get("alpha_pattern") or {})}
@@ -216,20 +204,13 @@ class LlamaNames(Names):
             return path
         block = re.match(r"h\.(\d+)(?:\.|$)(.*)", path)
         before, rest = (f"model.layers.{block[1]}", block[2]) if block else ("model", path)
-        return ".".join(filter(None, [before, self._renamed(rest, self._names)]))
+        return ".".join(filter(None, [before, renamed(rest, LLAMA)]))
 
     def _here(self, path: str) -> str:
         path = path.removeprefix("model.")
         block = re.match(r"layers\.(\d+)(?:\.|$)(.*)", path)
         before, rest = (f"h.{block[1]}", block[2]) if block else ("", path)
-        ours = {there: here for here, there in self._names.items()}
-        return ".".join(filter(None, [before, self._renamed(rest, ours)]))
-
-    def _renamed(self, path: str, names: Mapping[str, str]) -> str:
-        for old in sorted(names, key=len, reverse=True):
-            if path == old or path.startswith(f"{old}."):
-                return names[old] + path[len(old) :]
-        return path
+        return ".".join(filter(None, [before, renamed(rest, {b: a for a, b in LLAMA.items()})]))
 
 
 def names_of(model: nn.Module) -> Names:
@@ -241,10 +222,10 @@ def names_of(model: nn.Module) -> Names:
     # transformers' own GPT2Model has these children too, but keeps Conv1D in its blocks.
     if any(is_conv1d(module) for module in plain.modules()):
         return Names(model)
-    modules = {path.rpartition(".")[2] for path, _ in plain.named_modules()}
     if "wpe" in children:
         return GPTNames(model)
-    return LlamaNames(model) if "c_gate" in modules else Names(model)
+    is_gated = any(path.endswith(".c_gate") for path, _ in plain.named_modules())
+    return LlamaNames(model) if is_gated else Names(model)
 
 
 def _plain(path: str) -> str:
@@ -253,11 +234,8 @@ def _plain(path: str) -> str:
 
 def _scaling(config: Mapping[str, Any], path: str, r: int) -> float:
     """``s`` of a layer in transformers, as PEFT finds it."""
-    alpha = 8 if config.get("lora_alpha") is None else config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            alpha = value
-            break
+    usual = DEFAULT_OF_PEFT if config.get("lora_alpha") is None else config["lora_alpha"]
+    alpha = by_pattern(config.get("alpha_pattern") or {}, path, usual)
     return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
 
 

@@ -11,9 +11,18 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from .config import ALL_LINEAR, LoRAConfig, find_targets
 from .layers import LoRALayer, weight_of
-from .lora import DEFAULT, _check_name, _heads, _modules_named, _plan, _put, inject_lora, lora_candidates
+from .lora import inject_lora
 from .nf4 import FLOATS
 from .nf4_linear import NF4Linear, check_is_quantized, is_bnb_4bit
+from .registry import (
+    DEFAULT,
+    check_adapter_name,
+    lora_candidates,
+    modules_named,
+    output_heads,
+    planned_layers,
+    put_module,
+)
 
 
 def quantize_linears(
@@ -51,10 +60,10 @@ def quantize_linears(
         for path, module in lora_candidates(model).items()
         if not isinstance(module, NF4Linear | nn.Embedding)
     }
-    skipped = tuple(f"{path}." for path in _modules_named(model, skip_modules, "skip_modules"))
+    skipped = tuple(f"{path}." for path in modules_named(model, skip_modules, "skip_modules"))
     if skipped:
         candidates = {path: layer for path, layer in candidates.items() if not f"{path}.".startswith(skipped)}
-    heads = _heads(model)
+    heads = output_heads(model)
     try:
         paths = find_targets(candidates, target_modules, heads)
     except InputError as error:
@@ -64,7 +73,7 @@ def quantize_linears(
         weight = weight_of(candidates[path])
         if is_bnb_4bit(candidates[path]):
             check_is_quantized(candidates[path])
-        if not is_bnb_4bit(candidates[path]) and (weight.dim() != 2 or weight.dtype not in FLOATS):
+        elif weight.dim() != 2 or weight.dtype not in FLOATS:
             raise InputError(
                 f"{path} has a {weight.dtype} weight of shape {tuple(weight.shape)}, which cannot be "
                 "quantized: leave it out"
@@ -75,7 +84,7 @@ def quantize_linears(
             )
     for path in paths:
         if is_bnb_4bit(candidates[path]):
-            _put(model, path, NF4Linear.from_bnb(candidates[path]))
+            put_module(model, path, NF4Linear.from_bnb(candidates[path]))
             continue
         layer = NF4Linear.from_linear(
             candidates[path],
@@ -84,7 +93,7 @@ def quantize_linears(
             blocksize=blocksize,
             compute_dtype=compute_dtype,
         )
-        _put(model, path, layer)
+        put_module(model, path, layer)
     return paths
 
 
@@ -120,8 +129,8 @@ def prepare_qlora(
     """
     config = config or LoRAConfig()
     # What is wrong shows before anything is quantized.
-    _check_name(adapter_name)
-    _plan(model, config)
+    check_adapter_name(adapter_name)
+    planned_layers(model, config)
     if gradient_checkpointing:
         _blocks(model)
     quantize_linears(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..checkpoint import tokenizer_reference
+from ..checkpoint import check_tokenizer, tokenizer_reference
 from ..errors import InputError
 from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss, task_metrics
 from ..memory import give_back_freed_memory
@@ -103,11 +103,8 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
         give_back_freed_memory()
     warn_of_warmup(options.train)
     gpt, tokenizer, _ = open_language_model(str(options.checkpoint), options.tokenizer)
-    if tokenizer.vocab_size > gpt.config.vocab_size:  # its last ids would be taken for the task's tokens
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, {options.checkpoint} only "
-            f"{gpt.config.vocab_size:,}: give the one it was trained with"
-        )
+    # One id too many would be taken for one of the task's tokens.
+    check_tokenizer(tokenizer, options.checkpoint, gpt.config.vocab_size, None)
     gpt.float()  # as the head; small steps would be lost in 16 bits
     data = load_task(options.data, options.task, options.held_out, options.train.seed)
     torch.manual_seed(options.train.seed)
@@ -128,7 +125,7 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
         "checkpoint": str(options.checkpoint),
         "resume": False,
     }
-    record = with_absolute_paths(record, "checkpoint", "data")
+    record = with_absolute_paths(record, "checkpoint", "data", "tokenizer")
     with TrainingProgress(how.steps, title) as progress, loss_plot(options.out, title, options.data):
         result = train(
             model,

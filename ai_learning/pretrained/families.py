@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..errors import InputError
+from ..hf_names import CONV1D, GPT1_EMBEDDINGS, LLAMA, LLAMA_C_ATTN, renamed
 from ..model import GPTConfig, RopeScaling
 
 # transformers' names of the same arithmetic
@@ -53,7 +54,6 @@ class GPT2:
     """Pre-norm, learned positions, tanh GELU (Radford et al. 2019)."""
 
     model_type = "gpt2"
-    _conv1d = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 
     def ours(self, config: Any) -> GPTConfig:
         """Our configuration of a ``GPT2Config``."""
@@ -86,7 +86,7 @@ class GPT2:
 
     def turned(self, name: str) -> bool:
         """The four ``Conv1D`` of a block."""
-        return bool(self._conv1d.search(name))
+        return bool(CONV1D.search(name))
 
     def _common(self, config: Any, activation: str, **more: Any) -> GPTConfig:
         return GPTConfig(
@@ -167,7 +167,7 @@ class GPT1(GPT2):
 
     def parts(self, name: str, config: GPTConfig) -> Sequence[tuple[str, int | None]]:
         """The same names but for the embeddings'."""
-        return [(name.replace("wte.", "tokens_embed.").replace("wpe.", "positions_embed."), None)]
+        return [(renamed(name, GPT1_EMBEDDINGS), None)]
 
 
 class Llama:
@@ -175,19 +175,6 @@ class Llama:
 
     model_type = "llama"
     qk_norm = False
-    _names = {  # noqa: RUF012 - a table
-        "wte.weight": "embed_tokens.weight",
-        "ln_f.weight": "norm.weight",
-        "lm_head.weight": "lm_head.weight",
-        "ln_1.weight": "input_layernorm.weight",
-        "ln_2.weight": "post_attention_layernorm.weight",
-        "attn.c_proj.weight": "self_attn.o_proj.weight",
-        "attn.q_norm.weight": "self_attn.q_norm.weight",
-        "attn.k_norm.weight": "self_attn.k_norm.weight",
-        "mlp.c_gate.weight": "mlp.gate_proj.weight",
-        "mlp.c_fc.weight": "mlp.up_proj.weight",
-        "mlp.c_proj.weight": "mlp.down_proj.weight",
-    }
 
     def ours(self, config: Any) -> GPTConfig:
         """Our configuration of a ``LlamaConfig`` or ``Qwen3Config``."""
@@ -284,10 +271,9 @@ class Llama:
         prefix, short = (f"layers.{block[1]}.", block[2]) if block else ("", name)
         if short == "attn.c_attn.weight":
             q, kv = config.n_head * config.head_size, config.kv_heads * config.head_size
-            return [
-                (f"{prefix}self_attn.{x}_proj.weight", rows) for x, rows in (("q", q), ("k", kv), ("v", kv))
-            ]
-        return [(prefix + self._names[short], None)]
+            rows = zip(LLAMA_C_ATTN, (q, kv, kv), strict=True)
+            return [(f"{prefix}self_attn.{kind}.weight", n) for kind, n in rows]
+        return [(prefix + renamed(short, LLAMA), None)]
 
     def turned(self, name: str) -> bool:
         """All are ``nn.Linear``."""

@@ -41,10 +41,10 @@ class Tokenizer(Protocol):
 
 
 def encode_own(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text of one's own, a corpus or a prompt: special tokens written out in it are those tokens.
+    """Ids of a text of one's own, a corpus or a prompt: a BPE tokenizer's special tokens in it are those.
 
     (`BPETokenizer.encode` refuses them where nobody allows them, as tiktoken does: a stranger's text could
-    otherwise end a document.)
+    otherwise end a document. To the other tokenizers they are text.)
     """
     from .bpe_tokenizer import BPETokenizer
 
