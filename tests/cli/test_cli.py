@@ -302,7 +302,7 @@ def test_resumed_from_another_folder(
     assert code == 0, err
     Path("task.jsonl").write_text('{"text": "fox", "label": "a"}\n{"text": "dog", "label": "b"}\n' * 5)
     given = ("--checkpoint", "first/last.pt", "--data", "task.jsonl", "--out", "tuned", "--steps", 2)
-    code, _, err = call(capsys, "finetune", *given)
+    code, _, err = call(capsys, "finetune", *given, "--tokenizer", "first/tokenizer")
     assert code == 0, err
     first, tuned = Path("first").resolve(), Path("tuned").resolve()
     (tmp_path / "elsewhere").mkdir()
