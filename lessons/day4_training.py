@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from ai_learning.batches import TokenBatches
 from ai_learning.checks import check, picture, quiz, show
-from ai_learning.loss import linear_cross_entropy, next_token_loss
+from ai_learning.loss import linear_cross_entropy, next_token_loss, reference_next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw, lr_factor, parameter_groups
 from ai_learning.text import read_text
@@ -55,6 +55,7 @@ check(cross_entropy, "day4.cross_entropy")
 # the gradients of the hidden states, throw the logits away.
 
 # %%
+show(reference_next_token_loss)
 show(linear_cross_entropy)
 
 # %%
