@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ from ai_learning.adapters import (
 )
 from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.pretrained import from_hf
 
 from .common import hardware, process_clock
 
@@ -125,6 +127,17 @@ def pair(layers: int, width: int, length: int) -> tuple[GPT, nn.Module]:
         state[name if name == "lm_head.weight" else f"transformer.{name}"] = tensor.t() if flip else tensor
     theirs.load_state_dict(state)
     return ours, theirs
+
+
+def llama_pair() -> tuple[GPT, nn.Module]:
+    """A small Llama of 24 layers, ours and transformers'."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 24}
+    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=1000, max_position_embeddings=512, **sizes, **heads))
+    return from_hf(theirs), theirs
 
 
 def with_bitsandbytes(hf: nn.Module) -> nn.Module:
@@ -334,32 +347,43 @@ def rows(rounds: int) -> None:
 def swap(rounds: int) -> None:
     """Exchanging the adapter on a model for another from disk."""
     import peft
-    from peft.utils.hotswap import hotswap_adapter
 
     header("hot swap", "ms ours", "ms PEFT", "ours / PEFT")
     for name, (layers, width, _, T) in SIZES.items():
-        ours, theirs = pair(layers, width, T)
-        inject_lora(ours, LoRAConfig(r=8))
-        with tempfile.TemporaryDirectory() as folder:
-            save_peft(ours, f"{folder}/a")
+        _swap(name, *pair(layers, width, T), peft.LoraConfig(target_modules="all-linear"), rounds)
+    # Seven layers a block there; queries, keys and values are one of ours.
+    _swap("Llama 24/256", *llama_pair(), peft.LoraConfig(target_modules="all-linear"), rounds)
+
+
+def _swap(name: str, ours: GPT, theirs: nn.Module, config: Any, rounds: int) -> None:
+    import peft
+    from peft.utils.hotswap import hotswap_adapter
+
+    turns = {"ours": 0, "theirs": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        made = peft.get_peft_model(theirs, config)
+        for letter in "ab":
             with torch.no_grad():
-                for p in ours.parameters():
+                for p in made.parameters():
                     if p.requires_grad:
-                        p.add_(0.01)
-            save_peft(ours, f"{folder}/b")
-            opened = peft.PeftModel.from_pretrained(theirs, f"{folder}/a")
-            turns = {"ours": 0, "theirs": 0}
+                        p.normal_(std=0.01)
+            made.save_pretrained(f"{folder}/{letter}")
+        opened = peft.PeftModel.from_pretrained(made.unload(), f"{folder}/a")
+        load_peft(ours, f"{folder}/a")
 
-            def mine(ours: GPT = ours, folder: str = folder, turns: dict = turns) -> None:
-                turns["ours"] += 1
-                load_peft(ours, f"{folder}/{'ab'[turns['ours'] % 2]}")
+        def mine() -> None:
+            turns["ours"] += 1
+            load_peft(ours, f"{folder}/{'ab'[turns['ours'] % 2]}")
 
-            def other(opened: nn.Module = opened, folder: str = folder, turns: dict = turns) -> None:
-                turns["theirs"] += 1
-                hotswap_adapter(opened, f"{folder}/{'ab'[turns['theirs'] % 2]}", adapter_name="default")
+        def other() -> None:
+            turns["theirs"] += 1
+            hotswap_adapter(opened, f"{folder}/{'ab'[turns['theirs'] % 2]}", adapter_name="default")
 
-            a, b, ratio = take_turns(mine, other, 5 * rounds)
-        row(name, a * 1e3, b * 1e3, 1 / ratio)
+        a, b, ratio = take_turns(mine, other, 5 * rounds)
+        x = torch.arange(8)[None]
+        with torch.no_grad():
+            assert torch.allclose(ours(x), opened(x).logits, atol=1e-4)
+    row(name, a * 1e3, b * 1e3, 1 / ratio)
 
 
 SECTIONS = {"nf4": nf4, "lora": lora, "qlora": qlora, "dora": dora, "rows": rows, "swap": swap}

@@ -23,7 +23,7 @@ from .config import LoRAConfig, anchored, by_pattern, exactly, find_targets, is_
 from .layers import Adapter, LoRALayer, SavedModule
 from .linear import is_conv1d
 from .lora import delete_adapter, inject_lora, load_lora_state_dict, lora_state_dict, set_adapter
-from .peft_names import DEFAULT_OF_PEFT, LORA_KEY, PREFIX, Names, names_of
+from .peft_names import DEFAULT_OF_PEFT, LORA_KEY, PREFIX, Joined, Names, Part, names_of
 from .registry import (
     DEFAULT,
     adapter_config,
@@ -173,8 +173,9 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
     if swapped is not None:
         return swapped
     names = names_of(model)
-    weights, text = names.joined(_read_weights(folder), _read_config(folder))
-    state, paths, foreign = _translate(weights, names)
+    joined = names.joined(_read_weights(folder), _read_config(folder))
+    text = joined.config
+    state, paths, foreign = _translate(joined.weights, names)
     config = _config_here(text, model, state, paths, names)
     foreign |= _take_frozen(model, config, state)
     _check_foreign_bases(model, foreign, folder)
@@ -195,7 +196,7 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
             except InputError as error:
                 raise InputError(f"{folder}: {error}") from None
     registry_of(model).task_types[adapter_name] = text.get("task_type")
-    _remember(model, folder, adapter_name, names)
+    _remember(model, folder, adapter_name, names, joined)
     return config
 
 
@@ -474,6 +475,31 @@ def _swap(model: nn.Module, name: str, config: LoRAConfig, state: Mapping[str, T
 # ---- swapping files of one layout ----------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Where a file's tensor goes: named by module and attribute, as the tensor itself may be exchanged."""
+
+    held: dict[str, Any]
+    attribute: str
+    where: tuple[slice, ...]  # () is all of it
+    factor: float
+    start: int  # first and last byte
+    stop: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    is_transposed: bool
+
+    def source(self, data: Tensor) -> Tensor:
+        tensor = data[self.start : self.stop].view(self.dtype).view(self.shape)
+        if self.factor != 1.0:
+            tensor = tensor * self.factor
+        return tensor.t() if self.is_transposed else tensor
+
+    def target(self) -> Tensor:
+        tensor: Tensor = self.held[self.attribute]
+        return tensor[self.where] if self.where else tensor
+
+
 @dataclass
 class _Swap:
     """Where the tensors of a file go: good for every file with the same config and the same header."""
@@ -481,14 +507,14 @@ class _Swap:
     config: bytes
     header: bytes
     n_bytes: int
-    # Where a module holds it (the tensor itself may be exchanged or copied), first and last byte, layout.
-    pieces: list[tuple[dict[str, Any], str, int, int, torch.dtype, tuple[int, ...], bool]]
+    pieces: list[_Piece]
+    alike: list[list[slice]]  # bytes that must be the same
 
 
 _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
+def _remember(model: nn.Module, folder: Path, name: str, names: Names, joined: Joined) -> None:
     """Note how the file just loaded was laid out: the next like it is copied without being interpreted."""
     swaps = registry_of(model).swaps
     swaps.pop(name, None)
@@ -503,26 +529,22 @@ def _remember(model: nn.Module, folder: Path, name: str, names: Names) -> None:
         for attribute, tensor in held.items()
     }
     own = adapter_tensors(model, name)
+    entries = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
     pieces = []
-    for key, entry in json.loads(header).items():
-        if key == "__metadata__":
-            continue
-        here = names.here(key.removeprefix(PREFIX))
+    for key, entry in entries.items():
+        part = joined.parts.get(key, Part(key, ()))
+        here = names.here(part.key.removeprefix(PREFIX))
         target = own.get(here.replace(".base_layer.bias", ".bias"))
         if target is None or id(target) not in places or entry["dtype"] not in _SAFETENSORS:
             return  # frozen weights come along, or biases that wait: those are looked at each time
+        dtype, shape = _SAFETENSORS[entry["dtype"]], tuple(entry["shape"])
         flip = LORA_KEY.match(here) is None and names.is_transposed(here)
-        pieces.append(
-            (
-                *places[id(target)],
-                *entry["data_offsets"],
-                _SAFETENSORS[entry["dtype"]],
-                tuple(entry["shape"]),
-                flip,
-            )
-        )
+        held, attribute = places[id(target)]
+        start, stop = entry["data_offsets"]
+        pieces.append(_Piece(held, attribute, part.where, part.factor, start, stop, dtype, shape, flip))
+    alike = [[slice(*entries[key]["data_offsets"]) for key in keys] for keys in joined.alike]
     if len(header) % 8 == 0:  # as safetensors writes it, so that the tensors are aligned
-        swaps[name] = _Swap(config, header, data.numel(), pieces)
+        swaps[name] = _Swap(config, header, data.numel(), pieces, alike)
 
 
 @torch.no_grad()
@@ -544,11 +566,9 @@ def _swap_known(model: nn.Module, folder: Path, name: str) -> LoRAConfig | None:
         if layer.merged or layer.active != ((name,) if name in mine else ()):
             return None
     data = read[2]
-    sources = [
-        data[start:stop].view(dtype).view(shape).t() if flip else data[start:stop].view(dtype).view(shape)
-        for _, _, start, stop, dtype, shape, flip in known.pieces
-    ]
-    torch._foreach_copy_([held[attribute] for held, attribute, *_ in known.pieces], sources)
+    if not all(torch.equal(data[first], data[at]) for first, *rest in known.alike for at in rest):
+        return None
+    torch._foreach_copy_([p.target() for p in known.pieces], [p.source(data) for p in known.pieces])
     return registry.configs[name]
 
 

@@ -5,9 +5,11 @@ weight stored (in, out). Our Llama and Qwen 3 have other names, and one matrix w
 queries, keys and values. Which one a model is shows in the module itself. Any other module keeps its names.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +28,28 @@ DEFAULT_OF_PEFT = 8
 """``r`` and ``lora_alpha`` where a config does not say"""
 _UPDATE = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"}
 _COMPILED = "_orig_mod"  # `torch.compile` puts a module around what it compiles: files know nothing of it
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a file's tensor goes that is only a part of one of ours."""
+
+    key: str
+    """of ours, up to the names of layers"""
+    where: tuple[slice, ...]
+    factor: float = 1.0
+
+
+@dataclass
+class Joined:
+    """A file's tensors and config, where several there are one of ours."""
+
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    parts: dict[str, Part] = field(default_factory=dict)
+    """by the file's keys: all that was joined"""
+    alike: list[list[str]] = field(default_factory=list)
+    """keys whose tensors are the same ones: without that, the parts would be others"""
 
 
 class Names:
@@ -65,11 +89,9 @@ class Names:
         """A file's tensors, where one of ours is several there."""
         return state
 
-    def joined(
-        self, weights: dict[str, Tensor], config: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def joined(self, weights: dict[str, Tensor], config: dict[str, Any]) -> Joined:
         """A file's tensors and config, where several there are one of ours."""
-        return weights, config
+        return Joined(weights, config)
 
     def _there(self, path: str) -> str:
         return path
@@ -123,23 +145,18 @@ class LlamaNames(Names):
                 found[f"{before}.{kind}.{after}"] = part.clone(memory_format=torch.contiguous_format)
         return found
 
-    def joined(
-        self, weights: dict[str, Tensor], config: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def joined(self, weights: dict[str, Tensor], config: dict[str, Any]) -> Joined:
         """See `Names`. Three updates are one of the ranks' sum, whose B is zero off its blocks."""
         key_of = re.compile(rf"(.+\.self_attn)\.({'|'.join(LLAMA_C_ATTN)})\.(.+)$")
-        found, parts = dict(weights), dict[str, dict[str, dict[str, Tensor]]]()
+        found = Joined(dict(weights), config)
+        layers: dict[str, dict[str, dict[str, Tensor]]] = {}
         for key in weights:
             if match := key_of.match(key):
-                parts.setdefault(match[1], {}).setdefault(match[2], {})[match[3]] = found.pop(key)
+                layers.setdefault(match[1], {}).setdefault(match[2], {})[match[3]] = found.weights.pop(key)
         alphas: dict[str, float] = {}
-        for before, by_kind in parts.items():
-            whole = f"{before}.c_attn"
-            rows = self._rows(before)
-            for name in ("weight", "bias", "base_layer.weight", "base_layer.bias"):
-                ours = [by_kind.get(kind, {}).get(name) for kind in LLAMA_C_ATTN]
-                if all(tensor is not None for tensor in ours):  # one row for each of c_attn's outputs
-                    found[f"{whole}.{name}"] = torch.cat([by_kind[kind].pop(name) for kind in LLAMA_C_ATTN])
+        for before, by_kind in layers.items():
+            rows = dict(zip(LLAMA_C_ATTN, self._rows(before), strict=True))
+            self._join_whole(found, before, by_kind, rows)
             updates = {
                 kind: by_kind[kind]
                 for kind in LLAMA_C_ATTN  # in the order of the rows
@@ -147,29 +164,60 @@ class LlamaNames(Names):
             }
             for kind, tensors in by_kind.items():  # what is not of an update is left as it is: too much
                 rest = tensors.keys() - (_UPDATE if kind in updates else set())
-                found |= {f"{before}.{kind}.{name}": tensors[name] for name in rest}
-            if not updates:
-                continue
-            self._check(before, updates, dict(zip(LLAMA_C_ATTN, rows, strict=True)))
-            path = before.removeprefix(PREFIX)
-            scales = {
-                kind: _scaling(config, f"{path}.{kind}", len(v["lora_A.weight"]))
-                for kind, v in updates.items()
+                found.weights |= {f"{before}.{kind}.{name}": tensors[name] for name in rest}
+            if updates:
+                self._check(before, updates, rows)
+                alphas |= self._join_updates(found, before, updates, rows)
+        found.config = {**config, "alpha_pattern": alphas | dict(config.get("alpha_pattern") or {})}
+        return found
+
+    def _join_whole(
+        self, found: Joined, before: str, by_kind: dict[str, dict[str, Tensor]], rows: Mapping[str, int]
+    ) -> None:
+        """Move what has one row for each of c_attn's outputs from ``by_kind`` into ``found``."""
+        for name in ("weight", "bias", "base_layer.weight", "base_layer.bias"):
+            if all(name in by_kind.get(kind, {}) for kind in LLAMA_C_ATTN):
+                key = f"{before}.c_attn.{name}"
+                found.weights[key] = torch.cat([by_kind[kind].pop(name) for kind in LLAMA_C_ATTN])
+                found.parts |= {f"{before}.{k}.{name}": Part(key, (at,)) for k, at in _blocks(rows).items()}
+
+    def _join_updates(
+        self, found: Joined, before: str, updates: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, int]
+    ) -> dict[str, float]:
+        """Put c_attn's one update into ``found``; its ``alpha_pattern``."""
+        path, whole = before.removeprefix(PREFIX), f"{before}.c_attn"
+        ranks = {kind: len(tensors["lora_A.weight"]) for kind, tensors in updates.items()}
+        scales = {kind: _scaling(found.config, f"{path}.{kind}", ranks[kind]) for kind in updates}
+        scaling = next((scale for scale in scales.values() if scale), 1.0)
+        all_A = {kind: tensors["lora_A.weight"] for kind, tensors in updates.items()}
+        A = next(iter(all_A.values()))
+        is_one = len(updates) == len(rows) and set(scales.values()) == {scaling}
+        if is_one and all(torch.equal(A, other) for other in all_A.values()):  # as `parted` writes it
+            r, columns = len(A), dict.fromkeys(updates, slice(None))
+            found.alike.append([f"{before}.{kind}.lora_A.weight" for kind in updates])
+        else:
+            r, columns = sum(ranks.values()), _blocks(ranks)
+        tensors = {
+            "lora_A.weight": A.new_zeros(r, A.shape[1]),
+            "lora_B.weight": A.new_zeros(sum(rows.values()), r),
+        }
+        if any("lora_magnitude_vector" in update for update in updates.values()):
+            layer = self.model.get_submodule(self.here(f"{path}.c_attn"))
+            tensors["lora_magnitude_vector"] = torch.linalg.vector_norm(self._frozen(layer).float(), dim=1)
+        for kind, update in updates.items():
+            at, column = _blocks(rows)[kind], columns[kind]
+            parts = {
+                "lora_A.weight": Part(f"{whole}.lora_A.weight", (column,)),
+                "lora_B.weight": Part(f"{whole}.lora_B.weight", (at, column), scales[kind] / scaling),
+                "lora_magnitude_vector": Part(f"{whole}.lora_magnitude_vector", (at,)),
             }
-            A, B, scaling = _joined(updates, scales, dict(zip(LLAMA_C_ATTN, rows, strict=True)))
-            found[f"{whole}.lora_A.weight"], found[f"{whole}.lora_B.weight"] = A, B
-            r = len(A)
-            alphas[re.escape(f"{path}.c_attn")] = scaling * (math.sqrt(r) if config.get("use_rslora") else r)
-            if any("lora_magnitude_vector" in tensors for tensors in updates.values()):
-                layer = self.model.get_submodule(self.here(f"{path}.c_attn"))
-                lengths = torch.linalg.vector_norm(self._frozen(layer).float(), dim=1).split(rows)
-                found[f"{whole}.lora_magnitude_vector"] = torch.cat(
-                    [
-                        updates.get(kind, {}).get("lora_magnitude_vector", length)
-                        for kind, length in zip(LLAMA_C_ATTN, lengths, strict=True)
-                    ]
-                )
-        return found, {**config, "alpha_pattern": alphas | dict(config.get("alpha_pattern") or {})}
+            for name in update.keys() & parts.keys():
+                tensors[name][parts[name].where] = update[name] * parts[name].factor
+                found.parts[f"{before}.{kind}.{name}"] = parts[name]
+        found.weights |= {f"{whole}.{name}": tensor for name, tensor in tensors.items()}
+        return {
+            re.escape(f"{path}.c_attn"): scaling * (math.sqrt(r) if found.config.get("use_rslora") else r)
+        }
 
     def _rows(self, before: str) -> list[int]:
         """Of queries, keys and values in c_attn; ``before``: a key up to there."""
@@ -192,6 +240,12 @@ class LlamaNames(Names):
                 raise InputError(
                     f"{before}.{kind}: lora_A has shape {tuple(A.shape)} and lora_B {tuple(B.shape)}, but it "
                     f"is {layer.in_features} → {rows[kind]} wide"
+                )
+            m = tensors.get("lora_magnitude_vector")
+            if m is not None and m.shape != (rows[kind],):
+                raise InputError(
+                    f"{before}.{kind}: lora_magnitude_vector has shape {tuple(m.shape)}, but the layer has "
+                    f"{rows[kind]} outputs"
                 )
 
     def _frozen(self, layer: nn.Module) -> Tensor:
@@ -239,21 +293,7 @@ def _scaling(config: Mapping[str, Any], path: str, r: int) -> float:
     return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def _joined(
-    updates: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float], rows: Mapping[str, int]
-) -> tuple[Tensor, Tensor, float]:
-    """A (R, in), B (rows, R) and the scaling of one update that does what several do."""
-    A = next(iter(updates.values()))["lora_A.weight"]
-    scaling = next((scale for scale in scales.values() if scale), 1.0)
-    same = len(updates) == len(rows) and set(scales.values()) == {scaling}
-    if same and all(torch.equal(part["lora_A.weight"], A) for part in updates.values()):
-        return A, torch.cat([updates[kind]["lora_B.weight"] for kind in rows]), scaling
-    all_A = torch.cat([part["lora_A.weight"] for part in updates.values()])
-    B, start, column = all_A.new_zeros(sum(rows.values()), len(all_A)), 0, 0
-    for kind, n in rows.items():
-        if kind in updates:
-            part = updates[kind]["lora_B.weight"]
-            B[start : start + n, column : column + part.shape[1]] = part * (scales[kind] / scaling)
-            column += part.shape[1]
-        start += n
-    return all_A, B, scaling
+def _blocks(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Which rows are whose, one after the other."""
+    ends = list(itertools.accumulate(sizes.values()))
+    return {name: slice(end - n, end) for (name, n), end in zip(sizes.items(), ends, strict=True)}

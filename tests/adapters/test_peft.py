@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections import OrderedDict
 
 import pytest
@@ -504,6 +505,66 @@ def test_updates_of_queries_keys_and_values_become_one(settings, targets, tmp_pa
     save_peft(ours, tmp_path / "ours")
     opened = peft.PeftModel.from_pretrained(made.unload(), tmp_path / "ours").eval()
     assert torch.allclose(opened(ids()).logits, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=str)
+def test_a_hot_swap_of_three_updates_that_are_one_here(settings, tmp_path, monkeypatch):
+    """Files of one layout go straight into our one update, whichever way it was joined."""
+    peft = pytest.importorskip("peft")
+    ours, theirs = llama_pair()
+    patterns = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], **patterns, **settings)
+    made, want = peft.get_peft_model(theirs, config).eval(), {}
+    for seed, name in enumerate("ab"):
+        disturb(made, seed=seed).save_pretrained(tmp_path / name)
+        want[name] = made(ids()).logits
+    load_peft(ours, tmp_path / "a")
+    pointers = {name: p.data_ptr() for name, p in ours.named_parameters()}
+    with monkeypatch.context() as patch:
+        patch.setattr("ai_learning.adapters.peft._translate", None)  # the way of files that are not known
+        for name in "ba":
+            load_peft(ours, tmp_path / name)
+            assert torch.allclose(ours(ids()), want[name], atol=1e-5)
+    assert pointers == {name: p.data_ptr() for name, p in ours.named_parameters()}
+    assert (want["a"] - want["b"]).abs().max() > 1e-2
+
+
+def test_a_hot_swap_looks_whether_three_updates_still_share_one_matrix(tmp_path, monkeypatch):
+    ours, _ = llama_pair()
+    base, want = copy.deepcopy(ours), {}
+    inject_lora(ours, LoRAConfig(r=3, target_modules=["c_attn"]))
+    for seed, name in enumerate("ab"):
+        save_peft(disturb(ours, seed=seed), tmp_path / name)
+        want[name] = ours(ids())
+    file = tmp_path / "b" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights["base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight"].mul_(-3)
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    save_file(weights, tmp_path / "c" / "adapter_model.safetensors", metadata={"format": "pt"})
+    fresh = copy.deepcopy(base)
+    load_peft(fresh, tmp_path / "c")
+    want["c"] = fresh(ids())
+    assert (want["c"] - want["b"]).abs().max() > 1e-3
+    load_peft(base, tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("ai_learning.adapters.peft._translate", None)
+        load_peft(base, tmp_path / "b")
+        assert torch.allclose(base(ids()), want["b"], atol=1e-6)
+    for name in "cac":
+        load_peft(base, tmp_path / name)
+        assert torch.allclose(base(ids()), want[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(15,), (1,), (16, 1)], ids=str)
+def test_a_magnitude_that_does_not_fit_a_third_of_c_attn(shape, tmp_path):
+    ours, _ = llama_pair()
+    save_peft(inject_lora(copy.deepcopy(ours), LoRAConfig(use_dora=True)), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights["base_model.model.model.layers.1.self_attn.k_proj.lora_magnitude_vector"] = torch.ones(shape)
+    save_file(weights, file)
+    with pytest.raises(InputError, match=r"k_proj.*lora_magnitude_vector has shape"):
+        load_peft(ours, tmp_path)
 
 
 def test_our_gpt1_and_its_embedding(tmp_path):
