@@ -21,6 +21,7 @@ from .config import by_pattern
 from .layers import weight_of
 from .linear import is_conv1d
 
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """before every name in PEFT's files"""
 LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
