@@ -32,10 +32,11 @@ _STATE_8BIT = 2 + 2 * 4 / 256
 # (their share is that of a block's widest states), and so do kept states between them where adapters compute
 # by PyTorch's own operations.
 _UNUSED, _UNUSED_OF_WORKING, _UNUSED_OF_RECOMPUTED = 4 * 2**20, 1.2, 0.2
-_UNUSED_SHARE_OF_MANY = 0.3
+_UNUSED_SHARE_OF_MANY = 0.5
 _SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.72, 0.8
 # oneDNN keeps what it compiled for each shape of a 16-bit product, each time a little less that is new: bytes
-# of the first and the power of their number, under autocast (attention's too) and of 4-bit weights alone.
+# of the first and the power of their number, under autocast (attention's too) and of 4-bit weights alone
+# (PyTorch 2.13's oneDNN; 2.11's keeps some 150 MB more of the latter).
 # Where freed memory is given back, no holes lie around these: bytes of all, and of each.
 _ONEDNN, _ONEDNN_LAYERS = (57e6, 0.53), (32e6, 0.67)
 _ONEDNN_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (12e6, 4.7e6)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.compile_ops import is_exporting, operation
+from ..kernels.compile_ops import define_gradient, is_exporting, operation
 from ..kernels.linear import PLAIN, frozen_linear
 from ..kernels.products import mm
 from . import nf4_triton
@@ -417,4 +417,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return d_x, d_bias, *[None] * 7
 
 
-torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)
+define_gradient(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

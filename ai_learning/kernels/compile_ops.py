@@ -9,6 +9,7 @@ import torch
 
 # Operations are there as long as it is: also when this module is loaded again.
 _LIBRARY = globals().get("_LIBRARY") or torch.library.Library("ai_learning", "FRAGMENT")
+_WITH_GRADIENT: set[Any] = globals().get("_WITH_GRADIENT") or set()
 
 
 def constant_in_graphs(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -56,6 +57,15 @@ def operation(
         return getattr(torch.ops.ai_learning, whole).default
 
     return register
+
+
+def define_gradient(
+    operation: Any, backward: Callable[..., Any], setup_context: Callable[[Any, Any, Any], None]
+) -> None:
+    """``torch.library.register_autograd``, but once: a module that is loaded again has defined it already."""
+    if operation not in _WITH_GRADIENT:
+        torch.library.register_autograd(operation, backward, setup_context=setup_context)
+        _WITH_GRADIENT.add(operation)
 
 
 def _digest(source: str) -> str:

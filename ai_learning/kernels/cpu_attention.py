@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..shapes import Heads
-from .compile_ops import constant_in_graphs, is_exporting, operation
+from .compile_ops import constant_in_graphs, define_gradient, is_exporting, operation
 from .host_memory import is_plain
 from .loops import Loops, StoredLoop, processor_has, ready, run, usable
 
@@ -225,4 +225,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ..
     return tuple(d.transpose(1, 2) for d in _backward_in_a_graph(*ctx.saved_tensors, grad).unbind(2))
 
 
-torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)
+define_gradient(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

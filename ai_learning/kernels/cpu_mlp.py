@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from . import row_layers
-from .compile_ops import constant_in_graphs, is_exporting, operation
+from .compile_ops import constant_in_graphs, define_gradient, is_exporting, operation
 from .gelu import gelu_form, gelu_gradient, gelu_of
 from .host_memory import is_plain
 from .linear import PLAIN, frozen_linear
@@ -242,4 +242,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | N
     return _wanted(ctx, tuple(_backward_in_a_graph(x, fc, proj, wide, grad, ctx.approximate)))
 
 
-torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)
+define_gradient(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import row_layers
-from .compile_ops import constant_in_graphs, is_exporting, operation
+from .compile_ops import constant_in_graphs, define_gradient, is_exporting, operation
 from .loops import usable
 from .products import can_tile, has_tiles, mm, takes
 
@@ -206,4 +206,4 @@ def _gradients_in_a_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(_gradients(x, weight, wants_bias, grad, _product_in_a_graph if can_loop else torch.mm))
 
 
-torch.library.register_autograd(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)
+define_gradient(_in_a_graph, _gradients_in_a_graph, setup_context=_keep)
