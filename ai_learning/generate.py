@@ -487,7 +487,7 @@ def _picker(
 ) -> Callable[[Tensor, Tokens], Tensor]:
     """What turns hidden states (B, C) that follow ``idx`` into ids (B,), for ``n`` steps."""
     if sampling.is_greedy and n >= shortlist.WORTH_STEPS and shortlist.suits(model.lm_head):
-        if rows == 1:
+        if rows == 1 or shortlist.takes_batches(model.lm_head):
             short = shortlist.Shortlist(model.lm_head)
             return lambda state, idx: short.likeliest(state)
         if rows >= shortlist.WORTH_A_BATCH:

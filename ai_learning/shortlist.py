@@ -8,7 +8,12 @@ A greedy step of a small model with a large vocabulary mostly reads the head's w
 
 so a token whose upper bound is below another's lower bound is not the likeliest. The few that are left (two
 or three, mostly) get their logits from the weight itself: the token is the one that all logits would give.
+
+For a batch the states become whole numbers as well, ``x = x̂ + e'``, and the products are taken on a
+processor's tile registers; the bound grows by ``‖e'‖ ‖ŵ‖``.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +22,19 @@ from torch.nn.modules import module as every_module
 
 from .kernels.host_memory import empty, is_plain
 from .kernels.linear import PLAIN
-from .kernels.loops import Loops, ready, run
+from .kernels.loops import Loops, processor_has, ready, run
+from .kernels.products import has_tiles
 
 WORTH_STEPS = 32
 """greedy steps from which on making a ``Shortlist`` of the head, the work of some ten, pays"""
 WORTH_A_BATCH = 8
-"""rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest"""
+"""rows of hidden states from which on `likeliest_of_batch` is faster than all logits, then their largest,
+where `takes_batches` does not hold"""
 _LOOPS = Loops("kernels.shortlist_kernels")
 _WORTH_IT = 2**22  # elements of the weight: smaller ones stay in the cache
 _TOO_MANY = 8  # a shortlist longer than V / 8 saves nothing
+_STATES, _ROWS, _DEPTH = 16, 32, 64  # that `bound_logits_of_batch` multiplies at once
+_NO_BOUND = 3e38  # more than any, but not infinite
 _TINY = 1e-15  # below, products vanish in float32, and the bounds with them
 
 
@@ -50,16 +59,40 @@ def suits(head: nn.Module) -> bool:
     )
 
 
+def takes_batches(head: nn.Linear) -> bool:
+    """Whether a `Shortlist` of a head that `suits` gains for more than one hidden state, too."""
+    V, C = head.weight.shape
+    fits = V >= _ROWS and C % _DEPTH == 0
+    loops = (_LOOPS.split_states, _LOOPS.bound_logits_of_batch)
+    return fits and processor_has("amx-int8", "avx512f") and has_tiles() and ready(*loops)
+
+
 def likeliest_of_batch(head: nn.Linear, x: Tensor) -> Tensor:
     """(B, C) hidden states → (B,): where each row of ``head(x)`` is largest.
 
     The product is taken the other way round, ``W xᵀ``: for some ten rows the library is faster at that.
     """
-    logits = head.weight.detach() @ x.detach().float().T  # (V, B)
+    return _likeliest_of_all(head.weight.detach(), x.detach().float())
+
+
+def _likeliest_of_all(weight: Tensor, x: Tensor) -> Tensor:
+    logits = weight @ x.T  # (V, B)
     rows, best = (torch.empty(logits.size(1), dtype=t, device="cpu") for t in (torch.int64, logits.dtype))
     one_thread = 1  # waking others is not worth it
     run(_LOOPS.largest_of_columns, 0, rows.numel(), one_thread, logits.shape, (logits, rows, best))
     return rows
+
+
+class _Space(NamedTuple):
+    """What the loops of a batch write to."""
+
+    states: int
+    tiles: Tensor  # of states: (groups of 16, C / 64, 2, 16, 64) int8
+    factors: Tensor  # (groups, 4, 16)
+    best: Tensor  # (parts, groups, 16)
+    counts: Tensor  # (parts, groups)
+    rows: Tensor  # (parts, groups, room)
+    high: Tensor  # (parts, groups, room, 16)
 
 
 class Shortlist:
@@ -89,9 +122,18 @@ class Shortlist:
         # Sums in float32 are off as well, by at most C roundings of ‖x‖ ‖w‖, here and in the exact logits.
         self.errors += (2 * C * torch.finfo(torch.float32).eps) * (127 * C**0.5) * self.scales
         self.largest = float(self.scales.max()) * 127
+        self._takes_batches = takes_batches(head)
+        self._space: _Space | None = None
 
     def likeliest(self, x: Tensor) -> Tensor:
-        """(1, C) hidden state → (1,): where ``head(x)`` is largest, the first of several."""
+        """(B, C) hidden states → (B,): where each row of ``head(x)`` is largest, the first of several."""
+        if len(x) == 1:
+            return self._of_one(x)
+        return (
+            self._of_batch(x) if self._takes_batches else _likeliest_of_all(self.weight, x.detach().float())
+        )
+
+    def _of_one(self, x: Tensor) -> Tensor:
         V, C = self.codes.shape
         x = x.detach().float().reshape(C).contiguous()  # the loops read float32 at its address
         tensors = (x, self.codes, self.scales, self.errors, self.low, self.high)
@@ -106,3 +148,47 @@ class Shortlist:
             logits = np.einsum("rc,c->r", weight[could_be], state)  # each row alike: ties stay ties
             could_be = could_be[logits.argmax(keepdims=True)]
         return torch.from_numpy(could_be)
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        (V, C), B = self.codes.shape, len(x)
+        x = x.detach().float().contiguous()
+        space = self._space_for(B)
+        parts, groups, room = space.rows.shape
+        run(_LOOPS.split_states, 0, B, B * C, (C,), (x, space.tiles, space.factors))
+        lanes = np.arange(B)
+        best = space.best.numpy()
+        best[:] = _NO_BOUND  # lanes without a state find nothing
+        best.reshape(parts, -1)[:, :B] = -_NO_BOUND
+        tensors = (self.codes, self.scales, self.errors, *space[1:])
+        run(_LOOPS.bound_logits_of_batch, 0, parts, V * C * groups, (V, C, parts, groups, room), tensors)
+        counts, scales = space.counts.numpy(), space.factors.numpy()[:, 0].reshape(-1)[:B]
+        vanishing = min(127 * scales.min(), self.largest) < _TINY
+        found = counts.max()
+        if vanishing or found > room:
+            return _likeliest_of_all(self.weight, x)
+        # What each part found, and of that what no other part's bounds exclude
+        kept = np.arange(found) < counts[..., None]  # (parts, groups, found)
+        kept = kept[..., None] & (np.arange(groups * _STATES) < B).reshape(groups, 1, _STATES)
+        could_be = kept & ~(space.high.numpy()[:, :, :found] < best.max(0)[:, None])
+        _, group, _, lane = places = np.nonzero(could_be)
+        rows, states = space.rows.numpy()[places[:3]], group * _STATES + lane
+        logits = np.einsum("rc,rc->r", self.weight.numpy()[rows], x.numpy()[states])
+        # As argmax has it, NaN is the largest
+        order = np.lexsort((rows, -np.nan_to_num(logits, nan=np.inf, posinf=_NO_BOUND), states))
+        first = np.searchsorted(states[order], lanes)
+        return torch.from_numpy(rows[order[first]])
+
+    def _space_for(self, B: int) -> _Space:
+        if self._space is None or self._space.states != B:
+            (V, C), parts, groups = self.codes.shape, torch.get_num_threads(), -(-B // _STATES)
+            room = max(256, V // (_TOO_MANY * parts))
+            self._space = _Space(
+                B,
+                torch.zeros(groups, C // _DEPTH, 2, _STATES, _DEPTH, dtype=torch.int8, device="cpu"),
+                torch.zeros(groups, 4, _STATES, device="cpu"),
+                empty((parts, groups, _STATES)),
+                empty((parts, groups), torch.int64),
+                empty((parts, groups, room), torch.int64),
+                empty((parts, groups, room, _STATES)),
+            )
+        return self._space

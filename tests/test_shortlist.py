@@ -1,6 +1,7 @@
 """The shortlist names the token that all the logits would: on random heads, hard cases, and in generation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,151 @@ def test_zero_rows_ties_and_broken_rows() -> None:
     assert int(Shortlist(head_of(weight)).likeliest(torch.ones(1, 8))) == 50
 
 
+# ---- batches, on tile registers ------------------------------------------------------------------
+
+batches = pytest.mark.skipif(
+    not module.takes_batches(nn.Linear(64, 100, bias=False)), reason="no tile registers for int8"
+)
+
+
+@batches
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 50), st.integers(32, 700), st.integers(1, 4), st.integers(0, 2**31), st.floats(0, 3),
+    st.floats(0, 1),
+)  # fmt: skip
+def test_each_of_a_batch_is_the_likeliest(
+    B: int, V: int, steps: int, seed: int, uneven: float, alike: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    C = 64 * steps
+    weight = alike * torch.randn(1, C, generator=generator) + torch.randn(V, C, generator=generator)
+    weight *= torch.exp(uneven * torch.randn(V, 1, generator=generator))
+    x = torch.randn(B, C, generator=generator) * torch.exp(uneven * torch.randn(B, 1, generator=generator))
+    found = Shortlist(head_of(weight)).likeliest(x)
+    assert found.shape == (B,) and found.dtype == torch.int64
+    exact = x.double() @ weight.double().T
+    chosen = exact.gather(1, found[:, None])[:, 0]
+    assert (chosen >= exact.amax(1) - 1e-5 * exact.abs().amax(1)).all()
+
+
+@batches
+def test_the_bounds_of_a_batch_hold_and_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows are found where no lower bound excludes any: then `high` shows what each bound is."""
+    torch.manual_seed(0)
+    V, C, B = 250, 128, 20
+    weight = torch.randn(1, C) + 0.05 * torch.randn(V, C)
+    short, x = Shortlist(head_of(weight)), torch.randn(B, C) * torch.exp(2 * torch.randn(B, 1))
+    exact = x.double() @ weight.double().T
+    assert (exact.gather(1, short.likeliest(x)[:, None])[:, 0] == exact.amax(1)).all()
+    lows, highs = [], []
+    for sign, to in ((1, highs), (-1, lows)):
+        short.likeliest(sign * x)
+        space = short._space
+        assert space is not None
+        for row in range(V):  # one at a time: each is its own likeliest
+            one = Shortlist(head_of(weight[[row] * 32]))
+            one.likeliest(sign * x)
+            assert one._space is not None
+            to.append(sign * one._space.high[0, :, 0].reshape(-1)[:B])
+    low, high = torch.stack(lows, 1), torch.stack(highs, 1)
+    assert (low <= exact).all() and (exact <= high).all()
+    assert ((low + high).argmax(1) != exact.argmax(1)).any(), "the whole numbers alone would do"
+    assert ((high - low) < 0.05 * x.norm(dim=1, keepdim=True) * weight.norm(dim=1)).all()
+
+
+@batches
+def test_what_rounding_the_states_changes_is_bounded_as_well() -> None:
+    """Beside a large number 63 halves become 0; rows of ±127 and 0 are as they were."""
+    x = torch.full((3, 64), 0.5)
+    x[:, 0] = 127 * 254
+    weight = torch.zeros(40, 64)
+    weight[7, 1:], weight[20, 0] = 127, 0.1
+    assert (x @ weight[[7, 20]].T)[0].tolist() == pytest.approx([4000.5, 3225.8])
+    assert Shortlist(head_of(weight)).likeliest(x).tolist() == [7, 7, 7]
+
+
+@batches
+@pytest.mark.parametrize("scale", [1e-42, 1e-33, 1e-25, 1e-18, 1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("of", ["states", "weights"])
+def test_tiny_and_large_numbers_of_a_batch(of: str, scale: float) -> None:
+    torch.manual_seed(6)
+    weight, x = torch.randn(1, 64) + 0.05 * torch.randn(2000, 64), torch.randn(40, 64)
+    head = head_of(weight * scale if of == "weights" else weight)
+    x[::2] *= scale if of == "states" else 1.0
+    exact = x.double() @ head.weight.detach().double().T
+    chosen = exact.gather(1, Shortlist(head).likeliest(x)[:, None])[:, 0]
+    assert (chosen >= exact.amax(1) - 1e-5 * exact.abs().amax(1)).all()
+
+
+@batches
+def test_what_a_batch_gives_where_rows_are_equal_or_broken() -> None:
+    torch.manual_seed(9)
+    weight, x = torch.randn(500, 64), torch.randn(19, 64)
+    weight[[33, 210, 499]] = x[3] * 3
+    weight[[0, 31, 498]] = x[18] * 3
+    found = Shortlist(head_of(weight)).likeliest(x)
+    assert found[3] == 33 and found[18] == 0
+    weight[123, 5] = math.nan  # as argmax has it, NaN is the largest
+    assert Shortlist(head_of(weight)).likeliest(x).tolist() == [123] * 19
+    weight[123, 5] = math.inf
+    want = (weight @ x.T).numpy().argmax(0)
+    assert Shortlist(head_of(weight)).likeliest(x).tolist() == want.tolist()
+    assert Shortlist(head_of(torch.zeros(100, 64))).likeliest(x).tolist() == [0] * 19
+
+
+@batches
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf, -math.inf, 1e38, 1e-30])
+def test_a_batch_with_a_state_of_no_numbers(value: float) -> None:
+    torch.manual_seed(10)
+    head, x = head_of(torch.randn(3000, 64)), torch.randn(5, 64)
+    for where in ((2,), (2, 7)):
+        broken = x.clone()
+        broken[where] = value
+        want = (head.weight.detach() @ broken.T).numpy().argmax(0)
+        assert Shortlist(head).likeliest(broken).tolist() == want.tolist()
+
+
+@batches
+def test_a_batch_finds_more_rows_than_there_is_room_for() -> None:
+    """Each row is a little likelier than all before it."""
+    x = torch.randn(4, 64)
+    weight = torch.linspace(1, 2, 5000)[:, None] * torch.ones(1, 64)
+    short = Shortlist(head_of(weight))
+    found = short.likeliest(x)
+    assert short._space is not None and int(short._space.counts.max()) > short._space.rows.size(-1)
+    assert found.tolist() == (weight @ x.T).numpy().argmax(0).tolist()
+
+
+def test_a_batch_of_another_width_takes_all_logits() -> None:
+    torch.manual_seed(13)
+    head, x = head_of(torch.randn(500, 40)), torch.randn(5, 40)
+    assert torch.equal(Shortlist(head).likeliest(x), head(x).argmax(-1))
+
+
+@batches
+def test_threads_and_sizes_of_batches_change_nothing() -> None:
+    torch.manual_seed(11)
+    head, before = head_of(torch.randn(9001, 128)), torch.get_num_threads()
+    x = torch.randn(40, 128)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            short = Shortlist(head)
+            for B in (40, 1, 16, 17, 2):
+                assert torch.equal(short.likeliest(x[:B]), head(x[:B]).argmax(-1))
+    finally:
+        torch.set_num_threads(before)
+
+
+@batches
+def test_few_rows_of_a_batch_are_left() -> None:
+    torch.manual_seed(12)
+    short = Shortlist(head_of(torch.randn(20_000, 128)))
+    short.likeliest(torch.randn(16, 128))
+    assert short._space is not None and int(short._space.counts.sum()) < 1000
+
+
 @pytest.mark.parametrize("B", [1, 8, 17])
 @pytest.mark.parametrize("values", ["random", "ties", "NaN", "minus infinity"])
 def test_the_largest_of_columns_is_argmax(B: int, values: str) -> None:
@@ -187,10 +333,25 @@ def test_greedy_tokens_of_a_batch_are_the_same(model: GPT, monkeypatch: pytest.M
     monkeypatch.setattr(module, "likeliest_of_batch", lambda *args: calls.append(1) or real(*args))
     idx = torch.randint(0, 997, (9, 7))
     together = generate(model, idx, 40, temperature=0)
-    assert len(calls) == 40
+    assert len(calls) == 40 and model.used == 0  # its states are 32 wide
     monkeypatch.setattr(module, "WORTH_A_BATCH", 10)
     assert torch.equal(together, generate(model, idx, 40, temperature=0))
     assert len(calls) == 40
+
+
+@batches
+@pytest.mark.parametrize("rows", [2, 9, 33])
+def test_greedy_tokens_of_a_batch_on_tiles_are_the_same(
+    model: GPT, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt = GPT(replace(model.config, n_embd=64)).eval()
+    gpt.used = 0
+    idx = torch.randint(0, 997, (rows, 7))
+    together = generate(gpt, idx, 80, temperature=0)
+    assert model.used == 1
+    monkeypatch.setattr(module, "WORTH_STEPS", 10**9)
+    assert torch.equal(together, generate(gpt, idx, 80, temperature=0))
+    assert model.used == 1
 
 
 def test_it_keeps_out_of_what_it_cannot_do(model: GPT) -> None:

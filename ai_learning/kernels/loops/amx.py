@@ -2,6 +2,7 @@
 
 There are eight tiles of 16 rows × 64 bytes. One instruction multiplies two of bfloat16 and adds to one of
 float32: ``C[m, n] += Σ A[m, k] · B[k, n]``, 16 × 16 × 32 products in 16 cycles, where AVX-512 takes 256.
+(Another takes int8 and int32, 16 × 16 × 64 products: `multiply_bytes`.)
 A float32 has 24 bits of significand, a bfloat16 has 8. So a float32 is the sum of three bfloat16, high,
 middle and low, and a product of two float32 is a sum of products of those. Six are needed, the other three
 are below the last bit::
@@ -124,6 +125,36 @@ def multiply_panels(typingctx, c, c_row, left, right, steps):  # type: ignore[no
         for tile in range(4):
             row = builder.add(c, builder.mul(c_row, _INT64(16 * (tile // 2))))
             _call(builder, "tilestored64", _INT8(tile), _address(builder, row, 64 * (tile % 2)), c_row)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@intrinsic
+def multiply_bytes(typingctx, c, a, a_row, b, steps):  # type: ignore[no-untyped-def]
+    """``A·B₀`` and ``A·B₁``: A (32, 64 · steps) int8, as it lies, two B of 16 columns; sums in int32.
+
+    At ``c`` stand, row for row, 16 sums of the first and 16 of the second. At ``b`` lie for each step a tile
+    of the first B and one of the second: fours of k (four int8 in the place of one int32) for 16 columns.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        c, a, a_row, b, steps = args
+        for tile in range(4):
+            _call(builder, "tilezero", _INT8(tile))
+        with cgutils.for_range(builder, steps) as step:
+            rows = builder.add(a, builder.mul(step.index, _INT64(64)))
+            columns = builder.add(b, builder.mul(step.index, _INT64(2 * TILE)))
+            for n in range(2):
+                place = builder.add(rows, builder.mul(a_row, _INT64(16 * n)))
+                _call(builder, "tileloadd64", _INT8(4 + n), _address(builder, place, 0), a_row)
+                place = _address(builder, columns, n * TILE)
+                _call(builder, "tileloadd64", _INT8(6 + n), place, _INT64(64))
+            for tile in range(4):
+                _call(builder, "tdpbssd", _INT8(tile), _INT8(4 + tile // 2), _INT8(6 + tile % 2))
+        for tile in range(4):
+            place = _address(builder, c, 16 * 128 * (tile // 2) + 64 * (tile % 2))
+            _call(builder, "tilestored64", _INT8(tile), place, _INT64(128))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate

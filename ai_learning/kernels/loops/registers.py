@@ -96,6 +96,17 @@ def splat(typingctx, value):  # type: ignore[no-untyped-def]
     return Register(types.float32), lambda context, builder, signature, args: splat_vector(builder, args[0])
 
 
+@intrinsic
+def load_whole(typingctx, address):  # type: ignore[no-untyped-def]
+    """The 16 int32 at an address, as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = builder.load(builder.inttoptr(args[0], INTS.as_pointer()), align=4)
+        return builder.sitofp(whole, VECTOR)
+
+    return Register(types.int64), generate
+
+
 def _larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)  # b if one is NaN
 
@@ -146,6 +157,17 @@ def _across(generate: Callable[[Any, Any, Any], Any]) -> Any:
 
 sum_of = _across(lambda builder, a, b: builder.fadd(a, b))
 largest_of = _across(_larger)
+
+
+@intrinsic
+def not_below(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """Bit n: whether lane n of ``a`` is not less than that of ``b``; NaN is not."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = builder.fcmp_unordered(">=", *args)
+        return builder.zext(builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(Register, Register), generate
 
 
 @intrinsic
