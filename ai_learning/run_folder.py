@@ -94,7 +94,7 @@ def absolute(source: str) -> str:
 
 def with_absolute_paths(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """Options for ``run.json``, so that a run is resumed from any folder."""
-    return options | {name: absolute(str(options[name])) for name in names if options[name] is not None}
+    return options | {name: absolute(str(options[name])) for name in names if options.get(name) is not None}
 
 
 def read_options(path: Path | str, command: str) -> dict[str, Any]:

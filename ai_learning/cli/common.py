@@ -3,9 +3,10 @@
 import io
 import warnings
 from contextlib import redirect_stderr
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from types import TracebackType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 
 from ..errors import InputError
+from ..run_folder import read_options, with_absolute_paths
 from ..text import read_texts
 from ..token_file import SUFFIX, Shards, holds_tokens, is_token_file
 from ..tokenizers import ByteTokenizer, Tokenizer, load
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 DEMO_MODEL = "runs/demo/gpt1_tiny_pretrain.pt"
 """what ``ai-learning demo`` leaves: most commands' default"""
 console = Console(highlight=False)
+Options = TypeVar("Options")
+"""the dataclass of a command's options"""
 
 
 def parse(kind: Any, args: list[str], command: str, default: Any = None) -> Any:
@@ -90,6 +94,41 @@ def flag(args: list[str], name: str, default: str) -> str:
         elif arg.startswith(name + "="):
             value = arg.split("=", 1)[1]
     return value
+
+
+def to_save(options: Any, command: str, *paths: str) -> dict[str, Any]:
+    """A command's options for ``run.json``; those named by ``paths`` hold from any folder."""
+    record = {**asdict(options), "command": command, "resume": False}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
+    return with_absolute_paths(plain, *paths)
+
+
+def to_resume(kind: type[Options], args: list[str], command: str) -> Options | None:
+    """With ``--resume``, what `to_save` kept in the folder ``--out``.
+
+    Raises:
+        InputError: no such run, or one whose options are not this version's.
+    """
+    if "--resume" not in args:
+        return None
+    out, hints = flag(args, "--out", str(vars(kind)["out"])), get_type_hints(kind)
+    saved = read_options(out, command)
+    unknown = saved.keys() - {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise InputError(f"{out}/run.json has options of another version: {', '.join(sorted(unknown))}")
+    return kind(**{name: _as(hints[name], value) for name, value in saved.items()} | {"out": Path(out)})
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """A value from JSON, as its type hint has it."""
+    if get_origin(hint) in (Union, UnionType) and value is not None:
+        hint = next(one for one in get_args(hint) if one is not type(None))
+    if value is None:
+        return None
+    if is_dataclass(hint):
+        return hint(**value)  # type: ignore[operator]
+    kind = get_origin(hint) or hint
+    return kind(value) if kind in (Path, tuple) else value
 
 
 def tokenizer_by_name(name: str) -> Tokenizer:

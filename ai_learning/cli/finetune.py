@@ -4,9 +4,9 @@
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,9 +16,19 @@ from ..finetune import TaskBatches, TaskData, package_task, read_task, task_loss
 from ..memory import give_back_freed_memory
 from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
-from ..run_folder import read_options, with_absolute_paths
+from ..run_folder import read_options
 from ..train import TrainConfig, TrainResult, train
-from .common import DEMO_MODEL, TrainingProgress, console, flag, open_language_model, parse, warn_of_warmup
+from .common import (
+    DEMO_MODEL,
+    TrainingProgress,
+    console,
+    flag,
+    open_language_model,
+    parse,
+    to_resume,
+    to_save,
+    warn_of_warmup,
+)
 from .pretrain import loss_plot
 
 
@@ -70,7 +80,7 @@ def main(args: list[str]) -> None:
 
         instruct.main(args)
         return
-    options = parse(Finetune, args, "finetune", default=_defaults(args))
+    options = parse(Finetune, args, "finetune", default=to_resume(Finetune, args, "finetune") or Finetune())
     data, result = finetune(options)
     console.print(
         f"done: held-out accuracy {result.metrics['val_accuracy']:.1%}, "
@@ -81,20 +91,10 @@ def main(args: list[str]) -> None:
 def _method(args: list[str]) -> str:
     """What was asked for; of a run to be resumed, its own."""
     if "--resume" in args:
-        saved = read_options(flag(args, "--out", str(Finetune.out)), "finetune")
-        return str(saved.get("method", Finetune.method))
+        return str(read_options(flag(args, "--out", str(Finetune.out)), "finetune")["method"])
     method = flag(args, "--method", Finetune.method)
     # An unknown one is left to the parser, which says what there is.
     return method if method in ("full", "lora", "qlora") else Finetune.method
-
-
-def _defaults(args: list[str]) -> Finetune:
-    if "--resume" not in args:
-        return Finetune()
-    out = flag(args, "--out", str(Finetune.out))
-    saved = read_options(out, "finetune")
-    how = TrainConfig(**saved.pop("train"))
-    return Finetune(**{**saved, "out": Path(out), "checkpoint": Path(saved["checkpoint"]), "train": how})
 
 
 def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, TrainResult]:
@@ -118,14 +118,6 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
         return TaskBatches(examples, data.task, tokenizer, tokens, size, how.batch_size, how.seed)
 
     held_out = batches(data.held_out)
-    record: dict[str, Any] = {
-        **asdict(options),
-        "command": "finetune",
-        "out": str(options.out),
-        "checkpoint": str(options.checkpoint),
-        "resume": False,
-    }
-    record = with_absolute_paths(record, "checkpoint", "data", "tokenizer")
     with TrainingProgress(how.steps, title) as progress, loss_plot(options.out, title, options.data):
         result = train(
             model,
@@ -137,7 +129,7 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
             listener=progress,
             on_start=lambda: tokenizer.save(options.out / "tokenizer"),
             resume=options.resume,
-            options=record,
+            options=to_save(options, "finetune", "checkpoint", "data", "tokenizer"),
             identity={
                 "task_data": _digest(data),
                 "lm_coef": options.lm_coef,

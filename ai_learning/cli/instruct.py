@@ -1,12 +1,9 @@
 """``ai-learning finetune --method full|lora|qlora``: a language model and instruction data."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ..run_folder import read_options
-from ..train import TrainConfig
-from .common import console, flag, parse
+from .common import console, flag, parse, to_resume
 from .instruct_options import LR, Instruct
 from .instruct_report import report
 from .instruct_run import Run
@@ -20,11 +17,9 @@ def main(args: list[str]) -> None:
 
 def _defaults(args: list[str]) -> Instruct:
     """The defaults that ``--help`` shows: the method's, or those of the run to be resumed."""
-    if "--resume" in args:
-        out = flag(args, "--out", str(Instruct.out))
-        saved = read_options(out, "finetune")
-        how = TrainConfig(**saved.pop("train"))
-        return Instruct(**{**saved, "out": Path(out), "train": how})
+    resumed = to_resume(Instruct, args, "finetune")
+    if resumed is not None:
+        return resumed
     defaults, method = Instruct(), flag(args, "--method", Instruct.method)
     if method not in LR:
         return defaults

@@ -1,6 +1,6 @@
 """One fine-tuning on instruction data: model, data, batches, the training itself, figures and answers."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..generate import generate
 from ..kernels.loops import COMPILING, before_compiling
 from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
-from ..run_folder import absolute, read_metrics, with_absolute_paths
+from ..run_folder import absolute, read_metrics
 from ..sft import (
     BadRows,
     Example,
@@ -32,7 +32,7 @@ from ..sft import (
     template_of,
 )
 from ..train import TrainResult, train
-from .common import TrainingProgress, console, open_language_model
+from .common import TrainingProgress, console, open_language_model, to_save
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot
 
@@ -179,9 +179,7 @@ class Run:
         options, how = self.options, self.how
         self._announce()
         held_out = self._batches(self.held_out)
-        record = asdict(replace(options, train=how, resume=False, epochs=0.0))
-        record |= {"command": "finetune", "out": str(options.out)}
-        record = with_absolute_paths(record, "checkpoint", "data", "eval_data", "tokenizer", "chat_template")
+        paths = ("checkpoint", "data", "eval_data", "tokenizer", "chat_template")
         title = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA"}[options.method]
         start = (resident_bytes() or 0) - self.plan.weights  # they are there already
         with (
@@ -200,7 +198,7 @@ class Run:
                 on_start=lambda: self.tokenizer.save(options.out / "tokenizer"),
                 optimizer=self.lora_plus if options.lora_plus > 1 and options.method != "full" else None,
                 resume=options.resume,
-                options=record,
+                options=to_save(replace(options, train=how, epochs=0.0), "finetune", *paths),
                 identity={
                     "data_digest": self.data.digest(),
                     "held_out_digest": self.held_out.digest(),

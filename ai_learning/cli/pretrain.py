@@ -17,7 +17,7 @@ from ..loss import next_token_loss
 from ..memory import give_back_freed_memory
 from ..model import GPT, GPTConfig
 from ..presets import preset
-from ..run_folder import read_metrics, read_options, with_absolute_paths
+from ..run_folder import read_metrics
 from ..tokenizers import Tokenizer
 from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, train
 from ..viz import plot_loss
@@ -28,6 +28,8 @@ from .common import (
     flag,
     parse,
     read_tokens,
+    to_resume,
+    to_save,
     tokenizer_by_name,
     warn_of_warmup,
 )
@@ -84,11 +86,9 @@ def main(args: list[str]) -> None:
 
 def _defaults(args: list[str]) -> Pretrain:
     """The defaults that ``--help`` shows: of the preset and tokenizer, or of the run to be resumed."""
-    if "--resume" in args:
-        out = flag(args, "--out", str(Pretrain.out))
-        saved = read_options(out, "pretrain")
-        model, how = GPTConfig(**saved.pop("model")), TrainConfig(**saved.pop("train"))
-        return Pretrain(**{**saved, "out": Path(out), "model": model, "train": how})
+    resumed = to_resume(Pretrain, args, "pretrain")
+    if resumed is not None:
+        return resumed
     name = flag(args, "--preset", Pretrain.preset)
     tokenizer = flag(args, "--tokenizer", Pretrain.tokenizer)
     model = preset(name)
@@ -117,8 +117,6 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     model = GPT(config)
     if here.is_main:
         console.print(f"{options.data}: {len(tokens):,} tokens; model: {model.n_params():,} parameters")
-    record = {**asdict(options), "command": "pretrain", "out": str(options.out), "resume": False}
-    record = with_absolute_paths(record, "data", "tokenizer")
     with (
         TrainingProgress(options.train.steps, title) if here.is_main else nullcontext(_silent) as progress,
         loss_plot(options.out, title, options.data) if here.is_main else nullcontext(),
@@ -135,7 +133,7 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
             on_start=lambda: tokenizer.save(options.out / "tokenizer"),
             resume=options.resume,
             identity={"data_digest": digest(tokens), "held_out": options.held_out},
-            options=record,
+            options=to_save(options, "pretrain", "data", "tokenizer"),
             extra={"tokenizer": tokenizer_reference(tokenizer)},
         )
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..files import write_text
-from ..run_folder import read_options
-from .common import DEMO_MODEL, console, flag, parse
+from ..run_folder import read_options, with_absolute_paths
+from .common import DEMO_MODEL, console, parse, to_resume
 
 COMMAND = "toolformer annotate"
 
@@ -92,14 +92,9 @@ _FREE = {"out", "resume", "shard", "num_processes", "device"}
 
 def main(args: list[str]) -> int | None:
     """Entry point."""
-    default = Annotate()
-    if "--resume" in args:
-        saved = read_options(flag(args, "--out", str(Annotate.out)), COMMAND)
-        saved["tools"] = tuple(saved["tools"])
-        out = Path(flag(args, "--out", str(Annotate.out)))
-        default = Annotate(**{**saved, "out": out})
-        if default.shards > 1 and "--shard" not in args and "RANK" not in os.environ:  # all of them
-            default = replace(default, num_processes=default.shards, shards=1)
+    default = to_resume(Annotate, args, COMMAND) or Annotate()
+    if "--resume" in args and default.shards > 1 and "--shard" not in args and "RANK" not in os.environ:
+        default = replace(default, num_processes=default.shards, shards=1)  # all of them
     options = parse(Annotate, args, COMMAND, default=default)
     if options.num_processes > 1:
         return _in_processes(options, args)
@@ -215,11 +210,12 @@ def _note(options: Annotate) -> None:
 
     file = options.out / "run.json"
     asked = {k: v for k, v in asdict(options).items() if k not in _FREE}
-    asked = json.loads(json.dumps({"command": COMMAND, **asked}, default=str))
+    paths = ("model", "data", "scorer")
+    asked = with_absolute_paths(json.loads(json.dumps({"command": COMMAND, **asked}, default=str)), *paths)
     if not file.exists():
         write_text(file, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
         return
-    old = {"command": COMMAND, **read_options(options.out, COMMAND)}
+    old = {"command": COMMAND, **with_absolute_paths(read_options(options.out, COMMAND), *paths)}
     for name in sorted({*old, *asked}):
         if old.get(name) != asked.get(name):
             raise InputError(

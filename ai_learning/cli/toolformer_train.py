@@ -1,16 +1,15 @@
 """``ai-learning toolformer train``: fine-tune a model on a corpus with calls."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters import LoRAConfig
 from ..errors import InputError
-from ..run_folder import read_options
 from ..train import TrainConfig
-from .common import DEMO_MODEL, TrainingProgress, console, flag, parse
+from .common import DEMO_MODEL, TrainingProgress, console, parse, to_resume, to_save
 from .pretrain import loss_plot
 
 COMMAND = "toolformer train"
@@ -65,19 +64,10 @@ class Train:
 
 def main(args: list[str]) -> None:
     """Entry point."""
-    options = parse(Train, args, COMMAND, default=_defaults(args))
+    options = parse(Train, args, COMMAND, default=to_resume(Train, args, COMMAND) or Train())
     path, loss = train_on_calls(options)
     told = "" if loss is None else f"held-out loss {loss:.3f}; "
     console.print(f"done: {told}`ai-learning toolformer run --model {path}` writes with it", markup=False)
-
-
-def _defaults(args: list[str]) -> Train:
-    if "--resume" not in args:
-        return Train()
-    out = flag(args, "--out", str(Train.out))
-    saved = read_options(out, COMMAND)
-    how = TrainConfig(**saved.pop("train"))
-    return Train(**{**saved, "out": Path(out), "data": Path(saved["data"]), "train": how})
 
 
 def train_on_calls(options: Train) -> tuple[Path, float | None]:
@@ -93,8 +83,6 @@ def train_on_calls(options: Train) -> tuple[Path, float | None]:
     random.Random(options.train.seed).shuffle(rows)
     n_held_out = round(options.held_out * len(rows))
     held_out, rows = rows[:n_held_out], rows[n_held_out:]
-    record: dict[str, Any] = {**asdict(options), "command": COMMAND, "resume": False}
-    record |= {"out": str(options.out), "data": str(options.data)}
     steps = options.train.steps
     with (
         TrainingProgress(steps, "fine-tuning") as progress,
@@ -110,7 +98,7 @@ def train_on_calls(options: Train) -> tuple[Path, float | None]:
             held_out=held_out,
             listener=progress,
             resume=options.resume,
-            options=record,
+            options=to_save(options, COMMAND, "model", "data", "plain"),
             identity={"rows": hashlib.sha256(repr((rows, held_out)).encode()).hexdigest()[:16]},
         )
     path = options.out / ("model.pt" if isinstance(lm, GPTModel) else "model")
