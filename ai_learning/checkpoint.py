@@ -17,6 +17,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,7 +25,7 @@ from .adapted import AdaptedConfig, AdaptedGPT
 from .chat_template import read_chat_template
 from .errors import CheckpointError, InputError
 from .files import atomic_path
-from .model import GPT, GPTConfig
+from .model import GPT, GPTConfig, untied
 from .model.heads import TaskConfig, TaskModel
 from .tokenizers import ByteTokenizer, Tokenizer, load
 
@@ -38,17 +39,24 @@ def save_checkpoint(
         model: its ``config`` and ``state_dict()`` are stored.
         path: the ``.pt`` file.
         state_dict: in place of the model's own, where its parameters are shared out over processes.
-        extra: tensors, numbers, strings, and dicts, lists or tuples of them.
+        extra: tensors, numbers (NumPy's too), strings, and dicts, lists or tuples of them.
 
     Raises:
         CheckpointError: the file cannot be written (disk full, no permission); the old one is untouched.
+        ValueError: something else in ``extra``, which could not be read again without executing it.
 
     Example:
         >>> save_checkpoint(model, "runs/first/last.pt", step=100)  # doctest: +SKIP
     """
     path = Path(path)
+    if "config" in extra:
+        raise ValueError("config=… is the model's own: give yours another name")
     weights = model.state_dict() if state_dict is None else state_dict
-    content = {"config": asdict(model_config(model)), "state_dict": weights, **extra}
+    config = model_config(model)
+    if isinstance(config, GPTConfig):
+        config = untied(config, weights)
+    extra = {name: _plain(value, name) for name, value in extra.items()}
+    content = {"config": asdict(config), "state_dict": weights, **extra}
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file:  # as a file: a path would put its name into the archive
@@ -63,6 +71,25 @@ def save_checkpoint(
         raise CheckpointError(
             f"cannot write {path}: {reason}; the previous checkpoint is untouched"
         ) from error
+
+
+def _plain(value: Any, name: str) -> Any:
+    """What can be read with ``weights_only``: NumPy's numbers and arrays become Python's and tensors."""
+    if isinstance(value, np.generic):
+        return _plain(value.item(), name)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {_plain(key, name): _plain(one, f"{name}[{key!r}]") for key, one in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_plain(one, name) for one in value)
+    plain = (str, bytes, int, float, complex, type(None), torch.device, torch.dtype, torch.Size)
+    if isinstance(value, torch.Tensor) or type(value) in (bool, *plain):
+        return value
+    raise ValueError(
+        f"{name} is of {type(value).__name__}, which a checkpoint cannot hold: give tensors, numbers and "
+        "texts, or dicts, lists and tuples of them"
+    )
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The one exception for input that cannot be used: the command line shows it as a single line."""
+"""Input that cannot be used: the one exception for it, which the command line shows as a single line."""
+
+import operator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -7,3 +10,18 @@ class InputError(ValueError):
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be read or written."""
+
+
+def whole_numbers(config: Any, *names: str) -> None:
+    """Make fields of a dataclass Python's own whole numbers; ``None`` stays.
+
+    Raises:
+        ValueError: one that is none, with its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        try:
+            if value is not None:
+                object.__setattr__(config, name, operator.index(value))
+        except TypeError:
+            raise ValueError(f"{name}={value!r} must be a whole number") from None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import decode_triton, shortlist
+from .errors import whole_numbers
 from .model import GPT, KVCache
 from .shapes import Tokens
 from .tokenizers import Tokenizer, encode_own
@@ -84,6 +85,7 @@ class Sampling:
     """above 1 discourages tokens already there"""
 
     def __post_init__(self) -> None:
+        whole_numbers(self, "top_k")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or positive")
         if self.top_k is not None and self.top_k < 1:
@@ -150,6 +152,8 @@ def check_request(idx: Tokens, max_new_tokens: int, seed: int | None) -> None:
     Raises:
         ValueError: ``idx`` is not (B, T), or a number is out of its range.
     """
+    if not isinstance(max_new_tokens, SupportsIndex):
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
     check_seed(seed)
@@ -352,9 +356,10 @@ def generate_batch(
         >>> [len(ids) for ids in generate_batch(model, [[1], [2, 3, 4]], 2, temperature=0)]
         [3, 5]
     """
-    if not prompts or not all(prompts):
+    if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("every prompt needs at least one id")
     stops = set(_stop_ids(stop))
+    prompts = [[operator.index(token) for token in prompt] for prompt in prompts]
     T = max(map(len, prompts))
     # Filled up with the row's own first id: a repetition penalty then counts nothing that is not there.
     rows = [[prompt[0]] * (T - len(prompt)) + list(prompt) for prompt in prompts]
@@ -388,7 +393,7 @@ def stream_text(
     prompt: str,
     max_new_tokens: int,
     *,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     seed: int | None = None,
     use_cache: bool = True,
@@ -403,7 +408,7 @@ def stream_text(
         tokenizer: the one that it was trained with.
         prompt: text to continue.
         max_new_tokens: at most this many tokens.
-        stop: strings that end the text; they are not shown themselves.
+        stop: strings, or one, that end the text; they are not shown themselves.
         should_stop: asked after every token; ``True`` ends the text.
         seed: makes the sample repeatable.
         use_cache: keep keys and values instead of computing them again.
@@ -419,10 +424,11 @@ def decode_stream(
     ids: Iterable[int],
     tokenizer: Tokenizer,
     *,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
     """Yield the text of ids as they come; see ``stream_text``."""
+    stop = [stop] if isinstance(stop, str) else stop
     if "" in stop:
         raise ValueError("a stop string is empty: it would end every text at once")
     errors = "ignore" if getattr(tokenizer, "errors", "replace") == "ignore" else "replace"

@@ -136,14 +136,14 @@ def evaluate_questions(
 
 def hellaswag(row: dict[str, Any]) -> Question:
     """A row of HellaSwag (Zellers et al. 2019): activity_label, ctx_a, ctx_b, endings and label."""
-    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    choices = tuple(" " + _clean(ending) for ending in row["endings"])
-    return Question(_clean(context), choices, int(row["label"]))
+    activity, before, begun = (_text(row, name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    choices = tuple(" " + _clean(ending) for ending in _texts(row, "endings"))
+    return Question(_clean(f"{activity}: {before} {begun.capitalize()}"), choices, _label(row))
 
 
 def lambada(row: dict[str, Any]) -> Question:
     """A row of LAMBADA (Paperno et al. 2016): ``text``, whose last word is asked for."""
-    context, space, word = row["text"].rpartition(" ")
+    context, space, word = _text(row, "text").rpartition(" ")
     if not space or not word:
         raise InputError(f"text must end in a word after a space, got {row['text'][-40:]!r}")
     return Question(context, (" " + word,), 0)
@@ -151,7 +151,28 @@ def lambada(row: dict[str, Any]) -> Question:
 
 def multiple_choice(row: dict[str, Any]) -> Question:
     """Our own rows: ``context``, ``choices`` and ``label``, the number of the right one from 0."""
-    return Question(row["context"], tuple(" " + c.lstrip() for c in row["choices"]), int(row["label"]))
+    choices = tuple(" " + choice.lstrip() for choice in _texts(row, "choices"))
+    return Question(_text(row, "context"), choices, _label(row))
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    if not isinstance(row[name], str):
+        raise InputError(f"{name} must be a text, got {row[name]!r:.80}")
+    return str(row[name])
+
+
+def _texts(row: dict[str, Any], name: str) -> list[str]:
+    found = row[name]
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise InputError(f"{name} must be a list of texts, got {found!r:.80}")
+    return found
+
+
+def _label(row: dict[str, Any]) -> int:
+    label = row["label"]
+    if isinstance(label, bool) or not isinstance(label, int | str):  # HellaSwag has "3"
+        raise InputError(f"label must be the number of the right one, from 0, got {label!r:.80}")
+    return int(label)
 
 
 FORMATS = {"hellaswag": hellaswag, "lambada": lambada, "multiple_choice": multiple_choice}

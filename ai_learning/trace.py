@@ -35,6 +35,8 @@ class Trace:
 
     def entropy(self) -> Tensor:
         """(n_layer, B, H, T) bits of each query's attention: 0 looks at one key, log₂ S at all alike."""
+        if any(weights is None for weights in self.attention):
+            raise ValueError("nothing is recorded yet: let the model compute inside the with block")
         weights = torch.stack(self.attention)  # (L, B, H, T, S)
         return -torch.special.xlogy(weights, weights).sum(-1) / math.log(2)
 
@@ -77,7 +79,7 @@ def record(model: nn.Module) -> Iterator[Trace]:
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
             stack.callback(setattr, layer, "attention", layer.attention)
-            layer.attention = _recorder(trace, number)
+            layer.attention = _recorder(trace, number, layer.attention)
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         trace.residual = [None] * (len(blocks) + 1) if blocks else []  # type: ignore[list-item]
         for number, block in enumerate(blocks):
@@ -88,14 +90,17 @@ def record(model: nn.Module) -> Iterator[Trace]:
         yield trace
 
 
-def _recorder(trace: Trace, number: int) -> Any:
+def _recorder(trace: Trace, number: int, replaced: Any) -> Any:
+    compute = replaced if getattr(replaced, "records", False) else reference_attention
+
     def attention(
         q: Heads, k: Heads, v: Heads, mask: Mask | None = None, **options: Any
     ) -> tuple[Heads, Weights]:
-        output, weights = reference_attention(q, k, v, mask, **options)
+        output, weights = compute(q, k, v, mask, **options)
         trace.attention[number] = weights.detach()
         return output, weights
 
+    attention.records = True  # type: ignore[attr-defined]
     return attention
 
 

@@ -32,7 +32,7 @@ from .device import (
     to_device,
 )
 from .distributed import PARALLEL, Team, latest, peers_in_reach, world
-from .errors import InputError
+from .errors import InputError, whole_numbers
 from .kernels.loops import COMPILING, before_compiling
 from .optim import (
     OPTIMIZERS,
@@ -106,7 +106,9 @@ class TrainConfig:
     """also write TensorBoard events (needs the extra `tensorboard`)"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum", "eval_every", "save_every", "log_every"):
+        counts = ("steps", "batch_size", "grad_accum", "eval_every", "save_every", "log_every")
+        whole_numbers(self, *counts, "warmup", "sample_every", "seed")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("lr", "muon_lr", "weight_decay", "grad_clip", "warmup", "sample_every"):
@@ -409,7 +411,11 @@ class _Trainer:
         at = self.progress
         if self.evaluate is None:
             return
-        at.metrics = self._in_eval_mode(self.evaluate)
+        found = self._in_eval_mode(self.evaluate)
+        if "val_loss" not in found:
+            raise ValueError(f"evaluate must give val_loss, which chooses the best model; it gave {found}")
+        # NumPy's numbers and tensors of one become Python's
+        at.metrics = {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
         self._check_finite("held-out loss", at.metrics["val_loss"])
         self._log({"step": at.step, **at.metrics})
         if at.best is None or at.metrics["val_loss"] < at.best:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -240,3 +241,20 @@ def test_an_incomplete_tokenizers_entry_is_one_line(tmp_path: Path, entry: objec
         open_model(path)
     tokenizer = open_language_model(str(path), "bytes")[1]  # its own is not even looked at
     assert isinstance(tokenizer, ByteTokenizer)
+
+
+def test_what_is_saved_can_be_loaded(tiny_gpt: GPT, tmp_path: Path) -> None:
+    """NumPy's numbers are pickled as code: a file with them would be refused when it is read."""
+    path = tmp_path / "a.pt"
+    extra = {"loss": np.float64(1.5), "deep": [{"n": (np.int64(3), None)}], "array": np.arange(3), "on": True}
+    save_checkpoint(tiny_gpt, path, **extra)
+    loaded = load_checkpoint(path)
+    assert type(loaded["loss"]) is float and loaded["deep"] == [{"n": (3, None)}] and loaded["on"] is True
+    assert loaded["array"].tolist() == [0, 1, 2]
+    before = path.read_bytes()
+    for value in (Path("x"), object(), {"a": [lambda: 0]}, np.array(["a"])):
+        with pytest.raises(ValueError, match=r"what.* is of \w+, which a checkpoint cannot hold"):
+            save_checkpoint(tiny_gpt, path, what=value)
+    with pytest.raises(ValueError, match="config=… is the model's own"):
+        save_checkpoint(tiny_gpt, path, config={})
+    assert path.read_bytes() == before

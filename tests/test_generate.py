@@ -256,6 +256,7 @@ def test_text_ends_at_the_end_of_document(model: GPT) -> None:
     [
         (dict(temperature=-1.0), r"temperature=-1.0 must be 0 \(greedy\) or positive"),
         (dict(top_k=0), "top_k=0 must be at least 1"),
+        (dict(top_k=2.5), "top_k=2.5 must be a whole number"),
         (dict(top_p=0.0), "top_p=0.0 must be above 0 and at most 1"),
         (dict(min_p=1.5), "min_p=1.5 must be from 0 to 1"),
         (dict(repetition_penalty=0.0), "repetition_penalty=0.0 must be positive"),
@@ -279,6 +280,13 @@ def test_strings_and_shapes_that_cannot_be_used(model: GPT) -> None:
         generate(model, torch.zeros(3, dtype=torch.long), 2)
     ids = generate(model, torch.zeros(1, 2, dtype=torch.long), 10**9, temperature=0, stop=list(range(258)))
     assert ids.shape == (1, 3)  # room is made as it is needed, not at once
+    with pytest.raises(ValueError, match=r"max_new_tokens=2\.0 must be a whole number"):
+        generate(model, torch.zeros(1, 2, dtype=torch.long), 2.0)  # type: ignore[arg-type]
+    assert pieces(b"one two", stop="e t") == pieces(b"one two", stop=["e t"])  # one is one, not its letters
+    array = np.array([[1, 2], [3, 4]])
+    assert generate_batch(model, array, 2, temperature=0) == generate_batch(
+        model, array.tolist(), 2, temperature=0
+    )
     strict = stream_text(Scripted(b"ab\xff"), ByteTokenizer(errors="strict"), "x", 9, temperature=0)
     assert "".join(strict) == "ab\ufffd"
 

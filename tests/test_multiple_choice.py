@@ -135,9 +135,26 @@ def test_a_text_without_a_last_word(text: object, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": text}))
     with pytest.raises(
-        InputError, match=r"line 1: no row of lambada: (text must end in a word|AttributeError)"
+        InputError, match=r"line 1: no row of lambada: text must (end in a word|be a text, got 7)"
     ):
         read_questions("lambada", str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": 5}, "context must be a text, got 5"),
+        ({"choices": "four"}, "choices must be a list of texts, got 'four'"),
+        ({"choices": ["a", 5]}, r"choices must be a list of texts, got \['a', 5\]"),
+        ({"label": True}, "label must be the number of the right one, from 0, got True"),
+        ({"label": 0.5}, "got 0.5"),
+    ],
+)
+def test_rows_of_other_types(change: dict, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"context": "x", "choices": ["a", "b"], "label": 0} | change))
+    with pytest.raises(InputError, match=f"line 1: .*{message}"):
+        read_questions("multiple_choice", str(path))
 
 
 def test_an_empty_choice(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The run folder's lock is the system's: it goes with the process, however that ends."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ai_learning.cli.common import to_resume, to_save
+from ai_learning.cli.pretrain import Pretrain
+from ai_learning.cli.toolformer_annotate import Annotate
 from ai_learning.errors import InputError
 from ai_learning.run_folder import RunFolder, read_options, with_absolute_paths
+from ai_learning.train import TrainConfig
 
 HOLD = """
 import time
@@ -66,3 +71,29 @@ def test_paths_are_absolute_and_names_are_not(tmp_path: Path, monkeypatch: pytes
     names = {"a": "data.txt", "b": "bytes", "c": "hf:x", "d": "builtin:stdlib", "e": "org/model", "f": None}
     found = with_absolute_paths(names, *names)
     assert found == {**names, "a": str(tmp_path / "data.txt")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"zzz": 1}, r"run\.json has options of another version: zzz"),
+        ({"train": 5}, r"run\.json is damaged, or of another version: "),
+        ({"train": {"zzz": 1}}, "another version: .*has an unexpected keyword argument 'zzz'"),
+        ({"train": {"steps": "x"}}, "steps='x' must be a whole number"),
+    ],
+)
+def test_options_of_another_version_are_one_line(change: dict, message: str, tmp_path: Path) -> None:
+    options = Pretrain(out=tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(to_save(options, "pretrain") | change))
+    with pytest.raises(ValueError, match=message):
+        to_resume(Pretrain, ["--resume", "--out", str(tmp_path)], "pretrain")
+
+
+def test_options_come_back(tmp_path: Path) -> None:
+    options = Pretrain(out=tmp_path, held_out=0.2, train=TrainConfig(steps=7))
+    (tmp_path / "run.json").write_text(json.dumps(to_save(options, "pretrain", "data")))
+    assert to_resume(Pretrain, ["--resume", f"--out={tmp_path}"], "pretrain") == options
+    assert to_resume(Pretrain, ["--out", str(tmp_path)], "pretrain") is None
+    annotate = Annotate(out=tmp_path, tools=("Calculator", "Calendar"), tau_f=0.5)
+    (tmp_path / "run.json").write_text(json.dumps(to_save(annotate, "toolformer annotate")))
+    assert to_resume(Annotate, ["--resume", "--out", str(tmp_path)], "toolformer annotate") == annotate

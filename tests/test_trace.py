@@ -69,3 +69,13 @@ def test_tiny_transformer_and_nothing_to_record(tiny_gpt: GPT) -> None:
     assert trace.attention[0].shape == (1, 2, 4, 4)
     with pytest.raises(ValueError, match="Linear holds no CausalSelfAttention"), record(nn.Linear(1, 1)):
         pass
+
+
+def test_recording_twice_at_once(tiny_gpt: GPT) -> None:
+    idx = torch.zeros(1, 5, dtype=torch.long)
+    with record(tiny_gpt) as outer, record(tiny_gpt) as inner:
+        with pytest.raises(ValueError, match="nothing is recorded yet"):
+            inner.entropy()
+        tiny_gpt(idx)
+    assert torch.equal(torch.stack(outer.attention), torch.stack(inner.attention))
+    assert torch.equal(outer.entropy(), inner.entropy())

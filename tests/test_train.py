@@ -425,6 +425,8 @@ def test_devices() -> None:
     ("values", "message"),
     [
         (dict(steps=0), "steps=0 must be at least 1"),
+        (dict(steps=2.5), "steps=2.5 must be a whole number"),
+        (dict(warmup=0.1), "warmup=0.1 must be a whole number"),
         (dict(seed=2**63), "seed=9223372036854775808 must be below 2"),
         (dict(lr=-1.0), "lr=-1.0 must be a number, not negative"),
         (dict(lr=math.nan), "lr=nan must be a number"),
@@ -478,3 +480,15 @@ def test_samples_are_kept_with_the_metrics_and_each_once(tmp_path: Path) -> None
         row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if row.get("sample") == "a text"
     ]
     assert samples == [2, 4, 6, 8, 10, 12]
+
+
+def test_metrics_of_numpy_and_tensors_can_be_read_again(tiny_gpt: GPT, tmp_path: Path) -> None:
+    given = {"val_loss": np.float64(1.5), "deep": np.float32(2), "one": torch.tensor(3), "text": "as it is"}
+    config = TrainConfig(steps=2, warmup=0, eval_every=1, save_every=1, batch_size=2, device="cpu")
+    tokens = torch.arange(60) % 97
+    batches = TokenBatches(tokens.numpy().astype(np.uint16), 8, 2)
+    loss = lambda model, batch: next_token_loss(model, *batch)  # noqa: E731
+    train(tiny_gpt, loss, batches, config, tmp_path, evaluate=lambda model: given)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
+    with pytest.raises(ValueError, match=r"evaluate must give val_loss.*\{'loss': 1\}"):
+        train(tiny_gpt, loss, batches, config, tmp_path / "other", evaluate=lambda model: {"loss": 1})

@@ -116,7 +116,11 @@ def to_resume(kind: type[Options], args: list[str], command: str) -> Options | N
     unknown = saved.keys() - {one.name for one in fields(kind)}  # type: ignore[arg-type]
     if unknown:
         raise InputError(f"{out}/run.json has options of another version: {', '.join(sorted(unknown))}")
-    return kind(**{name: _as(hints[name], value) for name, value in saved.items()} | {"out": Path(out)})
+    try:
+        return kind(**{name: _as(hints[name], value) for name, value in saved.items()} | {"out": Path(out)})
+    except TypeError as error:
+        reason = str(error).replace("__init__() got", "has")
+        raise InputError(f"{out}/run.json is damaged, or of another version: {reason}") from None
 
 
 def _as(hint: Any, value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from .attention import ATTENTION, CausalSelfAttention, causal_mask, fast_attention, reference_attention
 from .cache import KVCache
-from .gpt import GPT, Block, GPTConfig, matrix_params
+from .gpt import GPT, Block, GPTConfig, matrix_params, untied
 from .mlp import MLP, GatedMLP, gelu_new
 from .norms import RMSNorm
 from .rotary import RopeScaling, RotaryEmbedding, rotate
@@ -27,4 +27,5 @@ __all__ = [
     "matrix_params",
     "reference_attention",
     "rotate",
+    "untied",
 ]

@@ -166,9 +166,13 @@ class CausalSelfAttention(nn.Module):
         if x.dim() != 3 or x.size(-1) != self.n_embd:
             raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
         B, T, _ = x.shape
-        widths = [heads * self.head_size for heads in (self.n_head, self.kv_heads, self.kv_heads)]
+        counts = (self.n_head, self.kv_heads, self.kv_heads)
+        widths = [heads * self.head_size for heads in counts]
         parts = split(self.c_attn(x), widths)  # (B, T, H·D), 2 × (B, T, kv_heads·D)
-        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in parts)  # (B, H, T, D)
+        q, k, v = (
+            part.view(B, T, heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+            for part, heads in zip(parts, counts, strict=True)
+        )
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
@@ -187,5 +191,5 @@ class CausalSelfAttention(nn.Module):
             mask = causal if mask is None else causal & mask
         dropout_p = self.dropout if self.training else 0.0
         output, weights = self.attention(q, k, v, mask, is_causal=is_causal, dropout_p=dropout_p)
-        output = output.transpose(1, 2).reshape(B, T, -1)  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
+        output = output.transpose(1, 2).reshape(B, T, widths[0])  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
         return self.resid_dropout(self.c_proj(output)), weights

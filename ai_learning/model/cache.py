@@ -22,8 +22,10 @@ class LayerCache:
         """Store (B, H, T, D) new keys and values; return all so far as (B, H, S, D) views.
 
         Raises:
-            ValueError: more positions than the cache was made for.
+            ValueError: more positions than the cache was made for, or another number of rows or heads.
         """
+        if k.shape[:2] != self.k.shape[:2] or k.size(3) != self.k.size(3):
+            raise ValueError(f"keys of shape {tuple(k.shape)} do not fit a cache of {tuple(self.k.shape)}")
         end = self.length + k.size(2)
         if end > self.k.size(2):
             raise ValueError(f"{end} positions exceed the cache's {self.k.size(2)}: make a larger KVCache")

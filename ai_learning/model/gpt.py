@@ -9,11 +9,13 @@ training, sampling, adapters or quantization: those act on it from outside.
 
 import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import whole_numbers
 from ..shapes import Hidden, Logits, Mask, Tokens
 from .attention import ATTENTION, CausalSelfAttention
 from .cache import KVCache, LayerCache
@@ -76,7 +78,9 @@ class GPTConfig:
     """stretched angles for contexts longer than those of pre-training"""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        whole_numbers(self, *sizes, "n_kv_head", "head_dim", "intermediate_size")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.head_dim is None and self.n_embd % self.n_head:
@@ -108,9 +112,12 @@ class GPTConfig:
         ):
             value = getattr(self, name)
             if value not in known:
-                guess = difflib.get_close_matches(value, known, n=1)
+                guess = difflib.get_close_matches(str(value), known, n=1)
                 hint = f"did you mean {guess[0]!r}?" if guess else f"use {' or '.join(map(repr, known))}"
                 raise ValueError(f"{name}={value!r} is not known; {hint}")
+
+        if self.rope_scaling is not None and self.positions != "rotary":
+            raise ValueError(f"rope_scaling is for positions='rotary', not {self.positions!r}")
 
     @property
     def kv_heads(self) -> int:
@@ -287,3 +294,11 @@ class GPT(nn.Module):
             if low < 0 or high >= self.config.vocab_size:
                 bad = low if low < 0 else high
                 raise ValueError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+
+
+def untied(config: GPTConfig, state: Mapping[str, Tensor]) -> GPTConfig:
+    """The config, but untied where a state dict's head has become another than its embedding."""
+    head, embedding = state.get("lm_head.weight"), state.get("wte.weight")
+    if not config.tie_weights or head is None or embedding is None or torch.equal(head, embedding):
+        return config
+    return replace(config, tie_weights=False)

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..model import GPT
 from ..tokenizers import ByteTokenizer, Tokenizer
 from .families import family_of_hf
-from .weights import empty_gpt, fill, note_token_ids, to_hf
+from .weights import empty_gpt, fill, note_token_ids, to_hf, with_stored_head
 
 # safetensors' names of the dtypes that a model may compute in
 _DTYPE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -39,8 +39,12 @@ def save_pretrained(
         special_tokens: what the template asks for, by name (``bos_token`` …).
 
     Raises:
-        InputError: an architecture that transformers does not have.
+        InputError: an architecture that transformers does not have, or a tokenizer with more ids than the
+            model.
     """
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        ids = f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}"
+        raise InputError(f"{ids}: it is another's")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     theirs = to_hf(model)
@@ -83,7 +87,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def load_pretrained(
     name_or_folder: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     revision: str | None = None,
 ) -> GPT:
@@ -93,13 +97,15 @@ def load_pretrained(
 
     Args:
         name_or_folder: a folder with ``config.json`` and safetensors, or a hub name such as ``gpt2``.
-        dtype: of the weights; as they are in the file when ``None``.
+        dtype: of the weights, or its name (``"bfloat16"``); as they are in the file when ``None``.
         device: where to put them.
         revision: branch, tag or commit on the hub.
 
     Raises:
         InputError: nothing there, no safetensors, another architecture, or a tensor that does not fit.
     """
+    if not str(name_or_folder):
+        raise InputError("the name of the model is empty: give a folder, or a name on the hub")
     folder = Path(name_or_folder)
     if not folder.is_dir():
         folder = download(str(name_or_folder), revision)
@@ -109,10 +115,18 @@ def load_pretrained(
     stored = next(iter(sources.values())).dtype
     if stored is None:
         raise InputError(f"the weights in {folder} are of no dtype that a model computes in")
-    ours = empty_gpt(family.ours(theirs), dtype or stored, torch.device(device))
+    config = with_stored_head(family.ours(theirs), family, sources)
+    ours = empty_gpt(config, _dtype(dtype) or stored, torch.device(device))
     fill(ours, family, sources)
     note_token_ids(ours, theirs)
     return ours.eval()
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if given is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype={given!r} is none that a model computes in; try 'bfloat16' or 'float32'")
+    return found
 
 
 def download(name: str, revision: str | None = None) -> Path:

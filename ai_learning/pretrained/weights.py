@@ -1,13 +1,15 @@
 """Copying weights between a transformers model and ours, a piece at a time, every fault by its name."""
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..model import GPT, CausalSelfAttention, GPTConfig, RotaryEmbedding, causal_mask
+from ..model import GPT, CausalSelfAttention, GPTConfig, RotaryEmbedding, causal_mask, untied
 from .families import Family, family_of, family_of_hf
 
 _PIECE = 8 * 2**20  # bytes read at once: what is held beside the model
@@ -54,8 +56,10 @@ def from_hf(model: Any) -> GPT:
     """
     first = next(model.parameters())
     family = family_of_hf(model.config)
-    ours = empty_gpt(family.ours(model.config), first.dtype, first.device)
-    fill(ours, family, {name: InMemory(tensor) for name, tensor in model.state_dict().items()})
+    sources = {name: InMemory(tensor) for name, tensor in model.state_dict().items()}
+    config = with_stored_head(family.ours(model.config), family, sources)
+    ours = empty_gpt(config, first.dtype, first.device)
+    fill(ours, family, sources)
     note_token_ids(ours, model.config)
     return ours.eval()
 
@@ -80,14 +84,16 @@ def to_hf(model: GPT) -> Any:
     Raises:
         InputError: an architecture that transformers does not have.
     """
-    family = family_of(model.config)
+    state = model.state_dict()
+    own = untied(model.config, state)
+    family = family_of(own)
     first = next(model.parameters())
-    config = family.theirs(model.config)
+    config = family.theirs(own)
     for name, ids in getattr(model, "hf_token_ids", {}).items():
         setattr(config, name, ids)
     theirs = family.model_class()(config).to(device=first.device, dtype=first.dtype)
     targets = {_short(name): tensor for name, tensor in theirs.state_dict().items() if not _is_buffer(name)}
-    for name, source in model.state_dict().items():
+    for name, source in state.items():
         source = source.T if family.turned(name) else source
         start = 0
         for part, rows in family.parts(name, model.config):
@@ -113,6 +119,31 @@ def empty_gpt(config: GPTConfig, dtype: torch.dtype, device: torch.device) -> GP
             fresh = RotaryEmbedding(config.head_size, config.rope_theta, config.rope_scaling)
             module.inv_freq = fresh.inv_freq.to(device)
     return model
+
+
+def with_stored_head(config: GPTConfig, family: Family, sources: Mapping[str, Stored]) -> GPTConfig:
+    """The config, but untied where a head is stored that is not the embedding: transformers' rule."""
+    by_name = {_short(name): stored for name, stored in sources.items()}
+    ((embedding, _),) = family.parts("wte.weight", config)
+    head, embedded = by_name.get("lm_head.weight"), by_name.get(embedding)
+    if not config.tie_weights or head is None or embedded is None or _are_equal(head, embedded):
+        return config
+    warnings.warn(
+        "lm_head.weight is not the embedding, though the configuration ties them: they stay two", stacklevel=3
+    )
+    return replace(config, tie_weights=False)
+
+
+def _are_equal(a: Stored, b: Stored) -> bool:
+    """Also where both hold NaN."""
+    if a.shape != b.shape:
+        return False
+    at_once = max(1, _PIECE // (4 * max(1, a.shape[-1])))
+    for start in range(0, a.shape[0], at_once):
+        mine, other = (stored.rows(start, min(start + at_once, a.shape[0])) for stored in (a, b))
+        if not torch.equal(mine, other) and not torch.equal(mine.nan_to_num(0), other.nan_to_num(0)):
+            return False
+    return True
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ starts again reads which documents are done and goes on with the others: every d
 
 import fcntl
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
@@ -40,7 +41,12 @@ def _candidate_row(c: Candidate) -> dict[str, Any]:
     call = row.pop("call")
     row = {"tool": call["tool"], "argument": call["argument"], **row}
     row |= {"loss_plus": c.loss_plus, "loss_minus": c.loss_minus, "gain": c.gain}
-    return {name: None if value != value else value for name, value in row.items()}  # NaN is not JSON
+    # NaN and infinity are not JSON; the latter come of the differences of huge losses, which are made anew.
+    return {name: None if _is_no_number(value) else value for name, value in row.items()}
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 _FIELDS = {field.name: field for field in fields(Candidate) if field.name != "call"}

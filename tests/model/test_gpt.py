@@ -3,6 +3,7 @@
 import math
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import nn
 
 from ai_learning.errors import InputError
 from ai_learning.loss import next_token_loss
-from ai_learning.model import GPT, GPTConfig, KVCache
+from ai_learning.model import GPT, GPTConfig, KVCache, RopeScaling
 from ai_learning.presets import PRESETS, preset
 from ai_learning.pretrained import from_hf
 
@@ -204,12 +205,30 @@ def test_a_full_cache_raises(tiny_gpt: GPT) -> None:
         (dict(layer_norm_eps=float("nan")), "layer_norm_eps=nan must be positive"),
         (dict(rope_theta=0.0), "rope_theta=0.0 must be positive"),
         (dict(rope_theta=float("nan")), "rope_theta=nan must be positive"),
+        (dict(n_layer=2.5), "n_layer=2.5 must be a whole number"),
+        (dict(n_embd="64"), "n_embd='64' must be a whole number"),
+        (dict(head_dim=8.0), "head_dim=8.0 must be a whole number"),
+        (dict(activation=None), "activation=None is not known; use 'gelu_new' or"),
+        (dict(rope_scaling=RopeScaling()), "rope_scaling is for positions='rotary', not 'learned'"),
         (dict(n_embd=10**9, n_head=3), "n_head=3 must divide n_embd=1000000000; try 2 or 4"),
     ],
 )
 def test_bad_configs_name_value_and_way_out(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GPTConfig(**values)  # type: ignore[arg-type]
+
+
+def test_sizes_of_numpy_become_pythons() -> None:
+    assert type(GPTConfig(n_layer=np.int64(2)).n_layer) is int
+
+
+def test_a_batch_without_rows(tiny_gpt: GPT) -> None:
+    assert tiny_gpt(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 3, tiny_gpt.config.vocab_size)
+
+
+def test_a_cache_of_another_batch(tiny_gpt: GPT) -> None:
+    with pytest.raises(ValueError, match=r"keys of shape \(3, .* do not fit a cache of \(2, "):
+        tiny_gpt(torch.zeros(3, 4, dtype=torch.long), cache=KVCache(tiny_gpt.config, batch_size=2))
 
 
 def test_config_is_frozen() -> None:

@@ -11,10 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from ai_learning.checkpoint import load_gpt, save_checkpoint
 from ai_learning.errors import InputError
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.presets import preset
 from ai_learning.pretrained import config_to_hf, from_hf, load_pretrained, save_pretrained, to_hf
+from ai_learning.tokenizers import ByteTokenizer
 
 CONFIG = GPTConfig(vocab_size=97, block_size=24, n_layer=2, n_head=2, n_embd=32)
 IDX = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -183,3 +185,53 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / {si
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1.15
+
+
+def other_head(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, whose configuration ties embedding and head, with another head."""
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(97, 32) * 0.02)
+    return model.eval()
+
+
+def test_a_head_that_is_not_tied_although_the_config_says_so(tmp_path: Path) -> None:
+    theirs = transformers.GPT2LMHeadModel(config_to_hf(CONFIG))
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()},
+        tmp_path / "model.safetensors",
+    )
+    loaded = load_pretrained(tmp_path)  # the same twice
+    assert loaded.config.tie_weights and loaded.lm_head.weight is loaded.wte.weight
+    save_file(weights | {"lm_head.weight": torch.randn(97, 32) * 0.02}, tmp_path / "model.safetensors")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for convert in (lambda: load_pretrained(tmp_path), lambda: from_hf(other_head(theirs))):
+        with pytest.warns(UserWarning, match="they stay two"):
+            ours = convert()
+        assert not ours.config.tie_weights
+        torch.testing.assert_close(ours(IDX), theirs(IDX).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_our_head_that_is_not_tied_any_more(tmp_path: Path) -> None:
+    ours = other_head(GPT(CONFIG))
+    torch.testing.assert_close(to_hf(ours)(IDX).logits, ours(IDX), atol=1e-6, rtol=1e-5)
+    save_pretrained(ours, tmp_path / "hf")
+    torch.testing.assert_close(load_pretrained(tmp_path / "hf")(IDX), ours(IDX), atol=1e-6, rtol=1e-5)
+    save_checkpoint(ours, tmp_path / "a.pt")
+    assert torch.equal(load_gpt(tmp_path / "a.pt")[0].eval()(IDX), ours(IDX))
+
+
+def test_dtypes_by_name(tmp_path: Path) -> None:
+    save_pretrained(GPT(CONFIG), tmp_path)
+    assert load_pretrained(tmp_path, dtype="bfloat16").wte.weight.dtype == torch.bfloat16
+    for dtype in ("bf16", "Tensor", "int8", torch.int8):
+        with pytest.raises(InputError, match="none that a model computes in"):
+            load_pretrained(tmp_path, dtype=dtype)
+    with pytest.raises(InputError, match="name of the model is empty"):
+        load_pretrained("")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the tokenizer has 258 ids, the model 97"):
+        save_pretrained(GPT(CONFIG), tmp_path / "out", ByteTokenizer())
+    assert not (tmp_path / "out").exists()
