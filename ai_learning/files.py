@@ -4,9 +4,11 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)(\.[0-9a-f]+)?\.tmp")
 _being_written: set[Path] = set()  # by this process
@@ -36,6 +38,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         _being_written.discard(temporary.absolute())
+
+
+def check_is_no_source(out: Path | str, sources: Iterable[Path | str]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        InputError: ``out`` is one of the sources.
+    """
+    out = Path(out)
+    for source in map(Path, sources):
+        if out.exists() and source.exists() and out.samefile(source):
+            raise InputError(f"{out} is what is to be read: write to another file")
 
 
 def write_text(path: Path | str, text: str) -> None:

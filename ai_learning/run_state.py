@@ -158,7 +158,7 @@ class RunState:
             self.folder.rewind(-1)
             return
         if not resume:
-            raise InputError(f"{self.folder.path} already holds a run: --resume it, or choose another folder")
+            raise _taken(self.folder.path)
         checkpoint: dict[str, Any] = {}
         if has_file:
             try:
@@ -295,3 +295,18 @@ def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
     if device.type == "cuda":
         states[f"{prefix}cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def check_is_free(path: Path) -> None:
+    """Refuse before long preparations what `RunState.start` would: a folder that holds a run.
+
+    Raises:
+        InputError: it does.
+    """
+    file = RunFolder(path).last
+    if file.exists() or previous_path(file).exists() or checkpoints(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(f"{path} already holds a run: --resume it, or choose another folder")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ai_learning.cli.common import to_resume, to_save
-from ai_learning.cli.pretrain import Pretrain
+from ai_learning.cli.pretrain import Pretrain, pretrain
 from ai_learning.cli.toolformer_annotate import Annotate
 from ai_learning.errors import InputError
 from ai_learning.run_folder import RunFolder, read_options, with_absolute_paths
@@ -87,6 +87,14 @@ def test_options_of_another_version_are_one_line(change: dict, message: str, tmp
     (tmp_path / "run.json").write_text(json.dumps(to_save(options, "pretrain") | change))
     with pytest.raises(ValueError, match=message):
         to_resume(Pretrain, ["--resume", "--out", str(tmp_path)], "pretrain")
+
+
+def test_a_folder_with_a_run_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(InputError, match="already holds a run: --resume it"):
+        pretrain(Pretrain(data="/no/such/file", out=tmp_path))
+    with pytest.raises(InputError, match="/no/such/file"):
+        pretrain(Pretrain(data="/no/such/file", out=tmp_path, resume=True))
 
 
 def test_options_come_back(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def main(args: list[str]) -> int | None:
 
 
 def _prepare(options: Prepare) -> None:
+    from ..files import check_is_no_source
     from ..text import read_texts, source_files
     from ..token_file import TokenFileWriter
     from ..tokenizers import BPETokenizer
@@ -56,6 +57,7 @@ def _prepare(options: Prepare) -> None:
     check_out_file(options.out if options.shard_tokens is None else None)
     tokenizer = tokenizer_by_name(options.tokenizer)
     source = Path(options.data)
+    check_is_no_source(options.out, [source])
     if isinstance(tokenizer, BPETokenizer) and (source.is_file() or source.is_dir()):
         files = source_files(source)
         with _progress(sum(file.stat().st_size for file in files)) as advance:

@@ -17,6 +17,7 @@ from ..memory import give_back_freed_memory
 from ..model import GPT
 from ..model.heads import TaskConfig, TaskModel, TaskTokens, with_extra_tokens
 from ..run_folder import read_options
+from ..run_state import check_is_free
 from ..train import TrainConfig, TrainResult, train
 from .common import (
     DEMO_MODEL,
@@ -101,6 +102,8 @@ def finetune(options: Finetune, title: str = "fine-tuning") -> tuple[TaskData, T
     """Run it; see ``Finetune`` for what can be asked."""
     if options.train.checkpoint_activations:
         give_back_freed_memory()
+    if not options.resume:
+        check_is_free(options.out)
     warn_of_warmup(options.train)
     gpt, tokenizer, _ = open_language_model(str(options.checkpoint), options.tokenizer)
     # One id too many would be taken for one of the task's tokens.

@@ -17,6 +17,7 @@ from ..kernels.loops import COMPILING, before_compiling
 from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
 from ..model import GPT
 from ..run_folder import absolute, read_metrics
+from ..run_state import check_is_free
 from ..sft import (
     BadRows,
     Example,
@@ -44,6 +45,8 @@ class Run:
 
     def __init__(self, options: Instruct) -> None:
         self.options = options
+        if not options.resume:
+            check_is_free(options.out)
         if options.train.checkpoint_activations:
             give_back_freed_memory()
         self.base, self.tokenizer, beside = open_language_model(options.checkpoint, options.tokenizer)

@@ -18,6 +18,7 @@ from ..memory import give_back_freed_memory
 from ..model import GPT, GPTConfig
 from ..presets import preset
 from ..run_folder import read_metrics
+from ..run_state import check_is_free
 from ..tokenizers import Tokenizer
 from ..train import DivergedError, Interrupted, Metrics, TrainConfig, TrainResult, train
 from ..viz import plot_loss
@@ -102,6 +103,8 @@ def pretrain(options: Pretrain, title: str = "pre-training") -> TrainResult:
     """Run it; see ``Pretrain`` for what can be asked."""
     if options.train.checkpoint_activations:
         give_back_freed_memory()
+    if not options.resume:
+        check_is_free(options.out)
     here, how = world(), options.train
     tokenizer = tokenizer_by_name(options.tokenizer)
     config = fit_vocabulary(options.model, tokenizer)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import check_is_no_source, write_text
 from .common import console, parse
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ def _encode(options: Encode) -> None:
     if options.tokenizer == "bytes":
         from ..tokenizers import ByteTokenizer
 
+        if options.dropout:
+            raise InputError("--dropout leaves out merges, and bytes have none")
         ids = ByteTokenizer().encode(text)
     else:
         ids = open_bpe(options.tokenizer).encode(
@@ -263,6 +265,14 @@ def _show(options: Show) -> None:
     from ..text import read_text
     from ..tokenizers import render
 
+    if not options.tokenizer:
+        raise InputError("--tokenizer names none: give a folder, or several")
+    if options.data is not None and options.text is not None:
+        raise InputError("--text and --data are two texts: give one of them")
+    if options.max_characters < 1:
+        raise InputError(f"max_characters={options.max_characters} must be at least 1")
+    if options.out is not None:
+        check_is_no_source(options.out, [options.data] if options.data else [])
     tokenizers = {place: open_bpe(place) for place in options.tokenizer}
     whole = read_text(options.data) if options.data else _input(options.text)
     text = whole[: options.max_characters] if options.data else whole

@@ -92,6 +92,9 @@ def make_bench(options: Web) -> Any:
     for folder in options.adapters:
         if not (folder / "adapter_config.json").is_file():
             raise InputError(f"{folder} holds no adapter_config.json: give the folder of an adapter")
+    for place in options.agents:
+        if not place.exists():
+            raise InputError(f"no file or folder at {place}: give --agents one that is there")
     source = options.checkpoint
     return Bench(
         Opened(source, model, tokenizer, source),

@@ -58,7 +58,9 @@ def save_pretrained(
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         with no_progress_bar():
             theirs.save_pretrained(temporary)
+        usual = (Path(temporary) / "config.json").stat().st_mode
         for file in Path(temporary).iterdir():
+            file.chmod(usual)  # safetensors' would be its owner's only
             file.replace(folder / file.name)
 
 

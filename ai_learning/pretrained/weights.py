@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model import GPT, CausalSelfAttention, GPTConfig, RotaryEmbedding, causal_mask, untied
@@ -54,6 +54,8 @@ def from_hf(model: Any) -> GPT:
         >>> from_hf(theirs).config.n_layer
         1
     """
+    if isinstance(model, GPT) or not isinstance(model, nn.Module):
+        raise InputError(f"from_hf takes a model of transformers, not {type(model).__name__}")
     first = next(model.parameters())
     family = family_of_hf(model.config)
     sources = {name: InMemory(tensor) for name, tensor in model.state_dict().items()}
@@ -84,6 +86,8 @@ def to_hf(model: GPT) -> Any:
     Raises:
         InputError: an architecture that transformers does not have.
     """
+    if not isinstance(model, GPT):
+        raise InputError(f"to_hf takes a GPT of ours, not {type(model).__name__}")
     state = model.state_dict()
     own = untied(model.config, state)
     family = family_of(own)

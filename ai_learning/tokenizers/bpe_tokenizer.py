@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
+_MOST_IDS, _HOLES = 2**24, 8  # vocabularies may leave ids out, but not nearly all
 _SHORT_TEXT = 400  # characters: below, a dictionary lookup a word beats preparing a compiled call
 _WARM_UP = 2**18  # characters encoded in plain Python before the compiled path is worth loading (0.3 s)
 
@@ -82,6 +83,8 @@ class BPETokenizer:
         if not self.vocab or min(self.vocab) < 0:
             raise InputError("token ids must be 0 or more, and there must be some")
         self.vocab_size = max(self.vocab) + 1
+        if self.vocab_size > max(_MOST_IDS, _HOLES * len(self.vocab)):  # ids are places in lists
+            raise InputError(f"id {max(self.vocab)} is too large for {len(self.vocab)} tokens")
         self._special_ids = {i: text for text, i in self.special_tokens.items()}
         # ordinary tokens only: special ones are never merged into
         ordinary = {i: token for i, token in self.vocab.items() if i not in self._special_ids}

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import write_text
 from .base import CONFIG_FILE
+from .special import SpecialSet
 
 if TYPE_CHECKING:
     from .bpe_tokenizer import BPETokenizer
@@ -48,15 +49,39 @@ class ByteTokenizer:
         """The same for every byte tokenizer: ``errors`` changes no id of valid text."""
         return hashlib.sha256(b"ByteTokenizer/258").hexdigest()[:16]
 
-    def encode(self, text: str | bytes) -> list[int]:
-        """UTF-8 bytes of ``text``; lone surrogates, which UTF-8 cannot express, follow ``errors``."""
+    def encode(
+        self, text: str | bytes, *, allowed_special: SpecialSet = (), disallowed_special: SpecialSet = "all"
+    ) -> list[int]:
+        """UTF-8 bytes of ``text``; lone surrogates, which UTF-8 cannot express, follow ``errors``.
+
+        No text stands for a special token here: what `BPETokenizer` is told of those changes nothing.
+        """
         return list(text if isinstance(text, bytes) else text.encode("utf-8", errors=self.errors))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``; never raises (see the class)."""
+    def encode_ordinary(self, text: str) -> list[int]:
+        """As ``encode``."""
+        return self.encode(text)
+
+    def encode_batch(self, texts: Sequence[str], num_workers: int | None = None) -> list[list[int]]:
+        """``encode`` of each, which no worker would make faster."""
+        return [self.encode(text) for text in texts]
+
+    def encode_iterable(
+        self,
+        chunks: Iterable[str],
+        *,
+        allowed_special: SpecialSet = "all",
+        disallowed_special: SpecialSet = "all",
+    ) -> Iterator[int]:
+        """Ids of a text that comes in pieces."""
+        for chunk in chunks:
+            yield from self.encode(chunk)
+
+    def decode(self, ids: Iterable[int], errors: str | None = None) -> str:
+        """Text of ``ids``, by the tokenizer's own ``errors`` if none are given; never raises (see above)."""
         try:
-            return self.decode_bytes(ids).decode("utf-8", errors=self.errors)
-        except (TypeError, ValueError):  # not ids at all, or strict and not UTF-8
+            return self.decode_bytes(ids).decode("utf-8", errors=errors or self.errors)
+        except (TypeError, ValueError, LookupError):  # not ids at all, strict and not UTF-8, other errors
             return ""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

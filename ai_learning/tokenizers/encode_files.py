@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import check_is_no_source, write_text
 from ..token_file import PROGRESS_FILE, TokenFileWriter, token_dtype
 from . import special
 from .special import SpecialSet
@@ -90,6 +90,7 @@ def encode_files(
     for file in files:
         if not file.is_file():
             raise InputError(f"no file at {file}")
+    check_is_no_source(out, files)
     if num_workers is not None and num_workers < 1:
         raise InputError(f"num_workers={num_workers} must be 1 or more")
     if shard_tokens is not None and shard_tokens < 1:
@@ -260,7 +261,7 @@ def _encode_shards(
     tokenizer, files = job.tokenizer, job.files
     settings = {
         "fingerprint": tokenizer.fingerprint,
-        "files": [[str(file), file.stat().st_size] for file in files],
+        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "shard_tokens": shard_tokens,
         "append_eos": job.append_eos,
         "allowed_special": sorted(job.allowed),
@@ -303,4 +304,8 @@ def _read_progress(path: Path, settings: dict[str, Any]) -> tuple[EncodeReport, 
         raise InputError(
             f"{path.parent} holds shards made with another {different}: use another folder, or delete it"
         )
+    shards = [path.parent / SHARD_NAME.format(number) for number in range(report.shards)]
+    missing = next((shard for shard in shards if not shard.is_file()), None)
+    if missing is not None:
+        raise InputError(f"{missing} is missing, which was written: delete the folder to start anew")
     return report, (file, start), rest[0] if rest else 0  # older ones ended each shard with a chunk

@@ -37,6 +37,8 @@ def _read_text(path: str | Path) -> str:
 def _read_json(path: str | Path) -> dict[str, Any]:
     try:
         data = json.loads(_read_text(path))
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -161,6 +163,13 @@ def read_tokenizer_json(path: str | Path) -> BPETokenizer:
         if isinstance(error, InputError):
             raise InputError(f"{path}: {error}") from None
         raise InputError(f"{path}: pre_tokenizer or added_tokens is damaged ({error!r})") from None
+    for token in data.get("added_tokens") or []:
+        asked = [name for name in ("lstrip", "rstrip", "single_word") if token.get(name)]
+        if asked:
+            raise InputError(
+                f"{path}: the token {token['content']!r} has {asked[0]}, which changes the text around it: "
+                "that is not supported"
+            )
     entries = model.get("vocab")
     if not isinstance(entries, dict):
         raise InputError(f"{path}: model.vocab is missing or no object")

@@ -13,6 +13,8 @@ def spans(tokens: Sequence[bytes], text: str, unit: Literal["character", "byte"]
 
     In characters, a token that holds only a part of a character spans that whole character.
     """
+    if unit not in ("character", "byte"):
+        raise ValueError(f"unit={unit!r} is not known; use 'character' or 'byte'")
     ends = np.cumsum([len(token) for token in tokens], dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]]) if len(tokens) else ends
     if unit == "character":

@@ -62,6 +62,7 @@ def train(
         pattern: how text is split into words (see ``BPETokenizer``).
         special_tokens: cut out of the text before anything else, and numbered last.
         num_workers: threads that count; ``None`` takes two where the machine has them and the text is large.
+            Without the compiled path they are processes: a script needs ``if __name__ == "__main__":`` then.
         min_frequency: pairs rarer than this are not merged.
         tie_break: among pairs of equal count: ``"hf"`` as Hugging Face tokenizers (smaller ids in GPT-2's
             byte order), ``"rustbpe"`` (smaller ids, bytes by value), ``"minbpe"`` (first seen), ``"cs336"``
@@ -265,7 +266,9 @@ def _count(
     everything = _chain(first, chunks)
     if compiled:
         return _count_compiled(settings, everything, report)
-    return _count_plain(settings, everything, report)
+    is_small = compiled is False and len(first) > 0
+    workers = 1 if is_small else settings.num_workers or 1  # no other processes for less than a second's work
+    return _count_plain(settings, everything, report, workers)
 
 
 def _chain(first: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -274,8 +277,10 @@ def _chain(first: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
     yield from rest
 
 
-def _count_plain(settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None]) -> WordCounts:
-    """Count in this process, or in ``num_workers`` of them."""
+def _count_plain(
+    settings: _Settings, chunks: Iterator[Chunk], report: Callable[[int], None], workers: int
+) -> WordCounts:
+    """Count in this process, or in several."""
     tokens = frozenset(settings.special_tokens)
 
     def pieces() -> Iterator[str]:
@@ -286,10 +291,10 @@ def _count_plain(settings: _Settings, chunks: Iterator[Chunk], report: Callable[
                 report(len(part))
 
     total: Counter[str] = Counter()
-    if settings.num_workers and settings.num_workers > 1:
+    if workers > 1:
         from multiprocessing import get_context
 
-        with get_context("spawn").Pool(settings.num_workers) as pool:
+        with get_context("spawn").Pool(workers) as pool:
             for counted in pool.imap(_count_piece, ((settings.pattern, piece) for piece in pieces())):
                 total.update(counted)
     else:

@@ -123,7 +123,7 @@ class Bench:
 
     def tokenizer_names(self) -> list[str]:
         """The model's own first."""
-        return ["model", *self._tokenizers, "reference-1000"]
+        return list(dict.fromkeys(["model", *self._tokenizers, "reference-1000"]))
 
     def tokenizer(self, name: str, model: str = SERVED) -> Tokenizer:
         """The tokenizer called ``name``; ``model`` is the one that ``model`` was trained with.

@@ -99,6 +99,8 @@ class Jobs:
         with self._lock:
             if self._running is None or self._running.process.poll() is not None:
                 raise Refused(409, "no training is running")
+            if self._running.stopping:  # a second signal would end it unsaved
+                return
             self._running.stopping = True
             self._running.process.send_signal(signal.SIGINT)
 

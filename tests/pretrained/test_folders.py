@@ -235,3 +235,18 @@ def test_a_tokenizer_with_more_ids_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the tokenizer has 258 ids, the model 97"):
         save_pretrained(GPT(CONFIG), tmp_path / "out", ByteTokenizer())
     assert not (tmp_path / "out").exists()
+
+
+def test_who_may_read_the_weights(tmp_path: Path) -> None:
+    save_pretrained(GPT(CONFIG), tmp_path)
+    modes = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
+def test_models_that_are_taken_for_the_others() -> None:
+    with pytest.raises(InputError, match="from_hf takes a model of transformers, not str"):
+        from_hf("gpt2")
+    with pytest.raises(InputError, match="from_hf takes a model of transformers, not GPT"):
+        from_hf(GPT(CONFIG))
+    with pytest.raises(InputError, match="to_hf takes a GPT of ours, not Linear"):
+        to_hf(torch.nn.Linear(1, 1))

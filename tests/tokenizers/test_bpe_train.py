@@ -282,3 +282,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path, prose):
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     trained, encoded = map(float, result.stdout.split())
     assert trained < 120 and encoded < 150, result.stdout
+
+
+def test_small_texts_start_no_processes(monkeypatch):
+    """A script without ``if __name__ == "__main__"`` would start itself again and again."""
+    monkeypatch.setattr("multiprocessing.get_context", None)
+    assert BPETokenizer.train(["low lower lowest"], 260, num_workers=2).merges

@@ -76,3 +76,12 @@ def test_load_names_the_problem(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(InputError, match=r"must hold a JSON object, not \[1\]"):
         load(tmp_path)
+
+
+def test_what_is_written_for_bpe_runs_with_bytes_too():
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("né", allowed_special="all", disallowed_special=())
+    assert ids == tokenizer.encode_ordinary("né") == list(tokenizer.encode_iterable(["n", "é"]))
+    assert tokenizer.encode_batch(["né", "x"], num_workers=2) == [ids, [120]]
+    assert tokenizer.decode([195], errors="replace") == "\ufffd" and tokenizer.decode([195]) == ""
+    assert tokenizer.decode([195], errors="no such word") == ""

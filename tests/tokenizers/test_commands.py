@@ -220,3 +220,29 @@ def test_help(capsys):
         code, out, _ = run(capsys, "tokenizer", command, "--help")
         assert code == 0 and "default" in out
     assert "default" in run(capsys, "data", "prepare", "--help")[1]
+
+
+def test_sources_are_not_written_over(folder, capsys):
+    before = (folder / "text.txt").read_bytes()
+    for tokenizer in ("tok", "bytes"):
+        arguments = ["--data", "text.txt", "--out", "text.txt", "--tokenizer", tokenizer]
+        code, _, complaint = run(capsys, "data", "prepare", *arguments)
+        assert code == 2 and "text.txt is what is to be read" in complaint
+    show = ["tokenizer", "show", "--tokenizer", "tok", "--data", "text.txt"]
+    code, _, complaint = run(capsys, *show, "--out", "text.txt")
+    assert code == 2 and "text.txt is what is to be read" in complaint
+    assert (folder / "text.txt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "--text", "x", "--tokenizer"], "--tokenizer names none"),
+        (["show", "--text", "x", "--data", "text.txt"], "two texts: give one of them"),
+        (["show", "--data", "text.txt", "--max-characters", "-1"], "max_characters=-1 must be at least 1"),
+        (["encode", "--text", "x", "--tokenizer", "bytes", "--dropout", "0.5"], "bytes have none"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(folder, capsys, arguments, message):
+    code, _, complaint = run(capsys, "tokenizer", *arguments)
+    assert code == 2 and message in complaint and "Traceback" not in complaint

@@ -1,6 +1,7 @@
 """Files into token files: the ids of the whole, in order, resumable."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -107,9 +108,30 @@ def test_a_chunk_of_many_shards(gpt2, tmp_path, prose):
     ids, _ = expected_ids(gpt2, [prose[:30_000]])
     assert report.resumed_shards == report.shards - 1 and report.documents == 1
     assert TokenFolder(folder).tokens[:].tolist() == ids
+    os.utime(path, (1, 1))  # another file, for all that is known
+    with pytest.raises(InputError, match="made with another files"):
+        gpt2.encode_files(path, folder, shard_tokens=1000)
     (folder / "shard-00002.tokens").unlink()
     with pytest.raises(InputError, match=r"and `data prepare` wrote .* prepare it again"):
         TokenFolder(folder)
+
+
+def test_a_shard_that_is_gone(gpt2, tmp_path, prose):
+    path, folder = tmp_path / "a.txt", tmp_path / "shards"
+    path.write_text(prose[:30_000], encoding="utf-8")
+    gpt2.encode_files(path, folder, shard_tokens=1000)
+    (folder / "shard-00001.tokens").unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.tokens is missing, which was written"):
+        gpt2.encode_files(path, folder, shard_tokens=1000)
+
+
+def test_a_source_is_not_written_over(gpt2, tmp_path):
+    path, link = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("a")
+    link.symlink_to(path)
+    with pytest.raises(InputError, match=r"a\.txt is what is to be read: write to another file"):
+        gpt2.encode_files([link], path)
+    assert path.read_text() == "a"
 
 
 def test_processes_where_there_is_no_compiled_path(tmp_path, prose):

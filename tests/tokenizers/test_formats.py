@@ -230,3 +230,25 @@ def test_wrong_and_damaged_files_name_the_place(tmp_path):
         with pytest.raises(InputError, match=complaint) as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lstrip", "rstrip", "single_word"])
+def test_added_tokens_that_change_the_text_around_them(name, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    BPETokenizer.train(["low lower lowest"], 260).to_tokenizer_json(path)
+    data = json.loads(path.read_text())
+    data["added_tokens"][0][name] = True
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=rf"the token '<\|endoftext\|>' has {name}"):
+        BPETokenizer.from_tokenizer_json(path)
+
+
+def test_ids_that_are_too_large_and_json_that_is_too_deep(tmp_path):
+    ranks = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(255)]
+    path = tmp_path / "a.tiktoken"
+    path.write_text("\n".join([*ranks, f"{base64.b64encode(bytes([255])).decode()} {10**11}"]))
+    with pytest.raises(InputError, match=r"id 100000000000 is too large for 25\d tokens"):
+        BPETokenizer.from_tiktoken_file(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        BPETokenizer.from_tokenizer_json(path)
