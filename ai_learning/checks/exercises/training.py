@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...loss import linear_cross_entropy
 from ...optim import lr_factor, reference_adamw_step
-from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form, same_gradients
+from ..engine import Exercise, Mutant, Step, Wrong, apart, equals, leaves_inputs, same_form, same_gradients
 
 # --- day4.cross_entropy -------------------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ def _loss_uniform(fn: Any) -> None:
     if abs(got - math.log(8)) > 1e-9:
         raise Wrong(
             "a model that knows nothing pays ln V nats a token",
-            f"{got:.4f} for V = 8, expected {math.log(8):.4f}",
+            f"for V = 8: {apart(got, math.log(8))}",
         )
 
 
