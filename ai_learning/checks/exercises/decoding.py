@@ -68,7 +68,7 @@ def _temperature_extremes(fn: Any) -> None:
             "not sharp when cold: divide the logits by the temperature itself, however small it is",
             f"the largest of logits 1, 3, 2 has {cold[0, 1]:.3f} at 0.01",
         )
-    if (hot - 1 / 3).abs().max() > 0.01:
+    if (hot - 1 / 3).abs().max() > 0.001:
         raise Wrong(
             "not flat when hot: divide the logits by the temperature itself, however large it is",
             f"at 1000: {describe(hot[0])}",

@@ -326,6 +326,7 @@ def _clip_cases() -> list[tuple[Any, ...]]:
         (tensors([0.0, 0.0], [0.0]), 2.0),
         (tensors([-6.0], [8.0], [0.1]), 5.0),
         (tensors([0.6, -0.8], [[0.9, -0.2], [0.1, 0.3]]), 1.2),
+        (tensors([3.0, 4.0], [[6.0, 8.0]]), 2.0),
     ]
 
 
@@ -411,6 +412,11 @@ def clip_gradients(grads, max_norm):
             "norm of norms added",
             "add squares, not lengths",
             _clip_by(lambda gs, m: min(1.0, m / max(sum(float(g.norm()) for g in gs), 1e-9))),
+        ),
+        Mutant(
+            "largest tensor",
+            "all tensors together are one vector: its length, not that of the longest part",
+            _clip_by(lambda gs, m: min(1.0, m / max(max(float(g.norm()) for g in gs), 1e-9))),
         ),
         Mutant(
             "largest entry",
