@@ -152,13 +152,13 @@ def recognise(fn: Function, exercise: Exercise) -> Mutant | None:
     with _own_randomness():
         try:
             answers = _outcomes(fn, exercise.cases)
+            if _all_same(answers, _outcomes(exercise.reference, exercise.cases), exercise.tolerance):
+                return None  # right wherever it was asked: the mistake is of another kind
+            for mutant in exercise.mutants:
+                if _all_same(answers, _outcomes(mutant.fn, exercise.cases), exercise.tolerance):
+                    return mutant
         except _TooLong:
-            return None  # no mutant is an endless loop, and the other cases would wait as long
-        if _all_same(answers, _outcomes(exercise.reference, exercise.cases), exercise.tolerance):
-            return None  # right wherever it was asked: the mistake is of another kind
-        for mutant in exercise.mutants:
-            if _all_same(answers, _outcomes(mutant.fn, exercise.cases), exercise.tolerance):
-                return mutant
+            pass  # no mutant is an endless loop, and the other cases would wait as long
     return None
 
 
