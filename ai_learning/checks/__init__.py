@@ -1,6 +1,7 @@
 """Exercises that name your mistake, quizzes, and ``show`` for the library's own source.
 
 Example:
+    >>> import torch
     >>> from ai_learning.checks import check
     >>> bool(check(lambda size: torch.ones(size, size).tril().bool(), "day1.causal_mask", quiet=True))
     True

@@ -136,9 +136,10 @@ def run(fn: Function, exercise: Exercise) -> Report:
                 step.test(fn)
         except NotImplementedError:
             return Report(exercise.name, tuple(passed), step.title, cause="not written yet")
-        except Exception as error:
+        except (Exception, SystemExit, _TooLong) as error:  # exit() in an answer must not end the check
             wrong = error if isinstance(error, Wrong) else _crash(error)
-            known = recognise(fn, exercise)
+            # An endless loop is stopped once; the cases of recognise would wait for it again and again.
+            known = None if isinstance(error, _TooLong) else recognise(fn, exercise)
             return Report(
                 exercise.name, tuple(passed), step.title, wrong.seen, known.cause if known else wrong.cause
             )
@@ -149,12 +150,15 @@ def run(fn: Function, exercise: Exercise) -> Report:
 def recognise(fn: Function, exercise: Exercise) -> Mutant | None:
     """The mutant that gives what ``fn`` gives on every case, if there is one and it is not right."""
     with _own_randomness():
-        answers = _outcomes(fn, exercise.cases)
-        if _all_same(answers, _outcomes(exercise.reference, exercise.cases), exercise.tolerance):
-            return None  # right wherever it was asked: the mistake is of another kind
-        for mutant in exercise.mutants:
-            if _all_same(answers, _outcomes(mutant.fn, exercise.cases), exercise.tolerance):
-                return mutant
+        try:
+            answers = _outcomes(fn, exercise.cases)
+            if _all_same(answers, _outcomes(exercise.reference, exercise.cases), exercise.tolerance):
+                return None  # right wherever it was asked: the mistake is of another kind
+            for mutant in exercise.mutants:
+                if _all_same(answers, _outcomes(mutant.fn, exercise.cases), exercise.tolerance):
+                    return mutant
+        except _TooLong:
+            pass  # no mutant is an endless loop, and the other cases would wait as long
     return None
 
 
@@ -167,7 +171,7 @@ def same_form(reference: Function, cases: Cases, what: str) -> Step:
     def test(fn: Function) -> None:
         for case in cases():
             expected, got = reference(*copy.deepcopy(case)), fn(*copy.deepcopy(case))
-            if _form(expected) != _form(got):
+            if not _fits(expected, got):
                 raise Wrong(f"wrong shape or type: {what}", f"got {_form(got)}, expected {_form(expected)}")
 
     return Step(f"returns {what}", test)
@@ -233,7 +237,7 @@ def same_gradients(reference: Function, cases: Cases, tolerance: float = 1e-5) -
                 if a is not None and not same(a, b, tolerance):
                     raise Wrong(
                         "wrong gradient: the result is right, its derivative is not; is part of it detached?",
-                        f"gradient of tensor argument {i} is {describe(b)}, expected {describe(a)}",
+                        f"gradient of tensor argument {i} is {apart(b, a)}",
                     )
 
     return Step("has the right gradients", test)
@@ -243,7 +247,17 @@ def same_gradients(reference: Function, cases: Cases, tolerance: float = 1e-5) -
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two results agree: equal structure and kind, floats within ``tolerance``."""
+    """Whether two results agree: equal structure and kind, floats within ``tolerance``.
+
+    Never raises, as answers may be anything: what cannot be compared (a NumPy array) differs.
+    """
+    try:
+        return _same(a, b, tolerance)
+    except Exception:
+        return False
+
+
+def _same(a: Any, b: Any, tolerance: float) -> bool:
     if torch.is_tensor(a) or torch.is_tensor(b):
         if not (torch.is_tensor(a) and torch.is_tensor(b)) or a.shape != b.shape:
             return False
@@ -264,16 +278,23 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
     return bool(a == b) or (a is b) or (callable(a) and type(a) is type(b))
 
 
-def describe(value: Any) -> str:
+def describe(value: Any, digits: int = 4) -> str:
     """A short picture of a value: numbers while there are few, else the shape."""
     if torch.is_tensor(value):
         if value.numel() <= 8:
-            return str([round(x, 4) for x in value.detach().double().flatten().tolist()])
+            return str([round(x, digits) for x in value.detach().double().flatten().tolist()])
         return f"tensor{tuple(value.shape)}"
     if isinstance(value, tuple):
-        return "(" + ", ".join(map(describe, value)) + ")"
-    text = f"{value:.6g}" if isinstance(value, float) else repr(value)
+        return "(" + ", ".join(describe(x, digits) for x in value) + ")"
+    text = f"{value:.{digits + 2}g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def apart(got: Any, expected: Any) -> str:
+    """ "GOT, expected EXPECTED", with as many digits as it takes to see that they differ."""
+    pictures = ((describe(got, digits), describe(expected, digits)) for digits in (4, 8, 13))
+    a, b = next((pair for pair in pictures if pair[0] != pair[1]), (describe(got), describe(expected)))
+    return f"{a}, expected {b}"
 
 
 def _difference(case: tuple[Any, ...], got: Any, expected: Any) -> str:
@@ -289,8 +310,23 @@ def _difference(case: tuple[Any, ...], got: Any, expected: Any) -> str:
             off = (a.double() - b.double()).abs().nan_to_num(torch.inf)
             if off.max() > 0:
                 place = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
-                return inputs + f"result {number} is {a[place]:.5g} at {place}, expected {b[place]:.5g}"
-    return inputs + f"{describe(got)}, expected {describe(expected)}"
+                return inputs + f"result {number} at {place} is {apart(a[place].item(), b[place].item())}"
+    return inputs + apart(got, expected)
+
+
+def _fits(expected: Any, got: Any) -> bool:
+    """Whether a result is of the expected kind: a subclass is, an OrderedDict or np.float64."""
+    if torch.is_tensor(expected):
+        return torch.is_tensor(got) and _form(expected) == _form(got)
+    if isinstance(expected, tuple):
+        return (
+            isinstance(got, tuple)
+            and len(expected) == len(got)
+            and all(_fits(a, b) for a, b in zip(expected, got, strict=True))
+        )
+    if isinstance(got, bool) or isinstance(expected, bool):  # bool is a subclass of int, and no count
+        return type(expected) is type(got)
+    return isinstance(got, type(expected))
 
 
 def _form(value: Any) -> str:
@@ -307,21 +343,21 @@ def _outcomes(fn: Function, cases: Cases) -> list[Any]:
         try:
             with _time_limit(SECONDS_A_STEP):
                 found.append(fn(*copy.deepcopy(case)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             found.append(_Raised(type(error)))
     return found
 
 
 @dataclass(frozen=True)
 class _Raised:
-    kind: type[Exception]
+    kind: type[BaseException]
 
 
 def _all_same(a: list[Any], b: list[Any], tolerance: float) -> bool:
     return all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
 
 
-def _crash(error: Exception) -> Wrong:
+def _crash(error: BaseException) -> Wrong:
     frames = traceback.extract_tb(error.__traceback__)
     where = f", line {frames[-1].lineno} of {frames[-1].name}" if frames else ""
     message = " ".join(str(error).split())
@@ -329,6 +365,8 @@ def _crash(error: Exception) -> Wrong:
         return Wrong(
             "too slow: does a loop never end, or work that could be done once stand inside it?", message
         )
+    if isinstance(error, SystemExit):
+        return Wrong("it ended the program: return the result; exit() ends everything", f"raised{where}")
     return Wrong(f"it stopped with {type(error).__name__}: {message}", f"raised{where}")
 
 
@@ -350,8 +388,8 @@ def _own_randomness() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-class _TooLong(Exception):  # noqa: N818
-    pass
+class _TooLong(BaseException):
+    """No ``Exception``: an answer's own ``except Exception`` in its loop must not swallow it."""
 
 
 @contextlib.contextmanager

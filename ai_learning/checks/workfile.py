@@ -80,18 +80,21 @@ def check_file(path: Path) -> Iterator[Report]:
 
 
 def _run(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"_work_{path.stem}"  # a name of its own: a file may be called torch.py
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickling look a class's module up
+    sys.modules[name] = module  # dataclasses and pickling look a class's module up
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
         where = f", line {lines[-1]}" if lines else ""
+        if isinstance(error, SystemExit):
+            raise InputError(f"{path}{where}: it ends the program here; take the exit() out") from None
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from None
     return module
 
@@ -106,12 +109,13 @@ def progress_path() -> Path:
 
 
 def passed() -> set[str]:
-    """Names of the exercises passed so far; an unreadable file counts as none."""
+    """Names of the exercises passed so far; an unreadable file, or one of another shape, counts as none."""
     try:
         found = json.loads(progress_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return set()
-    return set(found.get("passed", [])) if isinstance(found, dict) else set()
+    names = found.get("passed") if isinstance(found, dict) else None
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def remember(names: set[str]) -> None:

@@ -112,8 +112,8 @@ def check(command: Check) -> int:
     for report in workfile.check_file(command.file):
         console.print(str(report), markup=False)
         reports.append(report)
-    good = {report.exercise for report in reports if report}
-    workfile.remember(good)
+    good = [report.exercise for report in reports if report]  # a list: a file may mark an exercise twice
+    workfile.remember(set(good))
     console.print(f"{len(good)} of {len(reports)} passed")
     if command.out is not None:
         verdicts = [

@@ -1,7 +1,10 @@
 """The ladder itself: what it says of answers that no mutant foresaw, and what it never does."""
 
+import sys
 import time
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,10 +73,91 @@ def test_a_loop_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> N
         while True:
             pass
 
+    def stubborn(ids):
+        while True:
+            try:
+                endless(ids, ids)
+            except Exception:
+                continue
+
+    for answer, name in ((endless, "day16.encode"), (stubborn, "day15.decode")):
+        started = time.monotonic()
+        report = check(answer, name, quiet=True)
+        assert not report and report.cause.startswith("too slow")
+        assert time.monotonic() - started < 3  # stopped once, not at every case
+
+
+def test_a_loop_that_only_some_cases_reach_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SECONDS_A_STEP", 1)
+
+    def sometimes(word, merges):
+        while len(word) > 3:
+            pass
+        return None
+
     started = time.monotonic()
-    report = check(endless, "day16.encode", quiet=True)
-    assert not report and report.cause.startswith("too slow")
-    assert time.monotonic() - started < 20
+    assert not check(sometimes, "day16.encode", quiet=True)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("name", ["day12.loss_weights", "day14.heuristic", "day15.decode"])
+def test_an_answer_that_ends_the_program_gets_a_verdict(name: str) -> None:
+    report = check(lambda *_: sys.exit(), name, quiet=True)
+    assert not report and report.cause.startswith("it ended the program")
+
+
+class Unequal:
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        (lambda n: np.array([max(0.0, 1 - 0.2 * t) / 3 for t in range(n)]), "day12.loss_weights"),
+        (lambda p, t, k: np.array([i for i in range(len(p)) if p[i] > t][:k]), "day12.call_places"),
+        (lambda w, m: np.array(list(w)), "day16.encode"),
+        (lambda w, m: [np.array(list(w))], "day16.encode"),
+        (lambda w, m: Unequal(), "day16.encode"),
+        (lambda n: [Unequal()] * n, "day12.loss_weights"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_ordinary_verdict(answer, name: str) -> None:
+    report = check(answer, name, quiet=True)
+    assert not report and report.cause
+
+
+def test_a_subclass_of_the_expected_type_is_that_type() -> None:
+    """OrderedDict and np.float64 are what PyTorch and NumPy give."""
+    for name, kind in (
+        ("day6.to_linear", OrderedDict),
+        ("day4.cosine_schedule", np.float64),
+        ("day12.filter_gain", np.float64),
+    ):
+        right = exercise(name).reference
+        report = check(lambda *a, right=right, kind=kind: kind(right(*a)), name, quiet=True)
+        assert report, str(report)
+
+
+def test_a_truth_value_is_no_count() -> None:
+    step = engine.same_form(lambda: 1, lambda: [()], "an int")
+    with pytest.raises(engine.Wrong, match="wrong shape or type"):
+        step.test(lambda: True)
+
+
+def test_numbers_that_look_alike_are_shown_with_more_digits() -> None:
+    assert engine.apart(2.07944, 2.07945) == "2.07944, expected 2.07945"
+    assert engine.apart(2.0794415417, 2.0794415416) == "2.0794415417, expected 2.0794415416"
+    assert engine.apart(1, 1) == "1, expected 1"
+    report = check(
+        lambda x, t: exercise("day4.cross_entropy").reference(x.float(), t).double(),
+        "day4.cross_entropy",
+        quiet=True,
+    )
+    seen, expected = report.seen.split(" expected ")
+    assert expected not in seen
 
 
 def test_an_answer_cannot_be_right_by_luck_of_the_draw() -> None:

@@ -1,6 +1,8 @@
 """Every exercise catches and names its mutants, and accepts every right way to write it."""
 
+import pkgutil
 import random
+import re
 
 import numpy as np
 import pytest
@@ -41,6 +43,14 @@ def test_stub_says_it_is_not_written(name: str) -> None:
     exec(found.stub, space)  # the stub is ours
     report = check(space[found.function_name], name, quiet=True)
     assert not report and report.cause == "not written yet"
+
+
+def test_what_stubs_and_hints_name_is_there() -> None:
+    text = "\n".join(part for name in NAMES for part in (exercise(name).stub, *exercise(name).hints))
+    named = set(re.findall(r"\bai_learning(?:\.\w+)+", text))
+    assert "ai_learning.model.mlp.gelu_new" in named
+    for dotted in named:
+        pkgutil.resolve_name(dotted)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,7 +50,12 @@ def _gives_pair(fn: Any) -> None:
 
 def _no_nan(fn: Any) -> None:
     for case in _attention_cases():
-        output, _ = fn(*case)
+        output, weights = fn(*case)
+        if output.isnan().any() and weights.isneginf().any():
+            raise Wrong(
+                "no softmax: what multiplies the values is its result, between 0 and 1",
+                "weights of −∞, and an output that is NaN",
+            )
         if output.isnan().any():
             row = int(output.isnan().any(-1).nonzero()[0][-1])
             raise Wrong(
@@ -62,17 +67,29 @@ def _no_nan(fn: Any) -> None:
 def _rows_sum_to_one(fn: Any) -> None:
     q, k, v, mask = _attention_cases()[1]
     _, weights = fn(q, k, v, mask)
-    if not torch.allclose(weights.sum(-1), torch.ones_like(weights.sum(-1))):
-        low = weights.sum(-1).min().item()
-        if torch.allclose(weights.triu(1), torch.zeros_like(weights)):
-            raise Wrong(
-                "mask after softmax: hide with −∞ before it; zeroing weights leaves rows that no longer sum to 1",
-                f"a row of weights sums to {low:.3f}",
-            )
+
+    def one(sums: Tensor) -> bool:
+        return torch.allclose(sums, torch.ones_like(sums))
+
+    sums = weights.sum(-1)  # (B, H, T)
+    if one(sums):
+        return
+    seen = f"a row of weights sums to {sums.min().item():.3f}"
+    # The last query sees every key: a mask that comes too late takes nothing from its row.
+    if torch.allclose(weights.triu(1), torch.zeros_like(weights)) and one(sums[:, :, -1]):
+        raise Wrong(
+            "mask after softmax: hide with −∞ before it; zeroing weights leaves rows that no longer sum to 1",
+            seen,
+        )
+    if any(one(weights.sum(axis)) for axis in (0, 1, 2)):
         raise Wrong(
             "softmax over the wrong axis: the weights of one query, over all keys, must sum to 1 (dim=-1)",
-            f"a row of weights sums to {low:.3f}",
+            seen,
         )
+    raise Wrong(
+        "a query's weights do not sum to 1: they are the softmax of its masked scores, and nothing comes after it",
+        seen,
+    )
 
 
 def _future_stays_hidden(fn: Any) -> None:
@@ -119,7 +136,7 @@ def _heads_are_apart(fn: Any) -> None:
 
 
 def _scaled(fn: Any) -> None:
-    q, k, v = _heads(6, 1, 1, 4, 4, 9)
+    q, k, v = _heads(6, 2, 5, 4, 6, 9)  # five different sizes, so that a wrong one shows
     _, weights = fn(q, k, v, None)
     logs = weights.log()
     scores = q @ k.transpose(-2, -1)
@@ -166,6 +183,19 @@ def _mask_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = N
     if mask is not None:
         weights = weights.masked_fill(mask == 0, 0.0)
     return weights @ v, weights
+
+
+def _not_softmax(how: Any, output_too: bool = True) -> Any:
+    """Attention whose weights are ``how(scores)``, the masked scores."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        if mask is not None:
+            scores = scores.masked_fill(mask == 0, float("-inf"))
+        weights = how(scores)
+        return (weights if output_too else scores.softmax(-1)) @ v, weights
+
+    return attention
 
 
 def _mutates(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -279,6 +309,38 @@ def attention(q, k, v, mask=None):
             "mask after softmax",
             "hide with −∞ before it; zeroing weights leaves rows that no longer sum to 1",
             _mask_after_softmax,
+        ),
+        Mutant(
+            "scaled by the wrong size",
+            "the divisor is √D, the size of one head's vectors, not the number of heads",
+            _variant(scale=lambda q, k: 1 / math.sqrt(q.size(1))),
+        ),
+        Mutant(
+            "scaled by the wrong size",
+            "the divisor is √D, not the number of positions",
+            _variant(scale=lambda q, k: 1 / math.sqrt(k.size(2))),
+        ),
+        Mutant(
+            "no softmax",
+            "scores become weights by softmax(dim=-1), over the keys",
+            _not_softmax(lambda s: s),
+        ),
+        Mutant(
+            "no softmax",
+            "the second result is the weights, not the scores",
+            _not_softmax(lambda s: s, output_too=False),
+        ),
+        Mutant(
+            "no softmax",
+            "a sigmoid looks at one key alone; softmax weighs all keys against each other",
+            _not_softmax(torch.sigmoid),
+        ),
+        Mutant(
+            "scaled after the softmax",
+            "divide the scores by √D, not the weights: those must sum to 1",
+            lambda q, k, v, mask=None: tuple(
+                x / math.sqrt(q.size(-1)) for x in _variant(scale=lambda q, k: 1.0)(q, k, v, mask)
+            ),
         ),
         Mutant("input mutated", "work on a copy; the caller still needs its own", _mutates),
         Mutant("heads mixed", "each head attends with its own q, k and v only", _heads_mixed),
@@ -407,10 +469,12 @@ def _multi_head(
     split: Any = _split,
     join: Any = None,
     order: str = "qkv",
+    scale: float = 1.0,
+    mask: Any = causal_mask,
 ) -> Tensor:
     parts = dict(zip(order, (x @ w_qkv.T).split(x.size(-1), dim=-1), strict=True))
     q, k, v = (split(parts[name], n_head) for name in "qkv")
-    out, _ = reference_attention(q, k, v, causal_mask(x.size(1)))
+    out, _ = reference_attention(q * scale, k, v, mask(x.size(1)))
     joined = join(out) if join else out.transpose(1, 2).reshape(x.shape)
     return joined @ w_out.T
 
@@ -441,6 +505,17 @@ def _multi_head_shape(fn: Any) -> None:
             "wrong shape: (B, T, C) in, (B, T, C) out",
             f"got {tuple(got.shape) if torch.is_tensor(got) else type(got).__name__}, expected (2, 5, 12)",
         )
+
+
+def _multi_head_no_nan(fn: Any) -> None:
+    for case in _multi_head_cases():
+        output = fn(*case)
+        if output.isnan().any():
+            position = int(output.isnan().any(-1).nonzero()[0][-1])
+            raise Wrong(
+                "NaN rows: a position that may see nothing has a softmax over nothing; it sees itself at least",
+                f"position {position} is NaN",
+            )
 
 
 def _multi_head_rows(fn: Any) -> None:
@@ -488,6 +563,7 @@ def multi_head(x, w_qkv, w_out, n_head):
     steps=(
         Step("gives (B, T, C)", _multi_head_shape),
         leaves_inputs(_multi_head_cases),
+        Step("gives no NaN", _multi_head_no_nan),
         Step("keeps the rows of a batch apart", _multi_head_rows),
         Step("hides the future", _multi_head_future),
         equals(_multi_head_reference, _multi_head_cases),
@@ -543,6 +619,21 @@ def multi_head(x, w_qkv, w_out, n_head):
             "k and v swapped",
             "the rows of w_qkv are q, k, v in this order",
             lambda x, a, b, n: _multi_head(x, a, b, n, order="qvk"),
+        ),
+        Mutant(
+            "NaN rows",
+            "tril(-1) hides each position from itself, and position 0 sees nothing",
+            lambda x, a, b, n: _multi_head(x, a, b, n, mask=lambda size: causal_mask(size).tril(-1)),
+        ),
+        Mutant(
+            "not scaled",
+            "the scores are divided by √head_dim; reference_attention does it for you",
+            lambda x, a, b, n: _multi_head(x, a, b, n, scale=math.sqrt(x.size(-1) // n)),
+        ),
+        Mutant(
+            "scaled by the wrong size",
+            "the divisor is √head_dim, not √C: each head's vectors have C / n_head numbers",
+            lambda x, a, b, n: _multi_head(x, a, b, n, scale=1 / math.sqrt(n)),
         ),
         Mutant(
             "no output projection",

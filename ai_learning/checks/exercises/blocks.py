@@ -169,6 +169,11 @@ def layer_norm(x, weight, bias, eps):
             "only the mean was taken away: divide by the deviation",
             _norm_with(divide=False),
         ),
+        Mutant(
+            "gain and shift swapped",
+            "weight multiplies, bias is added",
+            lambda x, w, b, eps: _layer_norm(x, b, w, eps),
+        ),
         Mutant("bias before the gain", "scale first, shift last", _norm_with(unbias_first=True)),
         Mutant("wrong gradient", "mean and variance depend on x: do not detach them", _norm_detached),
         Mutant("input mutated", "x is the residual stream: it is needed again", _norm_mutating),
@@ -291,7 +296,7 @@ def mlp(x, w_fc, b_fc, w_proj, b_proj):
     """The feed-forward layer: (B, T, C) → (B, T, 4C) → GELU (tanh form) → (B, T, C).
 
     Weights are as nn.Linear keeps them: w_fc is (4C, C), w_proj is (C, 4C).
-    You may use ai_learning.model.gpt.gelu_new.
+    You may use ai_learning.model.mlp.gelu_new.
     """
     raise NotImplementedError
 ''',

@@ -1,6 +1,7 @@
 """Day 15: text as bytes, and back without ever failing."""
 
 import codecs
+import unicodedata
 from typing import Any
 
 from ...tokenizers import ByteTokenizer
@@ -15,7 +16,34 @@ def _encode(text: str) -> list[int]:
 
 
 def _encode_cases() -> list[tuple[Any, ...]]:
-    return [("hello",), ("",), ("naïve café",), ("日本語 🙂",), ("a\r\n\tb\x00",)]
+    return [
+        ("hello",),
+        ("",),
+        ("naïve café",),
+        ("日本語 🙂",),
+        ("a\r\n\tb\x00",),
+        ("cafe\u0301 \ufb01n",),  # é of two characters, fi of one: both must stay so
+        *((limit,) for limit in ("\x7f", "\x80", "\u07ff", "\u0800", "\uffff", "\U00010000")),
+    ]
+
+
+def _by_hand(two: int = 0x80, three: int = 0x800, four: int = 0x10000) -> Any:
+    """UTF-8 by its definition (RFC 3629); the arguments are the first code points of two, three, four bytes."""
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = []
+        for code in map(ord, text):
+            if code < two:
+                ids += [code]
+            elif code < three:
+                ids += [0xC0 | code >> 6, 0x80 | code & 63]
+            elif code < four:
+                ids += [0xE0 | code >> 12, 0x80 | code >> 6 & 63, 0x80 | code & 63]
+            else:
+                ids += [0xF0 | code >> 18, *(0x80 | code >> shift & 63 for shift in (12, 6, 0))]
+        return ids
+
+    return encode
 
 
 def _encode_range(fn: Any) -> None:
@@ -64,12 +92,29 @@ def encode(text):
             "line ends changed", "bytes in are bytes out", lambda s: list(s.replace("\r\n", "\n").encode())
         ),
         Mutant("stripped", "white space is text", lambda s: list(s.strip("\x00 ").encode())),
+        Mutant(
+            "normalised",
+            "é may be one character or two: keep the text as it is",
+            lambda s: list(unicodedata.normalize("NFC", s).encode()),
+        ),
+        Mutant(
+            "normalised",
+            "ﬁ is one character of its own: keep the text as it is",
+            lambda s: list(unicodedata.normalize("NFKC", s).encode()),
+        ),
+        Mutant("a limit is off by one", "U+007F is still one byte: code < 0x80", _by_hand(two=0x7F)),
+        Mutant("a limit is off by one", "U+0080 has two bytes: code < 0x80", _by_hand(two=0x81)),
+        Mutant("a limit is off by one", "U+07FF has two bytes: code < 0x800", _by_hand(three=0x7FF)),
+        Mutant("a limit is off by one", "U+0800 has three bytes: code < 0x800", _by_hand(three=0x801)),
+        Mutant("a limit is off by one", "U+FFFF has three bytes: code < 0x10000", _by_hand(four=0xFFFF)),
+        Mutant("a limit is off by one", "U+10000 has four bytes: code < 0x10000", _by_hand(four=0x10001)),
         Mutant("lower case", "keep the text as it is", lambda s: list(s.upper().encode())),
         Mutant("wrong shape or type", "a list of ints", lambda s: s.encode()),
     ),
     alternatives=(
         lambda s: list(s.encode()),
         lambda s: [b for c in s for b in c.encode("utf-8")],
+        _by_hand(),
     ),
 )
 
@@ -90,6 +135,10 @@ def _decode_cases() -> list[tuple[Any, ...]]:
         ([0xFF, 65, 0xC3],),
         ([66, 0xFF, 67],),
         ([0xC3, 256, 0xA9],),
+        (list(b" \tedges \n"),),
+        (list("a�b".encode()),),  # a real U+FFFD, which is text
+        ([0xFF, *"�".encode()],),
+        (list("\ufeffmark".encode()),),
     ]
 
 
@@ -141,6 +190,17 @@ def decode(ids):
             "replaced by �",
             'here what is not UTF-8 vanishes: errors="ignore"',
             lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace"),
+        ),
+        Mutant(
+            "a real � is dropped",
+            'it is text where its own bytes stand; errors="ignore" drops only what is not UTF-8',
+            lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace").replace("�", ""),
+        ),
+        Mutant("stripped", "white space is text", lambda ids: _decode(ids).strip()),
+        Mutant(
+            "the byte order mark is dropped",
+            "plain utf-8: U+FEFF is a character of the text",
+            lambda ids: bytes(i for i in ids if i < 256).decode("utf-8-sig", "ignore"),
         ),
         Mutant(
             "chr of each",

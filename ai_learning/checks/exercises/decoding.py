@@ -9,7 +9,7 @@ from torch import Tensor
 from ...generate import apply_min_p, apply_temperature, apply_top_k, apply_top_p
 from ...model import reference_attention
 from ...model.cache import LayerCache
-from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form
+from ..engine import Exercise, Mutant, Step, Wrong, describe, equals, leaves_inputs, same_form
 
 INF = math.inf
 
@@ -30,7 +30,13 @@ def _probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _temperature_cases() -> list[tuple[Any, ...]]:
-    return [(_logits(1, 2, 5), 0.5), (_logits(2, 1, 9), 1.7), (_logits(3, 3, 4), 1.0)]
+    return [
+        (_logits(1, 2, 5), 0.5),
+        (_logits(2, 1, 9), 1.7),
+        (_logits(3, 3, 4), 1.0),
+        (_logits(4, 2, 3, scale=0.02), 0.01),
+        (_logits(5, 1, 3, scale=90.0), 50.0),
+    ]
 
 
 def _temperature_extremes(fn: Any) -> None:
@@ -41,12 +47,32 @@ def _temperature_extremes(fn: Any) -> None:
             "overflow: take the largest logit away before exp (softmax does)",
             "logits of 3000 at 0.001 give NaN or inf",
         )
+    apart = fn(torch.tensor([[2000.0, 0.0], [0.0, 1.0]], dtype=torch.float64), 1.0)
+    if not torch.isfinite(apart).all():
+        raise Wrong(
+            "one maximum for the batch: take each row's own away, or exp is 0 for a whole row",
+            "rows of 2000, 0 and 0, 1 at 1 give NaN",
+        )
+    if (cold.sum(-1) - 1).abs().max() > 1e-6:
+        raise Wrong(
+            "a row does not sum to 1: the softmax over the vocabulary comes last",
+            f"at 0.01 it sums to {cold.sum().item():.4f}",
+        )
+    if hot.amax() > cold.amax():
+        raise Wrong(
+            "upside down: divide by the temperature; near 0 it leaves the likeliest token alone",
+            f"the largest probability is {cold.amax():.3f} at 0.01 and {hot.amax():.3f} at 1000",
+        )
     if cold[0, 1] < 0.99:
         raise Wrong(
-            "upside down: a temperature near 0 leaves the likeliest token alone", f"at 0.01: {cold[0, 1]:.3f}"
+            "not sharp when cold: divide the logits by the temperature itself, however small it is",
+            f"the largest of logits 1, 3, 2 has {cold[0, 1]:.3f} at 0.01",
         )
-    if (hot - 1 / 3).abs().max() > 0.01:
-        raise Wrong("upside down: a large temperature makes all tokens alike", f"at 1000: {hot[0].tolist()}")
+    if (hot - 1 / 3).abs().max() > 0.001:
+        raise Wrong(
+            "not flat when hot: divide the logits by the temperature itself, however large it is",
+            f"at 1000: {describe(hot[0])}",
+        )
 
 
 TEMPERATURE = Exercise(
@@ -74,6 +100,27 @@ def probabilities(logits, temperature):
     mutants=(
         Mutant("upside down", "divide by the temperature", lambda x, t: (x * t).softmax(-1)),
         Mutant("temperature is not used", "divide the logits by it", lambda x, t: x.softmax(-1)),
+        Mutant("no softmax", "probabilities are asked for: softmax over the vocabulary", lambda x, t: x / t),
+        Mutant(
+            "the temperature is clamped",
+            "any temperature above 0",
+            lambda x, t: (x / max(t, 1.0)).softmax(-1),
+        ),
+        Mutant(
+            "the temperature is clamped",
+            "any temperature above 0",
+            lambda x, t: (x / max(t, 0.1)).softmax(-1),
+        ),
+        Mutant(
+            "the temperature is clamped",
+            "any temperature above 0",
+            lambda x, t: (x / min(t, 2.0)).softmax(-1),
+        ),
+        Mutant(
+            "one maximum for the batch",
+            "take each row's own away, or exp is 0 for a whole row",
+            lambda x, t: (lambda e: e / e.sum(-1, keepdim=True))(((x - x.max()) / t).exp()),
+        ),
         Mutant(
             "divided after the softmax",
             "the rows no longer sum to 1, and nothing was sharpened",
@@ -107,7 +154,14 @@ def probabilities(logits, temperature):
 
 def _top_k_cases() -> list[tuple[Any, ...]]:
     ties = torch.tensor([[1.0, 3.0, 3.0, 0.0, 2.0]], dtype=torch.float64)
-    return [(_logits(1, 2, 6), 2), (_logits(2, 1, 4), 1), (ties, 3), (ties, 1), (_logits(3, 2, 3), 9)]
+    return [
+        (_logits(1, 2, 6), 2),
+        (_logits(2, 1, 4), 1),
+        (ties, 3),
+        (ties, 1),
+        (_logits(3, 2, 3), 9),
+        (_logits(4, 4, 5), 2),
+    ]
 
 
 def _top_k_counts(fn: Any) -> None:
@@ -159,6 +213,7 @@ def top_k(logits, k):
             lambda x, k: x.masked_fill(x <= x.topk(min(k, x.size(-1))).values[..., -1:], -INF),
         ),
         Mutant("one too many", "k tokens stay, not k + 1", lambda x, k: apply_top_k(x, k + 1)),
+        Mutant("nothing goes", "logits below the k-th become −∞", lambda x, k: x.clone()),
         Mutant(
             "one threshold for all rows",
             "each row has its own",
@@ -233,12 +288,22 @@ def _top_p_with(
     return top_p
 
 
+def _top_p_from_below(logits: Tensor, p: float) -> Tensor:
+    """As transformers' TopPLogitsWarper does: the least likely whose mass is at most 1 − p go."""
+    ordered, where = logits.sort(dim=-1)
+    drop = ordered.softmax(-1).cumsum(-1) <= 1 - p
+    drop[..., -1] = False
+    return logits.masked_fill(drop.scatter(-1, where, drop), -INF)
+
+
 def _top_p_cases() -> list[tuple[Any, ...]]:
     known = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.125, 0.125, 0.25, 0.5]], dtype=torch.float64).log()
+    # No tie where the nucleus ends: which of two equal tokens is sorted first is not told.
+    uneven = torch.tensor([[0.15, 0.1, 0.45, 0.3], [0.45, 0.3, 0.15, 0.1]], dtype=torch.float64).log()
     return [
         (known, 0.6),
         (known, 0.5),
-        (known, 0.8),
+        (uneven, 0.8),
         (known, 1.0),
         (known, 0.01),
         (_logits(1, 3, 9), 0.7),
@@ -331,6 +396,7 @@ def top_p(logits, p):
     ),
     alternatives=(
         _top_p_with(),
+        _top_p_from_below,
         lambda x, p: torch.stack(
             [
                 torch.where(

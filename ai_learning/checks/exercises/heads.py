@@ -147,6 +147,8 @@ def _extract_cases() -> list[tuple[Any, ...]]:
         idx = torch.randint(0, 9, (len(ends), T), generator=generator)
         for row, end in enumerate(ends):
             idx[row, end], idx[row, end + 1 :] = 9, 0  # padded after the extract token
+        if ends[0]:
+            idx[0, 0] = 12  # the extract token need not be the largest id of its row
         hidden = torch.randn(len(ends), T, 4, generator=generator, dtype=torch.float64)
         cases.append((hidden, idx, 9, torch.randn(3, 4, generator=generator, dtype=torch.float64)))
     return cases
@@ -196,6 +198,11 @@ def extract_scores(hidden, idx, token, weight):
             lambda h, i, t, w: h[:, -1] @ w.T,
         ),
         Mutant("the first position", "it has seen nothing yet", lambda h, i, t, w: h[:, 0] @ w.T),
+        Mutant(
+            "the largest id",
+            "CLIP reads there, as its end token is the largest; here `token` says which: idx == token",
+            lambda h, i, t, w: h[torch.arange(len(i)), i.argmax(-1)] @ w.T,
+        ),
         Mutant(
             "one place for all rows",
             "each row has its own",

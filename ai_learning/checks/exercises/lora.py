@@ -274,7 +274,7 @@ def _trainable(shapes: list[tuple[int, int]], r: int) -> int:
 
 def _trainable_cases() -> list[tuple[Any, ...]]:
     gpt2 = [(3 * 768, 768), (768, 768), (4 * 768, 768), (768, 4 * 768)] * 12
-    return [(gpt2, 8), ([(5, 3)], 2), ([(4, 4), (7, 2)], 1), ([], 4)]
+    return [(gpt2, 8), ([(5, 3)], 2), ([(4, 4), (7, 2)], 1), ([], 4), ([(2, 9), (5, 3)], 6)]
 
 
 LORA_PARAMETERS = Exercise(
@@ -314,6 +314,11 @@ def lora_parameters(shapes, r):
             "r is not used",
             "each of the r directions costs n_in + n_out",
             lambda s, r: sum(o + i for o, i in s),
+        ),
+        Mutant(
+            "r cut to the layer",
+            "A has r rows and B r columns, also where that is more than the layer's own rank",
+            lambda s, r: sum(min(r, o, i) * (o + i) for o, i in s),
         ),
         Mutant(
             "a core of r × r",

@@ -26,6 +26,7 @@ def _memory_cases() -> list[tuple[Any, ...]]:
         ([], "", 2),
         (["look in the box", "look in the box"], "look in the box", 3),
         (["z", "y", "x"], "a longer one than all before", 2),
+        (["a"], "look  under\nthe bed ", 3),
     ]
 
 
@@ -42,6 +43,19 @@ def _forgets_nothing(fn: Any) -> None:
     everything, _ = fn(["a", "b", "c"], "d", 1)
     if list(everything) != ["a", "b", "c", "d"]:
         raise Wrong("all reflections are kept; only the window is bounded", f"it keeps {everything}")
+
+
+def _new_lists(fn: Any) -> None:
+    for note in ("b", " "):
+        given = ["a"]
+        everything, shown = fn(given, note, 3)
+        if everything is given or shown is given:
+            raise Wrong(
+                "not a new list: what the caller does with its own would change the memory",
+                f"with the reflection {note!r} the list that was passed came back",
+            )
+        if everything is shown:
+            raise Wrong("one list twice: what is added to one would be in the other", "all is shown")
 
 
 def _mutant_memory(everything: Any = None, shown: Any = None, strip: bool = True, blank: bool = False) -> Any:
@@ -82,6 +96,7 @@ def remember(reflections, new, window):
         leaves_inputs(_memory_cases),
         Step("shows the newest", _shows_the_new),
         Step("forgets nothing", _forgets_nothing),
+        Step("gives two new lists", _new_lists),
         equals(_remember, _memory_cases, title="equals the library on odd memories"),
     ),
     hints=(
@@ -129,6 +144,23 @@ def remember(reflections, new, window):
             "blank ones are kept",
             "a reflection without words pushes a good one out",
             _mutant_memory(blank=True),
+        ),
+        Mutant(
+            "white space inside",
+            "only what is around the reflection goes: its lines are the reflector's own",
+            lambda r, n, w: _remember(r, " ".join(n.split()), w),
+        ),
+        Mutant(
+            "not a new list",
+            "a copy, list(reflections), where nothing is added too",
+            lambda r, n, w: _remember(r, n, w) if n.strip() else (r, r[-w:]),
+        ),
+        Mutant(
+            "one list twice",
+            "a slice is a new list, also where it holds everything",
+            lambda r, n, w: (lambda kept: (kept, kept if len(kept) <= w else kept[-w:]))(
+                _remember(r, n, w)[0]
+            ),
         ),
         Mutant("not stripped", "white space around it goes", _mutant_memory(strip=False)),
         Mutant(
@@ -184,6 +216,8 @@ def _heuristic_cases() -> list[tuple[Any, ...]]:
         (_turns("a1 b2 c3 d4 d4 d4 d4"), 7),
         (_turns("a1"), 1),
         (_turns("a1 a1 a1 a1 a1 a1"), 20),
+        (_turns("a1 b2 a1 b2 a1 b2 a1"), 7),
+        (_turns("a1 a2 a3 b1 b2 b3 b4"), 7),
     ]
 
 
@@ -299,6 +333,22 @@ def gives_up(turns, most_actions):
             "one action too few",
             "it may use all most_actions",
             _mutant_heuristic(many=lambda n, m: n >= m - 1),
+        ),
+        Mutant(
+            "different actions are counted",
+            "an action that comes back is one more action",
+            lambda turns, most: (
+                _mutant_heuristic(many=lambda n, m: False)(turns, most)
+                or ("too many actions" if len({action for action, _ in turns}) >= most else "")
+            ),
+        ),
+        Mutant(
+            "different turns are counted",
+            "an action that comes back is one more action",
+            lambda turns, most: (
+                _mutant_heuristic(many=lambda n, m: False)(turns, most)
+                or ("too many actions" if len(set(turns)) >= most else "")
+            ),
         ),
         Mutant("exactly at the limit", "also beyond it", _mutant_heuristic(many=lambda n, m: n == m)),
         Mutant(

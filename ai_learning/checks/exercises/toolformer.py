@@ -90,6 +90,7 @@ def _gain_cases() -> list[tuple[Any, ...]]:
         ([2.0, 1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 1.0, 1.5, 1.0], [1.0, 1.0, 3.0, 1.0, 1.0]),
         ([0.5, 0.25], [1.5, 3.0], [2.5, 0.5]),
         ([0.0], [5.0], [6.0]),
+        ([5.0, 4.0], [1.0, 2.0], [1.5, 1.0]),
     ]  # fmt: skip
 
 
@@ -150,6 +151,7 @@ def filter_gain(result, nothing, call):
             "weigh and sum first, then take the lesser of the two losses",
             lambda r, n, c: weighted_loss([min(a, b) for a, b in zip(n, c, strict=True)]) - weighted_loss(r),
         ),
+        Mutant("cut at 0", "a result that misleads has a negative gain: L⁻ − L⁺ as it is", lambda r, n, c: max(0.0, _gain(r, n, c))),
         Mutant("a ratio", "losses are logarithms: subtract", lambda r, n, c: min(weighted_loss(n), weighted_loss(c)) / (weighted_loss(r) + 1e-9)),
         Mutant("last tokens counted most", "the nearest token counts most", lambda r, n, c: _gain(r[::-1], n[::-1], c[::-1])),
     ),
@@ -184,6 +186,13 @@ def _parse_cases() -> list[tuple[Any, ...]]:
         ("(3 + 4)",),
         ("",),
         ("QA(two\nlines)",),
+        ("3Calculator(4)",),
+        ("2(4)",),
+        ("Wiki-Search_2(Oslo)",),
+        ("Calculator (3)",),
+        ("tools.Calculator(3)",),
+        ("QA(a))",),
+        ("QA((a)",),
     ]
 
 
@@ -242,6 +251,11 @@ def parse_call(text):
         Mutant("text before the call is let through", "two words(3) is no call", _regex(r"([A-Za-z_][\w-]*)\((.*)\)$", match=re.search)),
         Mutant("an open call is taken", "a call that was cut off must not be made", _regex(r"([A-Za-z_][\w-]*)\((.*?)\)?")),
         Mutant("a name is not needed", "(3 + 4) calls nothing", _regex(r"([\w-]*)\((.*)\)")),
+        Mutant("a name begins with a digit", "3Calculator(4) is no call", _regex(r"([\w-]+)\((.*)\)")),
+        Mutant("a hyphen is refused", "isidentifier() knows Python's names; these may hold -, as Wiki-Search", lambda t: p if (p := _parse(t)) and p[0].isidentifier() else None),
+        Mutant("a space after the name", "Calculator (3) is no call: the parenthesis follows the name at once", _regex(r"([A-Za-z_][\w-]*)\s*\((.*)\)")),
+        Mutant("a dot in the name", 'letters, digits, "_" and "-" only', _regex(r"([A-Za-z_][\w.-]*)\((.*)\)")),
+        Mutant("parentheses are counted", "QA(a)) is a call with the argument a): it reaches to the last one", lambda t: p if (p := _parse(t)) and p[1].count("(") == p[1].count(")") else None),
         Mutant("ends at the line's end", "an argument may hold line ends: re.DOTALL", _regex(r"([A-Za-z_][\w-]*)\((.*)\)", flags=0)),
         Mutant("the parentheses are kept", "the argument stands between them", lambda t: (p[0], f"({p[1]})") if (p := _parse(t)) else None),
         Mutant("lower case", "names of tools keep their case", lambda t: (p[0].lower(), p[1]) if (p := _parse(t)) else None),
@@ -272,7 +286,24 @@ def _places_cases() -> list[tuple[Any, ...]]:
         ([0.9, 0.1, 0.8, 0.2, 0.7, 0.6, 0.5], 0.15, 3),
         ([0.5, 0.03, 0.001], 0.05, 3),
         ([], 0.05, 5),
+        ([0.5, 0.1, 0.5, 0.2], 0.05, 2),
+        ([0.4, 0.4], 0.05, 3),
     ]
+
+
+def _equal_chances(fn: Any) -> None:
+    """Whichever of the equals stay: the paper does not say, so no answer is refused for its choice."""
+    p = [0.3, 0.5, 0.3, 0.3]
+    got = fn(list(p), 0.05, 2)
+    seen = f"p = {p}, k = 2: {got}"
+    if len(set(got)) < len(got):
+        raise Wrong("a place twice: p.index finds the first of equals; sort the places, not the values", seen)
+    if len(got) > 2:
+        raise Wrong(
+            "more than k of equals: at most k places; comparing with the k-th lets all its equals in", seen
+        )
+    if len(got) < 2:
+        raise Wrong("fewer than k of equals: k places where more are likely enough", seen)
 
 
 def _above(p: list[float], tau: float) -> list[int]:
@@ -295,6 +326,7 @@ def call_places(p, tau_s, k):
     steps=(
         same_form(choose_places, _places_cases, "a list of places"),
         leaves_inputs(_places_cases),
+        Step("gives k places where probabilities are equal", _equal_chances),
         equals(choose_places, _places_cases, title="equals the library"),
     ),
     hints=(
@@ -314,12 +346,14 @@ def call_places(p, tau_s, k):
         Mutant("one too many", "at most k places", lambda p, t, k: choose_places(p, t, k + 1)),
         Mutant("one place on", "place i is before token i", lambda p, t, k: [i + 1 for i in choose_places(p, t, k)]),
         Mutant("probabilities instead of places", "return where, not how likely", lambda p, t, k: [p[i] for i in choose_places(p, t, k)]),
+        Mutant("a place twice", "p.index finds the first of equals; sort the places, not the values", lambda p, t, k: sorted(p.index(x) for x in sorted((x for x in p if x > t), reverse=True)[:k])),
+        Mutant("more than k of equals", "at most k places; comparing with the k-th lets all its equals in", lambda p, t, k: [i for i in _above(p, t) if sum(q > p[i] for q in p) < k]),
         Mutant("relative threshold", "τ_s is a probability, not a share of the greatest", lambda p, t, k: choose_places(p, t * max(p, default=0), k)),
         Mutant("always one", "a text may have no place at all", lambda p, t, k: choose_places(p, t, k) or ([p.index(max(p))] if p else [])),
     ),
     alternatives=(
         lambda p, t, k: sorted(sorted((i for i in range(len(p)) if p[i] > t), key=lambda i: -p[i])[:k]),
-        lambda p, t, k: [i for i in range(len(p)) if p[i] > t and sum(q > p[i] for q in p) < k],
+        lambda p, t, k: sorted(sorted(_above(p, t), key=lambda i: (p[i], i))[-k:]),  # the later of equals
     ),
 )  # fmt: skip
 

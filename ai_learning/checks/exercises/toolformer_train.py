@@ -149,9 +149,19 @@ def _interleave_cases() -> list[tuple[Any, ...]]:
     ]
 
 
+def _nested(ids: list[int], calls: list[tuple[int, list[int]]]) -> list[Any]:
+    row: list[Any] = list(ids)
+    for place, call in calls[::-1]:
+        row.insert(place, call)
+    return row
+
+
 def _text_stays(fn: Any) -> None:
     for ids, calls in _interleave_cases():
-        left = [i for i in fn(list(ids), list(calls)) if i < 80]
+        row = fn(list(ids), list(calls))
+        if any(isinstance(i, list | tuple) for i in row):
+            raise Wrong("a list inside the row: a call's ids go in one by one", f"{row}")
+        left = [i for i in row if i < 80]
         inside = [i for _, call in calls for i in call if i < 80]
         if sorted(left) != sorted(ids + inside):
             raise Wrong(
@@ -199,6 +209,11 @@ def interleave(ids, calls):
             "places move",
             "after the first insertion the later places are further right: build a new row, or go from right to left",
             lambda x, c: _inserted(x, c),
+        ),
+        Mutant(
+            "a list inside the row",
+            "insert puts the call in as one item: row[place:place] = call puts its ids in",
+            _nested,
         ),
         Mutant(
             "all calls in front",

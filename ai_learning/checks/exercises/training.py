@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...loss import linear_cross_entropy
 from ...optim import lr_factor, reference_adamw_step
-from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form, same_gradients
+from ..engine import Exercise, Mutant, Step, Wrong, apart, equals, leaves_inputs, same_form, same_gradients
 
 # --- day4.cross_entropy -------------------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ def _loss_uniform(fn: Any) -> None:
     if abs(got - math.log(8)) > 1e-9:
         raise Wrong(
             "a model that knows nothing pays ln V nats a token",
-            f"{got:.4f} for V = 8, expected {math.log(8):.4f}",
+            f"for V = 8: {apart(got, math.log(8))}",
         )
 
 
@@ -326,6 +326,7 @@ def _clip_cases() -> list[tuple[Any, ...]]:
         (tensors([0.0, 0.0], [0.0]), 2.0),
         (tensors([-6.0], [8.0], [0.1]), 5.0),
         (tensors([0.6, -0.8], [[0.9, -0.2], [0.1, 0.3]]), 1.2),
+        (tensors([3.0, 4.0], [[6.0, 8.0]]), 2.0),
     ]
 
 
@@ -411,6 +412,11 @@ def clip_gradients(grads, max_norm):
             "norm of norms added",
             "add squares, not lengths",
             _clip_by(lambda gs, m: min(1.0, m / max(sum(float(g.norm()) for g in gs), 1e-9))),
+        ),
+        Mutant(
+            "largest tensor",
+            "all tensors together are one vector: its length, not that of the longest part",
+            _clip_by(lambda gs, m: min(1.0, m / max(max(float(g.norm()) for g in gs), 1e-9))),
         ),
         Mutant(
             "largest entry",
