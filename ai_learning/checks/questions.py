@@ -41,13 +41,13 @@ QUESTIONS: dict[str, Question] = {
         (
             Choice("The softmax becomes uniform.", "the other way round: large scores make it one-hot."),
             Choice(
+                "Nothing; the weights learn to be smaller.",
+                "they could, but first steps pass almost no gradient through a saturated softmax.",
+            ),
+            Choice(
                 "The softmax saturates and passes almost no gradient.",
                 "products of two random vectors of length D have variance D.",
                 True,
-            ),
-            Choice(
-                "Nothing; the weights learn to be smaller.",
-                "they could, but first steps pass almost no gradient through a saturated softmax.",
             ),
         ),
     ),
@@ -55,12 +55,12 @@ QUESTIONS: dict[str, Question] = {
         "GPT-1 normalises after each residual sum, GPT-2 before each branch. What does pre-norm gain?",
         (
             Choice(
-                "Fewer parameters.", "both have two layer norms a block; GPT-2 even has one more at the end."
-            ),
-            Choice(
                 "An unbroken path for the gradient from the loss to the embeddings.",
                 "the stream itself is never normalised, so deep models train without a long warm-up.",
                 True,
+            ),
+            Choice(
+                "Fewer parameters.", "both have two layer norms a block; GPT-2 even has one more at the end."
             ),
             Choice(
                 "Tokens no longer influence one another.",
@@ -72,13 +72,13 @@ QUESTIONS: dict[str, Question] = {
         "What would a block be without the activation in its MLP?",
         (
             Choice(
+                "Attention would take over its work.",
+                "attention's output is linear in the values: it cannot bend them either.",
+            ),
+            Choice(
                 "The MLP would be one linear map.",
                 "two linear maps in a row are one, so the wide layer would be for nothing.",
                 True,
-            ),
-            Choice(
-                "Attention would take over its work.",
-                "attention's output is linear in the values: it cannot bend them either.",
             ),
             Choice(
                 "The same, only slower.",
@@ -156,12 +156,12 @@ QUESTIONS: dict[str, Question] = {
         "Why are keys and values cached, but not queries?",
         (
             Choice(
-                "Queries are cheaper to compute.", "they cost the same; the reason is who needs them again."
-            ),
-            Choice(
                 "A position's query is used once, its key and value by every later position.",
                 "the new token asks with its own query only.",
                 True,
+            ),
+            Choice(
+                "Queries are cheaper to compute.", "they cost the same; the reason is who needs them again."
             ),
             Choice("Queries depend on the future.", "nothing does: causal attention looks back only."),
         ),
@@ -187,13 +187,13 @@ QUESTIONS: dict[str, Question] = {
                 "a square matrix has the same shape both ways; forgetting it raises no error.",
             ),
             Choice(
+                "It must not be turned: it is square.",
+                "its values are turned all the same: Conv1D stores (in, out).",
+            ),
+            Choice(
                 "Only by comparing outputs with the published model.",
                 "which is why parity tests compare numbers, not shapes.",
                 True,
-            ),
-            Choice(
-                "It must not be turned: it is square.",
-                "its values are turned all the same: Conv1D stores (in, out).",
             ),
         ),
     ),
@@ -201,13 +201,13 @@ QUESTIONS: dict[str, Question] = {
         "The logit lens reads a layer's stream with the final norm and the head. What does it show?",
         (
             Choice(
+                "What that layer alone has learned.",
+                "the stream is the sum of all layers so far, not one layer's share.",
+            ),
+            Choice(
                 "What the model would predict if the later layers added nothing.",
                 "the later branches' sums are left out, everything else is the model's own.",
                 True,
-            ),
-            Choice(
-                "What that layer alone has learned.",
-                "the stream is the sum of all layers so far, not one layer's share.",
             ),
             Choice("The attention weights of that layer.", "those are another thing to record."),
         ),
@@ -228,23 +228,23 @@ QUESTIONS: dict[str, Question] = {
         "B begins as zeros and A does not. Why not both zero?",
         (
             Choice("Then the update would not be zero.", "it would be: but it would also stay so."),
+            Choice("Both zero works too; it is only a custom.", "both gradients would be zero for ever."),
             Choice(
                 "Then no gradient would reach either.",
                 "dA is proportional to B and dB to A·x: with both zero, both stay zero for ever.",
                 True,
             ),
-            Choice("Both zero works too; it is only a custom.", "both gradients would be zero for ever."),
         ),
     ),
     "day9.rank": Question(
         "r goes from 8 to 16 and alpha stays. What happens to the update's scale?",
         (
-            Choice("It doubles.", "alpha / r: it halves."),
             Choice(
                 "It halves.",
                 "alpha / r. That is meant: so the learning rate need not change when r does.",
                 True,
             ),
+            Choice("It doubles.", "alpha / r: it halves."),
             Choice("It stays.", "only if alpha is doubled with r; rsLoRA divides by √r instead."),
         ),
     ),
@@ -253,13 +253,13 @@ QUESTIONS: dict[str, Question] = {
         (
             Choice("Small weights matter more.", "no such thing is assumed; there are simply more of them."),
             Choice(
+                "Rounding errors are larger there.",
+                "they are smaller there, because the values are closer together.",
+            ),
+            Choice(
                 "Weights are nearly normal, and each code should be used about equally often.",
                 "quantiles of the normal distribution are dense where the weights are.",
                 True,
-            ),
-            Choice(
-                "Rounding errors are larger there.",
-                "they are smaller there, because the values are closer together.",
             ),
         ),
     ),
@@ -267,13 +267,13 @@ QUESTIONS: dict[str, Question] = {
         "One weight of a tensor is a hundred times larger than all others. What does it spoil?",
         (
             Choice(
-                "The whole tensor.",
-                "it would with one scale for all; blocks of 64 keep the damage in one block.",
-            ),
-            Choice(
                 "The 63 others of its block.",
                 "they are divided by its size and fall on the codes around zero.",
                 True,
+            ),
+            Choice(
+                "The whole tensor.",
+                "it would with one scale for all; blocks of 64 keep the damage in one block.",
             ),
             Choice("Nothing: NF4 has a code for outliers.", "its largest code is the block's own absmax."),
         ),
@@ -301,12 +301,12 @@ QUESTIONS: dict[str, Question] = {
                 "it hides the future only: the third example would read the first two.",
             ),
             Choice(
+                "The loss is divided by three.", "it is the mean over the answers' tokens, however they lie."
+            ),
+            Choice(
                 "Attention may not cross from one to another, and positions count anew in each.",
                 "then each gives the loss that it gives alone.",
                 True,
-            ),
-            Choice(
-                "The loss is divided by three.", "it is the mean over the answers' tokens, however they lie."
             ),
         ),
     ),
@@ -332,23 +332,23 @@ QUESTIONS: dict[str, Question] = {
         "L⁻ is the smaller of two losses: with nothing, and with the call but no result. Why the second?",
         (
             Choice("To save a forward pass.", "it costs one more."),
+            Choice("Because the call may fail.", "failed calls have no result and are dropped before."),
             Choice(
                 "Otherwise a call whose argument already holds the answer would count as helpful.",
                 "a result must help, not the text of the call: without this term nearly every leaking call is kept.",
                 True,
             ),
-            Choice("Because the call may fail.", "failed calls have no result and are dropped before."),
         ),
     ),
     "day12.weights": Question(
         "w_t falls from t = 0 and is 0 from t = 5 on. What does that do?",
         (
-            Choice("It makes long texts cheaper.", "it does, but that is not what it is for."),
             Choice(
                 "A call must help with what comes right after it.",
                 "so calls are put where they are needed, and not at the beginning of the text.",
                 True,
             ),
+            Choice("It makes long texts cheaper.", "it does, but that is not what it is for."),
             Choice("It favours short calls.", "the weights count tokens of the text, not of the call."),
         ),
     ),
@@ -369,12 +369,12 @@ QUESTIONS: dict[str, Question] = {
         (
             Choice("To have more data.", "there would be enough."),
             Choice(
+                "Because the paper's C* has no calls.", "C* is C with calls, where they passed the filter."
+            ),
+            Choice(
                 "So that it stays a language model, and calls only where a tool helps.",
                 "else every document that it is trained on has a call, and perplexity on plain text rises.",
                 True,
-            ),
-            Choice(
-                "Because the paper's C* has no calls.", "C* is C with calls, where they passed the filter."
             ),
         ),
     ),
@@ -397,12 +397,12 @@ QUESTIONS: dict[str, Question] = {
         "Between two trials, what changes in the agent?",
         (
             Choice(
-                "Its weights, by a small step of gradient descent.", "no weight changes: that is the point."
-            ),
-            Choice(
                 "Its prompt: the memory has one more reflection in it.",
                 "verbal reinforcement: what the failure taught stands in words before the next trial.",
                 True,
+            ),
+            Choice(
+                "Its weights, by a small step of gradient descent.", "no weight changes: that is the point."
             ),
             Choice("Its temperature: it explores more.", "the actor draws as before; it only knows more."),
         ),
@@ -428,25 +428,25 @@ QUESTIONS: dict[str, Question] = {
             Choice(
                 "Three replacement signs.", "the next token may finish the character: hold the bytes back."
             ),
+            Choice("The nearest whole emoji.", "bytes that are not there cannot be guessed."),
             Choice(
                 "Nothing yet.",
                 "an incremental decoder keeps unfinished bytes until the rest comes or the text ends.",
                 True,
             ),
-            Choice("The nearest whole emoji.", "bytes that are not there cannot be guessed."),
         ),
     ),
     "day16.first": Question(
         "Encoding applies merges in the order of their rank. Why not the longest token first?",
         (
             Choice(
-                "It would be slower.",
-                "speed is not the reason: the ids would differ from those that the model was trained on.",
-            ),
-            Choice(
                 "Training made early merges before late ones; encoding must repeat them.",
                 "only then does a word of the training text come out as it did in training.",
                 True,
+            ),
+            Choice(
+                "It would be slower.",
+                "speed is not the reason: the ids would differ from those that the model was trained on.",
             ),
             Choice("Both give the same ids.", "they often do, and that makes the difference hard to see."),
         ),
