@@ -299,6 +299,6 @@ class GPT(nn.Module):
 def untied(config: GPTConfig, state: Mapping[str, Tensor]) -> GPTConfig:
     """The config, but untied where a state dict's head has become another than its embedding."""
     head, embedding = state.get("lm_head.weight"), state.get("wte.weight")
-    if not config.tie_weights or head is None or embedding is None or torch.equal(head, embedding):
+    if not config.tie_weights or head is None or embedding is None or head.data_ptr() == embedding.data_ptr():
         return config
-    return replace(config, tie_weights=False)
+    return config if torch.equal(head, embedding) else replace(config, tie_weights=False)
