@@ -27,7 +27,7 @@ from ai_learning.optim import adamw
 from ai_learning.text import read_text
 from ai_learning.tokenizers import ByteTokenizer
 
-torch.manual_seed(10)
+_ = torch.manual_seed(10)
 
 # %% [markdown]
 # ## 1 · Sixteen values

@@ -47,7 +47,7 @@ from ai_learning.sft.batches import inputs_and_targets
 from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.viz import plot_bars, plot_lines
 
-torch.manual_seed(11)
+_ = torch.manual_seed(11)
 
 # %% [markdown]
 # ## 1 · Learn the answer, not the question

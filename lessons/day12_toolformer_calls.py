@@ -25,7 +25,7 @@ from ai_learning.toolformer.filter import weighted_loss
 from ai_learning.toolformer.tiny import Tiny, TinyConfig
 from ai_learning.viz import plot_lines
 
-torch.manual_seed(12)
+_ = torch.manual_seed(12)
 
 # %% [markdown]
 # ## 1 · A tool is a function from text to text

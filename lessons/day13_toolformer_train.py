@@ -24,7 +24,7 @@ from ai_learning.toolformer.tiny.measure import accuracy, agreement
 from ai_learning.toolformer.tiny.report import DEPARTURES, accuracy_rows
 from ai_learning.viz import plot_lines
 
-torch.manual_seed(13)
+_ = torch.manual_seed(13)
 
 # %% [markdown]
 # ## 1 · M: a model that has read plain text

@@ -28,7 +28,7 @@ from ai_learning.reflexion.household.world import PLACES, HouseholdTask, draw_ta
 from ai_learning.reflexion.memory import Memory
 from ai_learning.viz import plot_lines
 
-torch.manual_seed(14)
+_ = torch.manual_seed(14)
 
 # %% [markdown]
 # ## 1 · No gradient, only words

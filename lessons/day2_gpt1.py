@@ -29,7 +29,7 @@ from ai_learning.text import read_text
 from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.viz import plot_loss
 
-torch.manual_seed(2)
+_ = torch.manual_seed(2)
 
 # %% [markdown]
 # ## 1 · The parts

@@ -21,7 +21,7 @@ from ai_learning.model import GPT, GPTConfig
 from ai_learning.presets import PRESETS, preset
 from ai_learning.trace import record
 
-torch.manual_seed(3)
+_ = torch.manual_seed(3)
 
 # %% [markdown]
 # ## 1 · What changed

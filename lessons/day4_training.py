@@ -29,7 +29,7 @@ from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.train import Interrupted, TrainConfig, train
 from ai_learning.viz import plot_loss
 
-torch.manual_seed(4)
+_ = torch.manual_seed(4)
 
 # %% [markdown]
 # ## 1 · The loss

@@ -34,7 +34,7 @@ from ai_learning.optim import adamw
 from ai_learning.text import read_text
 from ai_learning.tokenizers import ByteTokenizer
 
-torch.manual_seed(5)
+_ = torch.manual_seed(5)
 
 # %% [markdown]
 # A model to play with, trained for some seconds as in day 2:

@@ -22,7 +22,7 @@ from ai_learning.optim import muon_with_adamw
 from ai_learning.trace import logit_lens, record, token_losses
 from ai_learning.viz import plot_attention, plot_lens, plot_lines
 
-torch.manual_seed(7)
+_ = torch.manual_seed(7)
 
 # %% [markdown]
 # ## 1 · Recording from outside

@@ -27,7 +27,7 @@ from ai_learning.text import read_texts
 from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.viz import plot_bars, plot_lines
 
-torch.manual_seed(8)
+_ = torch.manual_seed(8)
 
 # %% [markdown]
 # ## 1 · One model for four kinds of task

@@ -34,7 +34,7 @@ from ai_learning.text import read_text
 from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.viz import plot_lines
 
-torch.manual_seed(9)
+_ = torch.manual_seed(9)
 
 # %% [markdown]
 # ## 1 · A thin detour
