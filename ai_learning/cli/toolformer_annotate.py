@@ -121,7 +121,7 @@ def annotate_shard(options: Annotate) -> None:
     documents = read_documents(options.data, options.split)
     device = _own_device(options.device)
     lm = open_language_model(options.model, device)
-    scorer = open_language_model(options.scorer, device, lm.how) if options.scorer else None
+    scorer = open_language_model(options.scorer, device) if options.scorer else None
     started, shown, before = time.perf_counter(), 0.0, len(corpus.done())
     label = f"shard {options.shard + 1} of {options.shards}: " if options.shards > 1 else ""
 

@@ -75,7 +75,8 @@ def annotate(
         seed: another seed, other samples. A document's samples depend on the seed and its ``id`` alone.
         prefilters: by tool's name, which documents are worth it (``prefilter.PREFILTERS`` has the paper's).
         tokenizer: of a model that is no ``LanguageModel`` yet.
-        scorer: the ``LanguageModel`` whose losses filter; the same one when ``None``.
+        scorer: the ``LanguageModel`` whose losses filter; the same one when ``None``. It reads calls in its
+            own marks and its own tokens (see ``filter_calls``).
 
     Returns:
         A row for each document, in order, with all its candidates; ``.kept`` are those that passed.
@@ -256,7 +257,9 @@ def _sampled(
     for number, found in enumerate(places):
         for i, p in found:
             before = lm.decode(ids[number][:i])
-            if texts[number].text.startswith(before):  # not in the middle of a character
+            # Not inside a character, which some tokenizers decode to a sign of their own, others to nothing.
+            more = i == 0 or (before and before != lm.decode(ids[number][: i - 1]))
+            if more and texts[number].text.startswith(before):
                 spots.append((number, i, p, len(before)))
     if not spots:
         return

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.toolformer import (
     Annotated,
     Calculator,
@@ -160,6 +162,25 @@ def test_odd_documents_pass(writer: GPTModel, text: str) -> None:
     for c in found.candidates:
         assert 0 <= c.offset <= len(text)
         assert strip_calls(interleave(found)) == text
+
+
+@pytest.mark.parametrize("errors", ["ignore", "replace", "strict"])
+def test_no_call_begins_inside_a_character(errors: str) -> None:
+    """However the tokenizer decodes half of one."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=258, block_size=96, n_layer=1, n_head=1, n_embd=16))
+    lm = GPTModel(gpt, ByteTokenizer(errors=errors))
+    text, seen = "a🍐é", []
+
+    def spy(rows: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
+        seen.extend(rows)
+        return [[] for _ in rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "continue_rows", spy)
+        sample_calls(lm, [text], [Calculator()], settings=Settings(0.0, k=99, m=1), temperature=0)
+    starts = [len(text[:n].encode()) for n in range(3)]
+    assert [len(row) - 2 for row in seen] == starts  # without the beginning of the text and the mark
 
 
 # --- C* -----------------------------------------------------------------------------------------------------

@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ai_learning.checkpoint import save_checkpoint, tokenizer_reference
 from ai_learning.cli import main
-from ai_learning.toolformer import GPTModel
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.tokenizers import ByteTokenizer
+from ai_learning.toolformer import GPTModel, filter_calls
 from ai_learning.toolformer.store import read_annotated
 
 from .conftest import SUMS
@@ -96,6 +99,35 @@ def test_from_text_to_a_model_that_calls(place: Path, capsys: pytest.CaptureFixt
     scores = json.loads((place / "scores.json").read_text())
     assert scores["with tools"]["n"] == scores["calls disabled"]["n"] == 6
     assert scores["calls disabled"]["call_rate"] == 0
+
+
+def test_the_judge_may_have_another_tokenizer_and_no_marks(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=258, block_size=96, n_layer=1, n_head=1, n_embd=16))
+    save_checkpoint(gpt, tmp_path / "judge.pt", tokenizer=tokenizer_reference(ByteTokenizer()))
+    (tmp_path / "data.txt").write_text("\n".join(SUMS[20:24]))
+    options = [
+        "--model",
+        place / "model.pt",
+        "--data",
+        tmp_path / "data.txt",
+        "--split",
+        "lines",
+        "--tau-f",
+        -9,
+    ]
+    out = tmp_path / "out"
+    assert toolformer("annotate", *options, "--scorer", tmp_path / "judge.pt", "--out", out) == 0
+    documents = list(read_annotated(out))
+    (expected,) = filter_calls(GPTModel(gpt, ByteTokenizer()), documents[:1], -9.0)
+    losses = [(c.loss_result, c.loss_nothing, c.loss_call) for c in documents[0].candidates]
+    assert losses and losses == [
+        pytest.approx((c.loss_result, c.loss_nothing, c.loss_call), abs=1e-5, nan_ok=True)
+        for c in expected.candidates
+    ]
+    assert any(c.kept for c in documents[0].candidates)
 
 
 def test_several_processes_share_the_work(place: Path) -> None:
