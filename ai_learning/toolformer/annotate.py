@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .calls import Call, parse_call
+from .checks import at_least, check_draws
 from .draws import sampler
 from .ends import CallEnd
 from .filter import Annotated, Candidate, filter_calls
@@ -81,6 +83,9 @@ def annotate(
     Returns:
         A row for each document, in order, with all its candidates; ``.kept`` are those that passed.
 
+    Raises:
+        InputError: no tools, or a value out of its range.
+
     Example:
         >>> rows = annotate(model, ["12 + 30 is 42."], [Calculator()], tokenizer=tokenizer)  # doctest: +SKIP
         >>> [(str(c.call), c.result, c.gain, c.kept) for c in rows[0].candidates]  # doctest: +SKIP
@@ -119,8 +124,12 @@ def sample_calls(
     tokenizer: Any = None,
 ) -> list[Annotated]:
     """The first step of ``annotate`` alone: candidates without results."""
+    check_draws(temperature, seed)
+    at_least(1, max_call_tokens=max_call_tokens)
     lm = as_language_model(model, tokenizer)
     known = as_tools(tools)
+    if not known:
+        raise InputError("tools=[]: nothing could be called; give at least one, such as Calculator()")
     texts = [
         document if isinstance(document, Document) else Document(document, str(number))
         for number, document in enumerate(documents)

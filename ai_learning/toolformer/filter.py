@@ -169,7 +169,13 @@ def filter_calls(
 def refilter(
     documents: Iterable[Annotated], threshold: float | Settings | dict[str, Settings] | None = None
 ) -> list[Annotated]:
-    """New verdicts from the losses that are there: τ_f can be changed without sampling again."""
+    """New verdicts from the losses that are there: τ_f can be changed without sampling again.
+
+    Raises:
+        InputError: NaN for a threshold, which would drop every call.
+    """
+    if isinstance(threshold, float) and math.isnan(threshold):
+        raise InputError(f"tau_f={threshold} is no number: no call would be kept")
     found = []
     for document in documents:
         judged = tuple(

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from ai_learning.checkpoint import save_checkpoint, tokenizer_reference
 from ai_learning.cli import main
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.tokenizers import ByteTokenizer
-from ai_learning.toolformer import GPTModel, filter_calls
-from ai_learning.toolformer.store import read_annotated
+from ai_learning.toolformer import Annotated, GPTModel, annotate, filter_calls
+from ai_learning.toolformer.store import AnnotatedCorpus, read_annotated
 
 from .conftest import SUMS
 
@@ -23,6 +24,7 @@ def place(writer: GPTModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.tokenizer.save(folder / "tokenizer")
     save_checkpoint(writer.model, folder / "model.pt", tokenizer=tokenizer_reference(writer.tokenizer))
     (folder / "data.txt").write_text("\n".join(SUMS))
+    AnnotatedCorpus(folder / "judged", format="jsonl").write([Annotated("3 plus 4")])
     return folder
 
 
@@ -161,6 +163,65 @@ def test_a_conversation(
     assert "error: a prompt of" in said  # and it went on
 
 
+def test_a_failed_start_leaves_the_folder_usable(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--model",
+        place / "model.pt",
+        "--split",
+        "lines",
+        "--k",
+        1,
+        "--m",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
+    data = ["--data", place / "data.txt"]
+    assert toolformer("annotate", *options, "--data", tmp_path / "missing.txt") == 2
+    assert (
+        toolformer("annotate", *options, *data, "--part-size", 9, "--max-tokens", 2, "--prompts", "no") == 2
+    )
+    assert toolformer("annotate", *options, *data, "--shards", 2, "--limit", 9) == 0
+    written = (tmp_path / "out" / "run.json").read_text()
+    assert json.loads(written)["limit"] == 9
+    # Now there are documents, and another shard must go with them.
+    capsys.readouterr()
+    assert toolformer("annotate", *options, *data, "--shards", 2, "--shard", 1, "--limit", 8) == 2
+    assert "annotated with limit=9, not 8" in capsys.readouterr().err
+    assert (tmp_path / "out" / "run.json").read_text() == written
+
+
+def test_what_another_command_noted_is_not_written_over(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text('{"command": "pretrain"}')
+    options = ["--model", place / "model.pt", "--data", place / "data.txt"]
+    assert toolformer("annotate", *options, "--out", tmp_path) == 2
+    assert "made by `pretrain`" in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_text() == '{"command": "pretrain"}'
+
+
+def test_of_two_shards_started_otherwise_the_first_to_write_counts(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other one starts, and is done, while the first one still computes its first part."""
+    out = tmp_path / "out"
+    options = ["--model", place / "model.pt", "--data", place / "data.txt", "--split", "lines", "--m", 1]
+    options += ["--out", out, "--shards", 2]
+
+    def late(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        assert toolformer("annotate", *options, "--shard", 1, "--k", 2) == 0
+        return annotate(*args, **more)
+
+    monkeypatch.setattr("ai_learning.toolformer.job.annotate", late)
+    assert toolformer("annotate", *options, "--shard", 0, "--k", 1) == 2
+    assert "annotated with k=2, not 1" in capsys.readouterr().err
+    assert len(list(out.glob("part-*"))) == 1
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -175,6 +236,15 @@ def test_a_conversation(
         ["annotate", "--shard", "2", "--shards", "2", "--model", "{}/model.pt"],
         ["annotate", "--num-processes", "2", "--shards", "2"],
         ["annotate", "--part-size", "0"],
+        ["annotate", "--limit", "-1"],
+        ["annotate", "--limit", "0"],
+        ["annotate", "--max-tokens", "0"],
+        ["annotate", "--max-tokens", "-5"],
+        ["annotate", "--tools"],
+        ["annotate", "--seed", "-1"],
+        ["annotate", "--temperature", "nan"],
+        ["annotate", "--tau-f", "nan"],
+        ["refilter", "--tau-f", "nan", "--data", "{}/judged"],
         ["train", "--model", "{}/model.pt", "--data", "{}/none"],
         ["train", "--held-out", "1"],
         ["show", "--data", "{}/none"],
