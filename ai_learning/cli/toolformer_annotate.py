@@ -73,7 +73,7 @@ class Annotate:
     num_processes: int = 1
     """start that many processes here, each with its share"""
     device: str = "cpu"
-    """cpu, cuda, cuda:1 … or mps"""
+    """cpu, cuda, cuda:1 …, mps, or auto for the best there is"""
     seed: int = 0
     """of sampling"""
 
@@ -173,12 +173,13 @@ def annotate_shard(options: Annotate) -> None:
 
 
 def _own_device(device: str) -> str:
-    """Each process of this machine takes a GPU of its own where ``cuda`` is asked for."""
-    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+    """Each process of this machine takes a GPU of its own, where GPUs are asked for and there are any."""
+    if device not in ("cuda", "auto") or "LOCAL_RANK" not in os.environ:
         return device
     import torch
 
-    return f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
+    n = torch.cuda.device_count()
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % n}" if n else device
 
 
 def _settings(options: Annotate, names: list[str]) -> dict[str, Any]:

@@ -236,15 +236,6 @@ def test_of_two_shards_started_otherwise_the_first_to_write_counts(
         ["annotate", "--shard", "2", "--shards", "2", "--model", "{}/model.pt"],
         ["annotate", "--num-processes", "2", "--shards", "2"],
         ["annotate", "--part-size", "0"],
-        ["annotate", "--limit", "-1"],
-        ["annotate", "--limit", "0"],
-        ["annotate", "--max-tokens", "0"],
-        ["annotate", "--max-tokens", "-5"],
-        ["annotate", "--tools"],
-        ["annotate", "--seed", "-1"],
-        ["annotate", "--temperature", "nan"],
-        ["annotate", "--tau-f", "nan"],
-        ["refilter", "--tau-f", "nan", "--data", "{}/judged"],
         ["train", "--model", "{}/model.pt", "--data", "{}/none"],
         ["train", "--held-out", "1"],
         ["show", "--data", "{}/none"],
@@ -268,6 +259,52 @@ def test_bad_input_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert error.startswith("ai-learning toolformer: error: ") and error.count("\n") == 1
     assert not list(tmp_path.rglob("part-*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("annotate --limit -1", "limit=-1 must be at least 1"),
+        ("annotate --limit 0", "limit=0 must be at least 1"),
+        ("annotate --max-tokens 0", "max_tokens=0 must be at least 1"),
+        ("annotate --max-tokens -5", "max_tokens=-5 must be at least 1"),
+        ("annotate --tools", "--tools names none"),
+        ("annotate --seed -1", "seed=-1 must be from 0"),
+        ("annotate --temperature nan", "temperature=nan must be 0"),
+        ("annotate --tau-f nan", "tau_f=nan is no number"),
+        ("annotate --device foo --data DATA", "device 'foo' is not available here"),
+        ("refilter --tau-f nan --data JUDGED", "tau_f=nan is no number"),
+        ("train --tau-f nan --data JUDGED --model MODEL", "tau_f=nan is no number"),
+        ("run --temperature -1", "temperature=-1.0 must be 0"),
+        ("run --temperature nan", "temperature=nan must be 0"),
+        ("run --temperature 1 --seed -3", "seed=-3 must be from 0"),
+        ("run --seed 99999999999999999999999", "seed=99999999999999999999999 must be from 0"),
+        ("run --top-k 0", "top_k=0 must be at least 1"),
+        ("run --max-new-tokens -1", "max_new_tokens=-1 must be at least 0"),
+        ("run --max-calls -1", "max_calls=-1 must be at least 0"),
+        ("run --device foo", "device 'foo' is not available here"),
+        ("evaluate --data DATA --limit 0", "limit=0 must be at least 1"),
+        ("evaluate --data DATA --limit -1", "limit=-1 must be at least 1"),
+        ("evaluate --data DATA --batch-size 0", "batch_size=0 must be at least 1"),
+        ("evaluate --data DATA --max-new-tokens 0", "max_new_tokens=0 must be at least 1"),
+        ("evaluate --data DATA --top-k 0", "top_k=0 must be at least 1"),
+    ],
+)
+def test_values_without_sense_are_refused_before_anything_is_read(
+    args: str,
+    said: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No model stands here: only a value that is looked at first is told of."""
+    monkeypatch.chdir(tmp_path)
+    known = {"DATA": place / "data.txt", "JUDGED": place / "judged", "MODEL": place / "model.pt"}
+    assert toolformer(*(known.get(arg, arg) for arg in args.split())) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("run.json"))
 
 
 @pytest.mark.parametrize("name", ["annotate", "refilter", "show", "train", "run", "evaluate"])
