@@ -91,7 +91,7 @@ class Run:
     seed: int = 0
     """of sampling"""
     device: str = "cpu"
-    """cpu, cuda or mps"""
+    """cpu, cuda, mps, or auto for the best there is"""
     out: Path | None = None
     """write what was generated to this file"""
 
@@ -121,7 +121,7 @@ class Evaluate:
     seed: int = 0
     """decoding is greedy: kept for the record"""
     device: str = "cpu"
-    """cpu, cuda or mps"""
+    """cpu, cuda, mps, or auto for the best there is"""
     out: Path | None = None
     """write every prediction to this JSON file"""
 
@@ -174,10 +174,11 @@ def _show(options: Show) -> None:
 
 
 def _run(options: Run) -> None:
-    from ..toolformer.infer import Generation, generate_with_tools
+    from ..toolformer.infer import Generation, check_writing, generate_with_tools
     from ..toolformer.models import open_language_model
     from ..toolformer.toolbox import open_tools
 
+    check_writing(options.max_new_tokens, options.top_k, options.max_calls, options.temperature, options.seed)
     lm = open_language_model(options.model, options.device)
     tools = open_tools(options.tools)
 
@@ -235,10 +236,14 @@ def _evaluate(options: Evaluate) -> None:
 
     from rich.table import Table
 
+    from ..toolformer.checks import at_least
+    from ..toolformer.infer import check_writing
     from ..toolformer.models import open_language_model
     from ..toolformer.tasks import evaluate, read_examples
     from ..toolformer.toolbox import open_tools
 
+    at_least(1, limit=options.limit, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
+    check_writing(options.max_new_tokens, options.top_k, options.max_calls, 0.0, options.seed)
     examples = read_examples(options.data, options.kind)[: options.limit]
     lm = open_language_model(options.model, options.device)
     tools = open_tools(options.tools)

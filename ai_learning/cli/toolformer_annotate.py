@@ -1,5 +1,6 @@
 """``ai-learning toolformer annotate``: a corpus with calls, by one process or by many."""
 
+import math
 import os
 import signal
 import subprocess
@@ -72,16 +73,23 @@ class Annotate:
     num_processes: int = 1
     """start that many processes here, each with its share"""
     device: str = "cpu"
-    """cpu, cuda, cuda:1 … or mps"""
+    """cpu, cuda, cuda:1 …, mps, or auto for the best there is"""
     seed: int = 0
     """of sampling"""
 
     def __post_init__(self) -> None:
-        for name in ("part_size", "num_processes", "max_call_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must not be negative")
+        for name in ("part_size", "num_processes", "max_call_tokens", "max_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature} must be 0, which is greedy, or a positive number"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed} must be from 0 to {2**64 - 1}")
+        if not self.tools:
+            raise ValueError("--tools names none: give at least one, such as Calculator")
         if self.num_processes > 1 and self.shards > 1:
             raise ValueError("--num-processes makes its own shards: leave --shard and --shards out")
 
@@ -118,10 +126,11 @@ def annotate_shard(options: Annotate) -> None:
         raise InputError(f"{options.out} already holds an annotation: --resume it, or choose another folder")
     tools = open_tools(options.tools)
     names = [tool.name for tool in tools]
+    settings = _settings(options, names)
     documents = read_documents(options.data, options.split)
     device = _own_device(options.device)
     lm = open_language_model(options.model, device)
-    scorer = open_language_model(options.scorer, device, lm.how) if options.scorer else None
+    scorer = open_language_model(options.scorer, device) if options.scorer else None
     started, shown, before = time.perf_counter(), 0.0, len(corpus.done())
     label = f"shard {options.shard + 1} of {options.shards}: " if options.shards > 1 else ""
 
@@ -133,7 +142,7 @@ def annotate_shard(options: Annotate) -> None:
             shown = time.perf_counter()
 
     with corpus:
-        _note(options)
+        _note(options, corpus)
         try:
             progress = annotate_corpus(
                 lm,
@@ -142,8 +151,9 @@ def annotate_shard(options: Annotate) -> None:
                 corpus,
                 most_tokens=options.max_tokens,
                 part_size=options.part_size,
+                before_part=lambda: _note(options, corpus),
                 on_part=tell,
-                settings=_settings(options, names),
+                settings=settings,
                 prompts=_prompts(options, names, lm),
                 name_tools=options.name_tools,
                 position=options.position,
@@ -163,12 +173,13 @@ def annotate_shard(options: Annotate) -> None:
 
 
 def _own_device(device: str) -> str:
-    """Each process of this machine takes a GPU of its own where ``cuda`` is asked for."""
-    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+    """Each process of this machine takes a GPU of its own, where GPUs are asked for and there are any."""
+    if device not in ("cuda", "auto") or "LOCAL_RANK" not in os.environ:
         return device
     import torch
 
-    return f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
+    n = torch.cuda.device_count()
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % n}" if n else device
 
 
 def _settings(options: Annotate, names: list[str]) -> dict[str, Any]:
@@ -204,18 +215,25 @@ def _prompts(options: Annotate, names: list[str], lm: Any) -> dict[str, str] | N
     return found
 
 
-def _note(options: Annotate) -> None:
-    """Write what was asked for; whoever goes on must ask for the same."""
+def _note(options: Annotate, corpus: Any) -> None:
+    """Write what was asked for; once there is a part, whoever goes on must ask for the same.
+
+    Noted at the start, so that an interrupted run is resumed, and asked again before each part: a start that
+    failed must not make the folder unusable, and of two shards started otherwise the one that writes first
+    counts.
+    """
     import json
 
     file = options.out / "run.json"
     asked = {k: v for k, v in asdict(options).items() if k not in _FREE}
     paths = ("model", "data", "scorer")
     asked = with_absolute_paths(json.loads(json.dumps({"command": COMMAND, **asked}, default=str)), *paths)
-    if not file.exists():
+    # Read in any case: what another command noted there is not written over.
+    saved = read_options(options.out, COMMAND) if file.exists() else None
+    if saved is None or not corpus.parts():
         write_text(file, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
         return
-    old = {"command": COMMAND, **with_absolute_paths(read_options(options.out, COMMAND), *paths)}
+    old = {"command": COMMAND, **with_absolute_paths(saved, *paths)}
     for name in sorted({*old, *asked}):
         if old.get(name) != asked.get(name):
             raise InputError(

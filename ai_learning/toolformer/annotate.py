@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .calls import Call, parse_call
+from .checks import at_least, check_draws
 from .draws import sampler
 from .ends import CallEnd
 from .filter import Annotated, Candidate, filter_calls
@@ -75,10 +77,14 @@ def annotate(
         seed: another seed, other samples. A document's samples depend on the seed and its ``id`` alone.
         prefilters: by tool's name, which documents are worth it (``prefilter.PREFILTERS`` has the paper's).
         tokenizer: of a model that is no ``LanguageModel`` yet.
-        scorer: the ``LanguageModel`` whose losses filter; the same one when ``None``.
+        scorer: the ``LanguageModel`` whose losses filter; the same one when ``None``. It reads calls in its
+            own marks and its own tokens (see ``filter_calls``).
 
     Returns:
         A row for each document, in order, with all its candidates; ``.kept`` are those that passed.
+
+    Raises:
+        InputError: no tools, or a value out of its range.
 
     Example:
         >>> rows = annotate(model, ["12 + 30 is 42."], [Calculator()], tokenizer=tokenizer)  # doctest: +SKIP
@@ -118,8 +124,12 @@ def sample_calls(
     tokenizer: Any = None,
 ) -> list[Annotated]:
     """The first step of ``annotate`` alone: candidates without results."""
+    check_draws(temperature, seed)
+    at_least(1, max_call_tokens=max_call_tokens)
     lm = as_language_model(model, tokenizer)
     known = as_tools(tools)
+    if not known:
+        raise InputError("tools=[]: nothing could be called; give at least one, such as Calculator()")
     texts = [
         document if isinstance(document, Document) else Document(document, str(number))
         for number, document in enumerate(documents)
@@ -256,7 +266,9 @@ def _sampled(
     for number, found in enumerate(places):
         for i, p in found:
             before = lm.decode(ids[number][:i])
-            if texts[number].text.startswith(before):  # not in the middle of a character
+            # Not inside a character, which some tokenizers decode to a sign of their own, others to nothing.
+            more = i == 0 or (before and before != lm.decode(ids[number][: i - 1]))
+            if more and texts[number].text.startswith(before):
                 spots.append((number, i, p, len(before)))
     if not spots:
         return

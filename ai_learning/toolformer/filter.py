@@ -11,11 +11,16 @@ and c is kept when L⁻ − L⁺ ≥ τ_f. The sequence that the model reads is 
 before the text (``position="prefix"``, the paper's choice) or at i (``"inline"``). The second term of L⁻
 matters: without it, a call whose *argument* gives the answer away would be kept, though its result adds
 nothing.
+
+The model that judges may cut the text otherwise than the one that wrote the calls: then i is found anew, by
+its place in characters.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..errors import InputError
 from .calls import Call
@@ -112,7 +117,9 @@ def filter_calls(
     """Compute L⁺ and L⁻ of every executed call, and judge it.
 
     Args:
-        model: what the losses are of: a ``LanguageModel``, or a model with ``tokenizer``.
+        model: what the losses are of: a ``LanguageModel``, or a model with ``tokenizer``. Its tokenizer may
+            be another than the annotator's: i is where its own token begins at the candidate's ``offset``, or
+            else the token that ``offset`` lies in: that one is the first of those that count.
         documents: with their candidates, as ``annotate`` gives them.
         threshold: τ_f, one for all tools or by tool; the paper's when ``None``.
         position: ``"prefix"`` puts e(c, r) before the text, as the paper does for a model that has seen no
@@ -121,8 +128,9 @@ def filter_calls(
         tokenizer: of a model that is no ``LanguageModel`` yet.
 
     Returns:
-        The same documents, their candidates with losses and verdicts. A candidate without a result, or one
-        whose sequence is longer than the model's context, keeps NaN and is not kept.
+        The same documents, their candidates with losses and verdicts. A candidate without a result, one whose
+        sequence is longer than the model's context, or one behind text that the tokenizer does not give back
+        as it was (with a warning), keeps NaN and is not kept.
 
     Example:
         >>> guess = Candidate(position=4, offset=7, call=Call("Calculator", "3 + 4"), result="7")
@@ -134,10 +142,10 @@ def filter_calls(
     number: dict[_Scored, int] = {}  # each distinct sequence is scored once
     plans: list[list[list[int]]] = []
     for document in documents:
-        ids = lm.encode(document.text)
+        own = _Borders(lm, document.text)
         plans.append(
             [
-                [number.setdefault(row, len(number)) for row in _rows_of(lm, ids, candidate, position)]
+                [number.setdefault(row, len(number)) for row in _rows_of(lm, own, candidate, position)]
                 for candidate in document.candidates
             ]
         )
@@ -161,7 +169,13 @@ def filter_calls(
 def refilter(
     documents: Iterable[Annotated], threshold: float | Settings | dict[str, Settings] | None = None
 ) -> list[Annotated]:
-    """New verdicts from the losses that are there: τ_f can be changed without sampling again."""
+    """New verdicts from the losses that are there: τ_f can be changed without sampling again.
+
+    Raises:
+        InputError: NaN for a threshold, which would drop every call.
+    """
+    if isinstance(threshold, float) and math.isnan(threshold):
+        raise InputError(f"tau_f={threshold} is no number: no call would be kept")
     found = []
     for document in documents:
         judged = tuple(
@@ -182,11 +196,52 @@ def _with_losses(candidate: Candidate, result: float, nothing: float, call: floa
 _Scored = tuple[tuple[int, ...], int]  # a sequence, and how many tokens at its end count
 
 
-def _rows_of(lm: LanguageModel, ids: list[int], candidate: Candidate, position: str) -> list[_Scored]:
+class _Borders:
+    """A text as a model's own ids, and where in its characters each of them begins."""
+
+    def __init__(self, lm: LanguageModel, text: str) -> None:
+        self.lm, self.text, self.ids = lm, text, lm.encode(text)
+        self._at: dict[int, int | None] = {}
+
+    def at(self, n: int) -> int | None:
+        """How many characters of the text the first n ids are; ``None`` where they are something else."""
+        if n not in self._at:
+            before = self.lm.decode(self.ids[:n])
+            self._at[n] = len(before) if self.text.startswith(before) else None
+        return self._at[n]
+
+    @cached_property
+    def starts(self) -> dict[int, int]:
+        """Characters → ids. The first of several: ids inside a character may decode to nothing."""
+        found: dict[int, int] = {}
+        for n in range(len(self.ids) + 1):
+            if (characters := self.at(n)) is not None:
+                found.setdefault(characters, n)
+        return found
+
+    def place(self, candidate: Candidate) -> int | None:
+        """i: the last id that begins at the offset or before it; ``None`` where that is not known."""
+        i, offset = min(candidate.position, len(self.ids)), candidate.offset
+        if self.at(i) == offset and (i == 0 or self.at(i - 1) != offset):  # it is the annotator's tokenizer
+            return i
+        before = max(characters for characters in self.starts if characters <= offset)
+        # What is not given back as it was (but in lower case, say) has no place, nor has all that follows.
+        return self.starts[before] if before == offset or max(self.starts) > offset else None
+
+
+def _rows_of(lm: LanguageModel, own: _Borders, candidate: Candidate, position: str) -> list[_Scored]:
     """The sequences of L_i(e(c, r)), L_i(ε) and L_i(e(c, ε)); none where they cannot be scored."""
-    i = candidate.position
+    if candidate.result is None:
+        return []
+    i, ids = own.place(candidate), own.ids
+    if i is None:
+        warnings.warn(
+            "the tokenizer that judges does not give some text back as it was: calls after it are dropped",
+            stacklevel=4,
+        )
+        return []
     after = ids[i : i + HORIZON]
-    if candidate.result is None or not after or (i == 0 and not lm.bos):
+    if not after or (i == 0 and not lm.bos):
         return []
     found: list[_Scored] = []
     for z in (lm.encode_call(candidate.call, candidate.result), [], lm.encode_call(candidate.call)):

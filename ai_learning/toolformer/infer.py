@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .calls import Call, parse_call
+from .checks import at_least, check_draws
 from .draws import Chooser, sampler
 from .ends import CallEnd
 from .models import LanguageModel, as_language_model
@@ -94,11 +95,16 @@ def generate_with_tools(
     Returns:
         A ``Generation`` for a text, a list of them for a list.
 
+    Raises:
+        InputError: a value out of its range, or a prompt that does not fit the model.
+
     Example:
         >>> out = generate_with_tools(model, "12 times 30 is", [Calculator()])  # doctest: +SKIP
         >>> out.text, out.annotated  # doctest: +SKIP
         (' 360.', '<API>Calculator(12 * 30)→360</API> 360.')
     """
+    check_writing(max_new_tokens, top_k, max_calls, temperature, seed)
+    at_least(1, max_call_tokens=max_call_tokens)
     lm = as_language_model(model, tokenizer)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     days = [None if date is None else Date.fromisoformat(date) for date in dates or [None] * len(prompts)]
@@ -121,6 +127,13 @@ def generate_with_tools(
         open_writers = [w for w in calling if len(w.text) < max_new_tokens]
     results = [w.finish() for w in writers]
     return results[0] if isinstance(prompt, str) else results
+
+
+def check_writing(max_new_tokens: int, top_k: int, max_calls: int, temperature: float, seed: int) -> None:
+    """Refuse what ``generate_with_tools`` would, before a model is opened."""
+    at_least(0, max_new_tokens=max_new_tokens, max_calls=max_calls)
+    at_least(1, top_k=top_k)
+    check_draws(temperature, seed)
 
 
 class _Writer:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .annotate import Document, annotate
+from .checks import at_least
 from .documents import fit
 from .filter import Annotated
 from .models import LanguageModel
@@ -48,6 +49,7 @@ def annotate_corpus(
     *,
     most_tokens: int | None = None,
     part_size: int = 256,
+    before_part: Callable[[], None] = lambda: None,
     on_part: Callable[[Progress], None] = lambda progress: None,
     **options: Any,
 ) -> Progress:
@@ -61,16 +63,24 @@ def annotate_corpus(
         most_tokens: longer documents are cut into pieces, each a document of its own; if ``None``, what fits
             the context twice with a prompt, and at most 1024 (the paper's longest sequence).
         part_size: documents annotated together and written as one part: what a crash can cost.
+        before_part: called before each part is written; what it raises keeps the part from being written.
         on_part: told after each part.
         options: of ``annotate``.
+
+    Raises:
+        InputError: a value out of its range, or a context that has no room for text.
     """
-    most = most_tokens or _fitting(lm, options.get("prompts"), options.get("max_call_tokens", 32))
+    at_least(1, most_tokens=most_tokens, part_size=part_size)
+    most = most_tokens
+    if most is None:
+        most = _fitting(lm, options.get("prompts"), options.get("max_call_tokens", 32))
     done = corpus.done()
     progress = Progress(len(done))
     mine = (piece for document in _shard(documents, corpus) for piece in fit(lm, document, most))
     todo = (document for document in mine if document.id not in done)
     while group := list(islice(todo, part_size)):
         found = annotate(lm, group, tools, **options)
+        before_part()
         corpus.write(found)
         progress.add(found)
         on_part(progress)

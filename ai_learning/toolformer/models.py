@@ -12,6 +12,7 @@ from ..generate import left_padded
 from ..model import GPT, KVCache
 from ..shapes import Logits, Tokens
 from .calls import CallFormat
+from .hub import quiet_hub
 from .language_model import LanguageModel
 
 __all__ = ["GPTModel", "LanguageModel", "TransformersModel", "as_language_model", "open_language_model"]
@@ -143,13 +144,16 @@ def open_language_model(
         dtype: of the weights of transformers' models; ``auto`` as they are stored.
 
     Raises:
-        InputError: nothing there that can be opened.
+        InputError: nothing there that can be opened, or no such device here.
     """
+    from ..device import pick_device
+
+    place = pick_device(device)  # before all is read, and read as damaged for the device's sake
     path = Path(source)
     if path.suffix == ".pt" or path.is_file():
         from ..checkpoint import open_with_tokenizer
 
-        gpt, tokenizer, _ = open_with_tokenizer(path, device)
+        gpt, tokenizer, _ = open_with_tokenizer(path, place)
         return GPTModel(gpt, tokenizer, how)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -158,10 +162,10 @@ def open_language_model(
     if path.is_absolute() and not path.is_dir():
         raise InputError(f"no model at {source}")
     try:
-        with no_progress_bar():
+        with no_progress_bar(), quiet_hub():
             theirs = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"no model at {source!r}, here or on the hub: {reason}") from None
-    return TransformersModel(theirs.to(device), tokenizer, how)
+    return TransformersModel(theirs.to(place), tokenizer, how)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
+from .hub import quiet_hub
 from .search import WikiSearch, shorten
 from .tools import Tool
 
@@ -51,7 +52,8 @@ class PipelineTool(Tool):
         from transformers import pipeline
 
         try:
-            made = pipeline(task, model=model)
+            with quiet_hub():
+                made = pipeline(task, model=model)
         except Exception as error:  # the libraries' errors share no base class
             raise InputError(
                 f"no {task} pipeline of {model!r}: {' '.join(str(error).split())[:300]}"
@@ -152,9 +154,10 @@ class Translator(Tool):
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
         try:
-            return cls(
-                AutoModelForSeq2SeqLM.from_pretrained(name), AutoTokenizer.from_pretrained(name), **options
-            )
+            with quiet_hub():
+                model = AutoModelForSeq2SeqLM.from_pretrained(name)
+                tokenizer = AutoTokenizer.from_pretrained(name)
+            return cls(model, tokenizer, **options)
         except InputError:
             raise
         except Exception as error:  # the libraries' errors share no base class

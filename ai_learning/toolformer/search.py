@@ -52,8 +52,14 @@ class WikiSearch(Tool):
         self.passages = [passage for text in texts for passage in passages(text, passage_words)]
         if not self.passages:
             raise InputError("WikiSearch needs at least one text")
+        words = self._words(self.passages)
+        if not words.vocab:
+            raise InputError(
+                f"WikiSearch has no word to find in {self.passages[0][:40]!r}: words such as 'the' and "
+                "single letters do not count; give other texts"
+            )
         self.index = bm25s.BM25()
-        self.index.index(self._words(self.passages), show_progress=False)
+        self.index.index(words, show_progress=False)
 
     def answer(self, argument: str) -> str:
         """The best passages in one line."""

@@ -1,5 +1,6 @@
 """The paper's thresholds by tool (Schick et al. 2023, section 4.1 and appendix A)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.tau_s <= 1:
             raise ValueError(f"tau_s={self.tau_s} is a probability: from 0 to 1")
+        if math.isnan(self.tau_f):
+            raise ValueError(f"tau_f={self.tau_f} is no number: no call would be kept")
         for name in ("k", "m"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

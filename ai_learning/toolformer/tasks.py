@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..text import read_file
+from .checks import at_least
 from .infer import Generation, generate_with_tools
 from .models import LanguageModel
 
@@ -268,7 +269,13 @@ def evaluate(
         max_new_tokens: of an answer.
         on_progress: told how many are done and how many of them right.
         options: of ``generate_with_tools``.
+
+    Raises:
+        InputError: no examples, or a value out of its range.
     """
+    at_least(1, at_once=at_once)
+    if not examples:
+        raise InputError("no examples: there is nothing to measure")
     results: list[Result] = []
     for start in range(0, len(examples), at_once):
         some = examples[start : start + at_once]
@@ -285,6 +292,6 @@ def evaluate(
             called = tuple(str(use.call) for use in one.uses if use.result is not None)
             results.append(Result(example.prompt, example.answers, one.annotated, right, called))
         on_progress(len(results), sum(result.right for result in results))
-    n = max(1, len(results))
+    n = len(results)
     accuracy = sum(result.right for result in results) / n
     return Score(accuracy, sum(bool(result.called) for result in results) / n, len(results), tuple(results))

@@ -103,5 +103,6 @@ def _imported(spec: str) -> Any:
         else:
             module = importlib.import_module(place)
         return getattr(module, name)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
-        raise InputError(f"no tool {spec!r}: {' '.join(str(error).split())}") from None
+    except (Exception, SystemExit) as error:  # the file's own code runs here, and may end in anything
+        kind = type(error).__name__
+        raise InputError(f"no tool {spec!r}: {kind}: {' '.join(str(error).split())[:300]}") from error

@@ -8,13 +8,14 @@ import asyncio
 import math
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date as Date
 from datetime import datetime
 from typing import Any
 
 from .calculator import CalculationError, calculate
-from .calls import Call
+from .calls import Call, parse_call
 
 ERROR = "error: "
 """what the answer of a tool that failed begins with"""
@@ -234,8 +235,18 @@ class FromLangChain(Tool):
         try:
             found = self.tool.invoke(given)
         except NotImplementedError:  # a tool that only has a coroutine
-            found = asyncio.run(self.tool.ainvoke(given))
+            found = _waited_for(self.tool.ainvoke(given))
         return str(found.content if isinstance(found, ToolMessage) else found)
+
+
+def _waited_for(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives; in a thread where this one has a running loop, as in Jupyter."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def from_langchain(tool: Any, name: str | None = None, timeout: float | None = 10.0) -> Tool:
@@ -262,7 +273,7 @@ def as_tools(tools: "Sequence[Any] | Mapping[str, Any]") -> dict[str, Tool]:
     """Tools by name, LangChain's among them wrapped.
 
     Raises:
-        ValueError: two of one name, or something that is no tool.
+        ValueError: two of one name, one whose name no call can be written with, or something that is no tool.
     """
     found: dict[str, Tool] = {}
     for tool in tools.values() if isinstance(tools, Mapping) else tools:
@@ -270,9 +281,17 @@ def as_tools(tools: "Sequence[Any] | Mapping[str, Any]") -> dict[str, Tool]:
             if not (hasattr(tool, "invoke") and hasattr(tool, "name")):
                 raise ValueError(f"{tool!r} is neither a Tool nor a LangChain tool")
             tool = from_langchain(tool)
-        if tool.name in found:
-            raise ValueError(f"two tools are called {tool.name!r}: give one another name")
-        found[tool.name] = tool
+        name = getattr(tool, "name", None)
+        if name is None:
+            raise ValueError(f'a {type(tool).__name__} has no name: set one, such as name = "Reverse"')
+        if parse_call(f"{name}()") != Call(name, ""):
+            raise ValueError(
+                f"no call to a tool named {name!r} could be read: use a letter or _, "
+                "then letters, digits, _ and -"
+            )
+        if name in found:
+            raise ValueError(f"two tools are called {name!r}: give one another name")
+        found[name] = tool
     return found
 
 

@@ -1,10 +1,14 @@
 """Sampling: the right places, the same samples whoever shares the batch; execution; C*."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
+from ai_learning.errors import InputError
+from ai_learning.model import GPT, GPTConfig
+from ai_learning.tokenizers import ByteTokenizer
 from ai_learning.toolformer import (
     Annotated,
     Calculator,
@@ -21,6 +25,7 @@ from ai_learning.toolformer import (
     find_calls,
     interleave,
     interleave_ids,
+    refilter,
     sample_calls,
     strip_calls,
     training_rows,
@@ -160,6 +165,48 @@ def test_odd_documents_pass(writer: GPTModel, text: str) -> None:
     for c in found.candidates:
         assert 0 <= c.offset <= len(text)
         assert strip_calls(interleave(found)) == text
+
+
+@pytest.mark.parametrize("errors", ["ignore", "replace", "strict"])
+def test_no_call_begins_inside_a_character(errors: str) -> None:
+    """However the tokenizer decodes half of one."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=258, block_size=96, n_layer=1, n_head=1, n_embd=16))
+    lm = GPTModel(gpt, ByteTokenizer(errors=errors))
+    text, seen = "a🍐é", []
+
+    def spy(rows: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
+        seen.extend(rows)
+        return [[] for _ in rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "continue_rows", spy)
+        sample_calls(lm, [text], [Calculator()], settings=Settings(0.0, k=99, m=1), temperature=0)
+    starts = [len(text[:n].encode()) for n in range(3)]
+    assert [len(row) - 2 for row in seen] == starts  # without the beginning of the text and the mark
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tools": []}, "give at least one"),
+        ({"temperature": -1}, "temperature=-1 must be 0"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"seed": -1}, "seed=-1 must be from 0 to"),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be"),
+        ({"max_call_tokens": 0}, "max_call_tokens=0 must be at least 1"),
+    ],
+)
+def test_values_without_sense_are_refused(options: dict[str, Any], said: str, writer: GPTModel) -> None:
+    with pytest.raises(InputError, match=said):
+        annotate(writer, ["3 plus 4"], **{"tools": [Calculator()], **options})
+
+
+def test_thresholds_must_be_numbers() -> None:
+    with pytest.raises(ValueError, match="tau_f=nan is no number"):
+        Settings(tau_f=math.nan)
+    with pytest.raises(InputError, match="tau_f=nan is no number"):
+        refilter([], math.nan)
 
 
 # --- C* -----------------------------------------------------------------------------------------------------

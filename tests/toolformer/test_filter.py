@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_learning.model import GPT, GPTConfig
-from ai_learning.tokenizers import BPETokenizer
+from ai_learning.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 from ai_learning.toolformer import (
     Annotated,
     Call,
@@ -29,7 +29,10 @@ TEXT = "One crate has 12 pears, two crates have 24 pears in all."
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     marks = ("<|endoftext|>", "<API>", "→", "</API>")
-    tokenizer = BPETokenizer.train([TEXT] * 2, 268, special_tokens=marks)
+    return with_random_weights(BPETokenizer.train([TEXT] * 2, 268, special_tokens=marks))
+
+
+def with_random_weights(tokenizer: Tokenizer) -> LanguageModel:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=128, n_layer=2, n_head=2, n_embd=32)
     model = GPT(config)
@@ -74,13 +77,65 @@ def test_losses_are_the_papers_sums(lm: LanguageModel, position: str) -> None:
         assert c.kept == (c.gain >= 0)
 
 
+@pytest.mark.parametrize("position", ["prefix", "inline"])
+def test_another_tokenizer_judges_at_the_same_characters(lm: LanguageModel, position: str) -> None:
+    """The annotator's tokens are of several bytes, the judge's are bytes: i is another number to each."""
+    text = "Zoë has 12 pears 🍐 and 24 in all."
+    ids, judge = lm.encode(text), with_random_weights(ByteTokenizer())
+    before = [lm.decode(ids[:i]) for i in range(len(ids))]
+    candidates = tuple(
+        Candidate(i, len(start), Call("Calculator", "12 * 2"), "24")
+        for i, start in enumerate(before)
+        if text.startswith(start)
+    )
+    (found,) = filter_calls(judge, [Annotated(text, candidates)], 0.0, position=position)
+    different = 0
+    for c in found.candidates:
+        i = len(text[: c.offset].encode())  # a byte is a token
+        different += i != c.position
+        z: tuple[list[int], ...] = (judge.encode_call(c.call, "24"), [], judge.encode_call(c.call))
+        expected = [by_hand(judge, given, judge.encode(text), i, position) for given in z]
+        assert [c.loss_result, c.loss_nothing, c.loss_call] == pytest.approx(expected, abs=2e-5)
+    assert different > 5
+
+
+def test_inside_a_token_of_the_judge_that_token_is_the_first(lm: LanguageModel) -> None:
+    judge = with_random_weights(BPETokenizer.train([TEXT] * 9, 286))
+    ids = judge.encode(TEXT)
+    ends = [0]
+    for i in ids:
+        ends.append(ends[-1] + len(judge.decode([i])))
+    for offset in range(len(TEXT)):
+        one = Candidate(len(lm.encode(TEXT[:offset])), offset, Call("Calculator", "12 * 2"), "24")
+        (found,) = filter_calls(judge, [Annotated(TEXT, (one,))])
+        place = max(i for i, end in enumerate(ends) if end <= offset)
+        expected = by_hand(judge, [], ids, place, "prefix")
+        assert found.candidates[0].loss_nothing == pytest.approx(expected, abs=2e-5)
+    assert len(ids) < len(TEXT) / 2  # many of the places were inside a token
+
+
+def test_a_judge_that_does_not_give_the_text_back_says_so() -> None:
+    class Lowered(ByteTokenizer):
+        def encode(self, text: str | bytes) -> list[int]:
+            return super().encode(text.lower())
+
+    judge = with_random_weights(Lowered())
+    early, late = (Candidate(n, n, Call("QA", "x"), "y") for n in (3, 12))
+    with pytest.warns(UserWarning, match="does not give some text back"):
+        (found,) = filter_calls(judge, [Annotated("we saw Berlin and Rome", (early, late))], -100.0)
+    assert [c.kept for c in found.candidates] == [True, False] and math.isnan(found.candidates[1].gain)
+
+
 def test_a_batch_changes_nothing(lm: LanguageModel) -> None:
     """Rows of many lengths together give what each gives alone."""
     texts = [TEXT[:n] for n in range(12, len(TEXT), 5)]
     documents = [
         Annotated(
             text,
-            (Candidate(2, 0, Call("Calculator", "1+1"), "2"), Candidate(3, 0, Call("QA", text[:5]), "x")),
+            tuple(
+                Candidate(i, len(lm.decode(lm.encode(text)[:i])), call, "2")
+                for i, call in ((2, Call("Calculator", "1+1")), (3, Call("QA", text[:5])))
+            ),
         )
         for text in texts
     ]
@@ -148,7 +203,9 @@ def test_nothing_without_a_result_is_kept(lm: LanguageModel) -> None:
 
 def test_thresholds_can_be_changed_afterwards(lm: LanguageModel) -> None:
     ids = lm.encode(TEXT)
-    candidates = tuple(Candidate(i, 0, Call("Calculator", str(i)), str(2 * i)) for i in range(len(ids)))
+    candidates = tuple(
+        Candidate(i, len(lm.decode(ids[:i])), Call("Calculator", str(i)), str(2 * i)) for i in range(len(ids))
+    )
     (scored,) = filter_calls(lm, [Annotated(TEXT, candidates)], 100.0)
     assert not scored.kept
     gains = sorted(c.gain for c in scored.candidates)

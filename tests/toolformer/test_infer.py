@@ -1,11 +1,13 @@
 """Generation with tools: the trigger, the insertion, one call, failures; in a batch as alone."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from langchain_core.tools import tool
 
+from ai_learning.errors import InputError
 from ai_learning.tokenizers import BPETokenizer
 from ai_learning.toolformer import Calculator, Calendar, GPTModel, LanguageModel, Tool, generate_with_tools
 
@@ -176,3 +178,27 @@ def test_lengths_and_stops() -> None:
     assert generate_with_tools(lm, "a", [], stop=lambda text: text.endswith("d")).text == "bcd"
     with pytest.raises(ValueError, match="takes 1 to 200"):
         generate_with_tools(lm, "a" * 300, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("seed", -3),
+        ("seed", 2**64),
+        ("top_k", 0),
+        ("max_new_tokens", -1),
+        ("max_calls", -1),
+        ("max_call_tokens", 0),
+    ],
+)
+def test_values_without_sense_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{name}={value} must be"):
+        generate_with_tools(Scripted(follow("ab")), "a", [Counting()], **{name: value})
+
+
+def test_the_greatest_seed_is_one() -> None:
+    lm = Scripted(follow("abcd"), 40)
+    assert generate_with_tools(lm, "a", [], temperature=0.01, seed=2**64 - 1).text == "bcd"

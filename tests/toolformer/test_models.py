@@ -1,5 +1,9 @@
 """The interface over our GPT and over transformers' models: the same numbers, the same continuations."""
 
+import logging
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ai_learning.errors import InputError
 from ai_learning.generate import generate
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.pretrained import to_hf
@@ -23,8 +28,10 @@ from ai_learning.toolformer import (
     CallFormat,
     GPTModel,
     LanguageModel,
+    PipelineTool,
     Settings,
     TransformersModel,
+    Translator,
     annotate,
     as_language_model,
     generate_with_tools,
@@ -32,6 +39,7 @@ from ai_learning.toolformer import (
 from ai_learning.toolformer.calls import BYTES, MARKED
 from ai_learning.toolformer.draws import sampler, uniforms
 from ai_learning.toolformer.ends import CallEnd
+from ai_learning.toolformer.models import open_language_model
 from ai_learning.toolformer.prompts import PROMPTS, prompt
 
 
@@ -155,8 +163,6 @@ def test_a_mark_inside_a_longer_token_ends_the_call(ours: GPTModel) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_any_causal_model_is_annotated_and_writes(kind: str, ours: GPTModel, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Random weights and a tokenizer of transformers, from a folder, with the paper's prompts and marks."""
-    from ai_learning.toolformer.models import open_language_model
-
     V = ours.tokenizer.vocab_size
     torch.manual_seed(0)
     if kind == "gpt2":
@@ -178,6 +184,42 @@ def test_any_causal_model_is_annotated_and_writes(kind: str, ours: GPTModel, tmp
     assert [c.call for c in together[0].candidates] == [c.call for c in alone[0].candidates]
     found = generate_with_tools(lm, ["3 + 4 =", "7"], [Calculator()], max_new_tokens=5, top_k=V)
     assert len(found) == 2 and all(len(g.uses) <= 1 for g in found)
+
+
+@pytest.mark.parametrize("device", ["foo", "cpu:9", "cuda:99", "mps:7"])
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_a_device_that_is_not_here_is_told_before_anything_is_read(
+    device: str, kind: str, tmp_path: Path
+) -> None:
+    """Else a whole checkpoint is read for nothing, and is called damaged."""
+    (tmp_path / "model.pt").write_bytes(b"not read")
+    with pytest.raises(InputError, match=f"device {device!r} is not available here"):
+        open_language_model(tmp_path / "model.pt" if kind == "ours" else tmp_path, device)
+
+
+def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub tells of each try that fails."""
+    said: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+
+    def fails(*_: Any, **__: Any) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
+        raise OSError("no\nconnection")
+
+    for loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "pipeline"):
+        target = f"transformers.{loader}" + ("" if loader == "pipeline" else ".from_pretrained")
+        monkeypatch.setattr(target, fails)
+    logger.addHandler(handler)
+    try:
+        for load in (open_language_model, Translator.load, PipelineTool.load):
+            with pytest.raises(InputError, match="no connection"):
+                load("WRONGNAME")
+        assert not said
+        logging.getLogger("huggingface_hub.utils").warning("heard")
+        assert said == ["heard"]  # afterwards as before
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_text_of_transformers_special_tokens_is_text(theirs: TransformersModel) -> None:

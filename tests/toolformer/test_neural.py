@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ai_learning.errors import InputError
 from ai_learning.tokenizers import BPETokenizer
 from ai_learning.toolformer import PipelineTool, Translator
 from ai_learning.toolformer.toolbox import open_tools, read_facts
@@ -112,6 +113,22 @@ def test_bad_tools_are_one_line(spec: str) -> None:
     with pytest.raises(ValueError) as caught:
         open_tools([spec])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("shuot", "NameError: name 'shuot' is not defined"),
+        ("raise SystemExit(5)", "SystemExit: 5"),
+        ("1 +", "SyntaxError: invalid syntax"),
+        ("from ai_learning.toolformer import Tool\nclass Mine(Tool): pass\nx = Mine()", "Mine has no name"),
+    ],
+)
+def test_a_file_of_tools_may_end_in_anything(written: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(written)
+    with pytest.raises(InputError, match=said):
+        open_tools([f"{tmp_path}/mine.py:x"])
 
 
 def test_bad_facts(tmp_path: Path) -> None:

@@ -114,6 +114,13 @@ def test_shards_and_resumption_give_every_document_once(writer: GPTModel, tmp_pa
     }
 
 
+def test_a_job_refuses_sizes_that_are_none(writer: GPTModel, tmp_path: Path) -> None:
+    """0 is not "left out"."""
+    for name in ("most_tokens", "part_size"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            annotate_corpus(writer, [], [Calculator()], AnnotatedCorpus(tmp_path), **{name: 0})
+
+
 def test_a_folder_begun_otherwise_is_refused(tmp_path: Path) -> None:
     AnnotatedCorpus(tmp_path, 0, 2).write([])
     with pytest.raises(ValueError, match="begun with 2 shards, not 3"):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ai_learning.errors import InputError
 from ai_learning.toolformer import Annotated, Calculator, Call, Candidate, Document, GPTModel
 from ai_learning.toolformer.picture import save_html, to_html, to_terminal
 from ai_learning.toolformer.prefilter import date_of_url, has_date, may_calculate, may_translate
@@ -157,6 +158,13 @@ def test_evaluation_with_tools_and_without(writer: GPTModel) -> None:
         r.right == is_right("math", r.written.split("</API>")[-1], r.answers) for r in with_tools.results
     )
     json.dumps(with_tools.to_json())
+
+
+def test_nothing_is_not_measured(writer: GPTModel) -> None:
+    with pytest.raises(InputError, match="no examples"):
+        evaluate(writer, [], "math")
+    with pytest.raises(InputError, match="at_once=0 must be at least 1"):
+        evaluate(writer, [Example("3", ("3",))], "math", at_once=0)
 
 
 # --- pre-filters --------------------------------------------------------------------------------------------

@@ -317,6 +317,40 @@ def test_the_command_refuses_a_folder_that_is_not_its_own(
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_every_tool_has_its_threshold() -> None:
+    with pytest.raises(InputError, match="a threshold for each of Calculator, Calendar, QA"):
+        replace(SMALL, tau_f={"QA": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("--k 0", "k=0 must be at least 1"),
+        ("--m -1", "m=-1 must be at least 1"),
+        ("--test-items 0", "test_items=0 must be at least 1"),
+        ("--pretrain-documents 0", "pretrain_documents=0 must be at least 1"),
+        ("--documents 0", "documents=0 must be at least 1"),
+        ("--batch-tokens 0", "batch_tokens=0 must be at least 1"),
+        ("--rounds 0", "rounds=0 must be at least 1"),
+        ("--enough -1", "enough=-1 must be at least 0"),
+        ("--seed -1", "seed=-1 must be from 0"),
+        ("--seed 99999999999999999999", "seed=99999999999999999999 must be from 0"),
+        ("--lr nan", "lr=nan must be a positive number"),
+        ("--pretrain-plain 1.5", "pretrain_plain=1.5 is a share"),
+        ("--tau-s 2", "tau_s=2.0 is a probability"),
+        ("--n-head 3", "n_head=3 must divide n_embd=128"),
+    ],
+)
+def test_the_command_refuses_values_without_sense_at_the_start(
+    args: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tiny, "pretrain", lambda self: pytest.fail("pre-training began"))
+    assert main(["toolformer", "demo", "--out", str(tmp_path / "out"), *args.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["toolformer", "demo", "--help"]) == 0
     shown = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Tools never raise, never hang, never evaluate; and they are LangChain's tools as well."""
 
 import ast
+import asyncio
 import inspect
 import sys
 import time
@@ -9,6 +10,7 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from langchain_core.tools import BaseTool, StructuredTool, tool
 
 import ai_learning.toolformer.calculator as calculator_module
+from ai_learning.errors import InputError
 from ai_learning.toolformer import (
     Calculator,
     Calendar,
@@ -214,6 +217,8 @@ def test_search_over_a_folder(tmp_path: Path) -> None:
         WikiSearch(["a"], k=0)
     with pytest.raises(ValueError, match="at least one text"):
         WikiSearch([])
+    with pytest.raises(InputError, match="no word to find in 'the a an'"):
+        WikiSearch(["the a an", "§ . x"])
 
 
 def test_search_over_a_data_set(tmp_path: Path) -> None:
@@ -375,6 +380,31 @@ def test_langchain_tools_of_other_forms() -> None:
         "later ab",
         "2",
     ]
+
+
+def test_a_tool_with_only_a_coroutine_works_where_a_loop_runs() -> None:
+    """As in Jupyter, whose loop is not to be run again."""
+
+    @tool
+    async def slow(text: str) -> str:
+        """Comes later."""
+        await asyncio.sleep(0)
+        return f"later {text}"
+
+    async def cell() -> str:
+        return from_langchain(slow)("x")
+
+    assert asyncio.run(cell()) == from_langchain(slow)("x") == "later x"
+
+
+@pytest.mark.parametrize("name", ["bad name(", "a(", " a", "", "3a", "a\n", 7])
+def test_a_name_that_no_call_can_be_written_with_is_refused(name: Any) -> None:
+    named = Calculator()
+    named.name = name
+    with pytest.raises(ValueError, match="no call to a tool named"):
+        as_tools([named])
+    with pytest.raises(ValueError, match="a Tool has no name"):
+        as_tools([Tool()])
 
 
 def test_what_is_no_tool_is_refused() -> None:

@@ -8,11 +8,12 @@ Toolformer           M fine-tuned on C*
 """
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -20,6 +21,7 @@ from ...errors import InputError
 from ...model import GPT, GPTConfig
 from ..annotate import annotate
 from ..calls import MARKED
+from ..checks import at_least, check_seed
 from ..corpus import training_rows
 from ..filter import Annotated, Candidate, refilter
 from ..models import GPTModel
@@ -33,7 +35,11 @@ from .world import KINDS, Item, tokenizer, world
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes, learning rates and thresholds of the tiny reproduction."""
+    """Sizes, learning rates and thresholds of the tiny reproduction.
+
+    Raises:
+        ValueError: a value out of its range: here, as most are used only after minutes of pre-training.
+    """
 
     seed: int = 0
     """of weights, documents and samples; the world itself is always the same"""
@@ -90,6 +96,22 @@ class TinyConfig:
 
     test_items: int = 150
     """held-out problems of each kind"""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # all that is counted
+            if one.type is int and one.name not in ("seed", "enough"):
+                at_least(1, **{one.name: getattr(self, one.name)})
+        at_least(0, enough=self.enough, tune_plain=self.tune_plain)
+        check_seed(self.seed)
+        for name in ("lr", "embedding_lr", "muon_lr", "tune_share"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} must be a positive number")
+        if not 0 <= self.pretrain_plain <= 1:
+            raise InputError(f"pretrain_plain={self.pretrain_plain} is a share: from 0 to 1")
+        if set(self.tau_f) != set(KINDS):
+            raise InputError(f"tau_f={self.tau_f} must have a threshold for each of {', '.join(KINDS)}")
+        self.settings()
+        self.model()
 
     def settings(self) -> dict[str, Settings]:
         """By tool."""
