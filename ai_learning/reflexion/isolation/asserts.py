@@ -74,6 +74,8 @@ class Tests:
                 swapped = _is_literal(test.left) and not _is_literal(test.comparators[0])
                 got, expected = reversed(values) if swapped else values
                 told = f"got {got}, expected {expected}"
+                if got == expected:
+                    told += " (they only look alike: an object of the code's own class equals no plain value)"
             else:
                 told = f"left is {values[0]}, right is {values[1]}"
         else:
