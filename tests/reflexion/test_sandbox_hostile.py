@@ -92,6 +92,12 @@ def test_functions_of_the_tests_do_not_open_the_judge(sandbox: Sandbox) -> None:
     assert result.stdout.count("held") == 20 and "ESCAPED" not in result.stdout
 
 
+def test_names_are_looked_at_once(strongest: Sandbox) -> None:
+    result = strongest.run(hostile.TWO_WORDS, hostile.TWO_WORDS_TESTS)
+    assert result.passed, result.error
+    assert result.stdout.count("held") == 8 and "ESCAPED" not in result.stdout
+
+
 def test_the_truth_passes_the_same_tests(sandbox: Sandbox) -> None:
     for tests in (hostile.TESTS, hostile.HUMANEVAL_TESTS, hostile.TOLERANT_TESTS, hostile.UNITTEST_TESTS):
         result = sandbox.run("def f(x): return x * x", tests, entry_point="f")

@@ -20,29 +20,47 @@ import unittest
 from mmap import mmap
 from typing import Any
 
+from . import like
 from .asserts import FILE, TestFailedError, Tests, is_builtin, show
 from .peer import PRINTED, Peer
-from .remote import Remote
-from .wire import DEPTH, ClosedError, Tree, WireError, receive, send
+from .remote import Remote, told_of
+from .wire import DEPTH, ClosedError, Encoder, Tree, WireError, receive, send
 
 PROGRAM = 0
 """the worker's handle for the function that runs the code"""
 _TESTS = "tests"
 _ITERATION = {"iter", "next"}
 _OF_INSTANCES = {
-    "getattr",
-    "setattr",
-    "len",
-    "getitem",
-    "setitem",
-    "bool",
-    "repr",
-    "str",
-    "hash",
-    "eq",
-    "iter",
-    "next",
+    *(
+        "getattr",
+        "setattr",
+        "len",
+        "getitem",
+        "setitem",
+        "delitem",
+        "contains",
+        "bool",
+        "repr",
+        "str",
+        "format",
+    ),
+    *(
+        "hash",
+        "eq",
+        "iter",
+        "next",
+        "reversed",
+        "enter",
+        "exit",
+        "int",
+        "float",
+        "index",
+        "round",
+        "abs",
+        "neg",
+    ),
 }
+_OF_FUNCTIONS = {"__name__", "__qualname__", "__doc__", "__module__"}
 
 
 class WorkerGone(BaseException):
@@ -80,7 +98,8 @@ class Judge(Peer):
     def serves(self, operation: str, target: Any, arguments: list[Any]) -> bool:
         """Calls of functions that tests passed on, iterators, and instances of the tests' own classes.
 
-        Never attributes of functions or modules: ``function.__globals__`` would hold the expected values.
+        Of functions and classes their names and what they say of themselves (``functools.wraps`` asks), and
+        nothing else: ``function.__globals__`` would hold the expected values.
         """
         if self._given.get(self._handles.get(id(target), -1)) is not target:
             return False
@@ -88,9 +107,32 @@ class Judge(Peer):
             return callable(target)
         if operation in _ITERATION and hasattr(target, "__next__"):
             return True
+        if operation == "plain":  # what was passed on is what it holds
+            return like.base_of(target) is not None
+        if operation == "getattr" and isinstance(target, types.FunctionType | types.MethodType | type):
+            return type(arguments[0]) is str and arguments[0] in _OF_FUNCTIONS
         if type(target).__module__ != _TESTS or operation not in _OF_INSTANCES:
             return False
-        return operation not in ("getattr", "setattr") or not str(arguments[0]).startswith("_")
+        if operation not in ("getattr", "setattr"):
+            return True
+        # Exactly a str: the code's own kind of text would be asked for its words a second time.
+        return type(arguments[0]) is str and not arguments[0].startswith("_")
+
+    def attributes(self, error: BaseException) -> tuple[dict[str, Any], str | None]:
+        """Of the tests' own exceptions, and what the code told of its own; a failed assert holds values."""
+        if type(error).__module__ == _TESTS:
+            return {name: value for name, value in vars(error).items() if not name.startswith("_")}, None
+        return told_of(error), None
+
+    def leave(self, manager: Remote, error: BaseException | None) -> bool:
+        """As `Peer.leave`, but the code can neither swallow a failure of the tests nor read the values."""
+        if error is None or not _is_failure(error):
+            return super().leave(manager, error)
+        super().leave(manager, AssertionError())
+        return False
+
+    def _describe(self, error: BaseException, encode: Encoder) -> Tree:
+        return super()._describe(AssertionError() if _is_failure(error) else error, encode)
 
     def options(self) -> dict[str, Any]:
         """Tests that redirect their output or input mean the code's."""
@@ -103,7 +145,7 @@ class Judge(Peer):
 
     def told(self, extra: dict[str, Any]) -> None:
         """What was printed during the call, and the plain globals of the code that the tests use."""
-        if isinstance(extra.get(PRINTED), str):
+        if type(extra.get(PRINTED)) is str:
             sys.stdout.write(extra.pop(PRINTED))
         for name, value in extra.items():
             if name in self.watched and type(self.watched[name]) is not Remote:
@@ -124,6 +166,13 @@ class Judge(Peer):
         if tree[0] == "module" and tree[1] in sys.stdlib_module_names:
             return importlib.import_module(tree[1])
         return super().resolve(tree)
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether an exception says that a test failed; the code's own asserts come with a trace."""
+    return isinstance(error, WorkerGone) or (
+        isinstance(error, AssertionError) and not hasattr(error, "sandbox_trace")
+    )
 
 
 def judge(control: socket.socket, channel: socket.socket, worker: int, progress: mmap) -> None:
@@ -167,7 +216,8 @@ def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict
     except BaseException as error:
         verdict["exit_code"] = 1
         return _describe(error)
-    if type(found) is not dict or not found.keys() <= set(wanted):  # __builtins__, for instance
+    # Other names: __builtins__, for instance. Other kinds of text: the code's own subclasses of str.
+    if type(found) is not dict or not all(type(name) is str and name in wanted for name in found):
         peer.broken = "the code's process wrote something that is no message"
         raise WorkerGone(peer.broken)
     peer.namespace = _chosen(found, request["entry_point"])

@@ -73,7 +73,7 @@ class Worker(Peer):
             extra[PRINTED] = printed.getvalue()
         known = self.module.__dict__
         for name in self.wanted:
-            if isinstance(known.get(name, self), int | float | str | list | dict | set | tuple | type(None)):
+            if _is_plain(known.get(name, self)):
                 extra[name] = known[name]
         return value, extra
 
@@ -93,6 +93,27 @@ class Worker(Peer):
         ]
         return " → ".join(told)
 
+    def attributes(self, error: BaseException) -> tuple[dict[str, Any], str | None]:
+        """The exception's own attributes, those of its class, and its text where the class words it."""
+        found: dict[str, Any] = {}
+        text = None
+        own = [cls for cls in type(error).__mro__ if cls.__module__ not in sys.stdlib_module_names]
+        with contextlib.suppress(Exception):
+            found = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+        for name, item in [pair for cls in own for pair in vars(cls).items() if not pair[0].startswith("_")]:
+            if name not in found and (isinstance(item, property) or _is_plain(item)):
+                with contextlib.suppress(Exception):
+                    found[name] = getattr(error, name)
+        if any("__str__" in vars(cls) for cls in own):
+            with contextlib.suppress(BaseException):
+                text = str.__str__(str(error))
+        return found, text
+
+    def restore(self, error: BaseException, attributes: Any, text: Any) -> None:
+        """An exception that comes back, or one of the tests' own: set what was told."""
+        if type(attributes) is dict:
+            error.__dict__.update(attributes)
+
     def export(self, value: Any) -> Tree:
         """Modules go by name."""
         if type(value) is types.ModuleType and value.__name__ in sys.stdlib_module_names:
@@ -104,6 +125,10 @@ class Worker(Peer):
         if tree[0] == "function":
             return getattr(importlib.import_module(tree[1]), tree[2])
         return super().resolve(tree)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | list | dict | set | tuple | type(None))
 
 
 def work(channel: socket.socket) -> None:
