@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import selectors
 import signal
@@ -9,6 +10,7 @@ import socket
 import struct
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any
@@ -21,6 +23,8 @@ from .worker import work
 
 _TICK = 0.05
 _JUDGE_MB = 512
+_CLEAN_UP_S = 1.0
+"""the caller waits no longer for the folder to be deleted"""
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,16 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
         os.close(writer)
     watched = "" if walls.namespaces else folder  # a mounted workplace has its own bounds
     watch = _Watch(job, control, [r for r, _ in streams], settings, pid, proc, watched)
+    removal = iter(()) if walls.namespaces else _removal(folder)
+    enough = math.inf
     try:
         verdict = watch.run()
+        enough = time.monotonic() + _CLEAN_UP_S
     finally:
         _kill(pid, walls, proc)
-        if not walls.namespaces:
-            _remove(folder)
+        for _ in removal:
+            if time.monotonic() > enough:
+                break
     watch.drain()
     stdout, stderr = watch.outputs
     result: dict[str, Any] = {
@@ -104,8 +112,11 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
         (number,) = struct.unpack("q", progress[:8])
         if 0 <= number < len(watch.asserts):
             result["error"] += f", in: {watch.asserts[number]}"
+    linux.prctl(linux.PR_SET_PDEATHSIG, 0)  # the rest is cleared away also if the caller ends now
     with contextlib.suppress(OSError):
         send(job, result)
+    for _ in removal:  # what many folders on a slow disk left to do; nobody waits for it
+        pass
 
 
 class _Watch:
@@ -337,21 +348,23 @@ def _disk_use(folder: str) -> tuple[float, float]:
     return size, count
 
 
-def _remove(folder: str) -> None:
-    """Delete a folder, however deep and whatever its modes; nobody works in it any more."""
+def _removal(folder: str) -> Iterator[None]:
+    """Delete a folder step by step, however deep and whatever its modes; nobody works in it any more."""
     waiting, moved = [folder], 0
     with contextlib.suppress(OSError):
         while waiting:
             current = waiting.pop()
-            with os.scandir(current) as entries:
-                for entry in list(entries):
-                    if entry.is_dir(follow_symlinks=False):  # to the top, so that no path grows too long
-                        os.chmod(entry.path, 0o700)
-                        moved += 1
-                        waiting.append(f"{folder}/{moved}.to-delete")
-                        os.rename(entry.path, waiting[-1])
-                    else:
-                        os.unlink(entry.path)
+            with os.scandir(current) as listing:
+                entries = list(listing)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):  # to the top, so that no path grows too long
+                    os.chmod(entry.path, 0o700)
+                    moved += 1
+                    waiting.append(f"{folder}/{moved}.to-delete")
+                    os.rename(entry.path, waiting[-1])
+                else:
+                    os.unlink(entry.path)
+                yield
             if current != folder:
                 os.rmdir(current)
         os.rmdir(folder)
