@@ -209,7 +209,7 @@ def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict
     try:
         found = program(request["code"], wanted, tests is None)
     except SystemExit as error:
-        verdict["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+        verdict["exit_code"] = int(error.code if isinstance(error.code, int) else error.code is not None)
         return f"the code called sys.exit({show(error.code)}) before its end"
     except WorkerGone:
         raise
