@@ -698,3 +698,47 @@ class Box:
     def get(self): return self.content
 assert read(Box()) == 3
 """
+
+# The tests write files, and find them as they were; modules beside them are never imported.
+FILES = """
+import os
+def lines(path):
+    with open(path) as file: return file.read().splitlines()
+def change(path):
+    folder = os.path.dirname(path)
+    for act in (
+        lambda: open(path, "w"), lambda: open(path, "a"), lambda: os.unlink(path), lambda: os.rename(path, "x"),
+        lambda: open(folder + "/difflib.py", "w"), lambda: os.symlink("/etc/passwd", folder + "/link"),
+    ):
+        try: act(); print("ESCAPED")
+        except OSError: print("held")
+    with open("difflib.py", "w") as file: file.write("raise SystemExit")
+    with open("own.txt", "w") as file: file.write("mine")
+"""
+FILES_TESTS = """
+import os, tempfile
+with open("data.txt", "w") as file: file.write("a\\nb\\n")
+assert lines("data.txt") == ["a", "b"]
+assert lines(os.path.abspath("data.txt")) == ["a", "b"]
+with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "deep.txt")
+    with open(path, "w") as file: file.write("c")
+    assert lines(path) == ["c"]
+with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+    file.write("d")
+    file.flush()
+    assert lines(file.name) == ["d"]
+change(os.path.abspath("data.txt"))
+assert open("data.txt").read() == "a\\nb\\n"
+assert os.listdir() == ["data.txt"]
+import difflib
+assert difflib.__file__ != os.path.abspath("difflib.py")
+for path in ("/tmp/own.txt", "../work/own.txt"):
+    try: open(path)
+    except OSError: pass
+    else: assert False, path
+for path in ("/etc/x", "/x", "/tmp/x", "/var/tmp/x", "../x"):
+    try: open(path, "w")
+    except OSError: pass
+    else: assert False, path
+"""

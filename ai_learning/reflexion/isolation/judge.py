@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -175,9 +176,23 @@ def _is_failure(error: BaseException) -> bool:
     )
 
 
+class _OpenFiles:
+    """``os`` as ``tempfile`` sees it: what tests make there the code is to read, and it is another user."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        return os.open(path, flags, 0o644)
+
+    def mkdir(self, path: str, mode: int = 0o755) -> None:
+        os.mkdir(path, 0o755)
+
+
 def judge(control: socket.socket, channel: socket.socket, worker: int, progress: mmap) -> None:
     """Receive a program and its tests, judge it, and send the verdict."""
     sys.setrecursionlimit(DEPTH)
+    setattr(tempfile, "_os", _OpenFiles())  # noqa: B010 - tests use tempfile
     request = receive(control)
     peer = Judge(channel)
     verdict = {"passed": False, "error": "", "exit_code": 0}

@@ -26,8 +26,9 @@ FILE = "<code>"
 class Worker(Peer):
     """The code's end of the channel. It does whatever the tests ask."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, home: str, shelf: str) -> None:
         super().__init__(channel)
+        self.home, self.shelf = home, shelf
         self.wanted: list[str] = []
         self.module = types.ModuleType("__main__")
         self.give(self.run)
@@ -61,6 +62,7 @@ class Worker(Peer):
 
     def perform(self, work: Callable[[], Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Do it with the tests' input and output where they redirected them."""
+        self._show_files()
         extra: dict[str, Any] = {}
         printed = io.StringIO()
         try:
@@ -82,6 +84,13 @@ class Worker(Peer):
             if _is_plain(known.get(name, self)):
                 extra[name] = known[name]
         return value, extra
+
+    def _show_files(self) -> None:
+        """Link what the tests wrote into the code's folder, so that one name serves both."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.shelf) if self.shelf else ():
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(f"{self.shelf}/{name}", f"{self.home}/{name}")
 
     def _reply(self, *told: Any) -> None:
         before = sys.getrecursionlimit()
@@ -137,9 +146,15 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float | str | list | dict | set | tuple | type(None))
 
 
-def work(channel: socket.socket) -> None:
-    """Serve until the judge is gone."""
-    worker = Worker(channel)
+def work(channel: socket.socket, home: str, shelf: str) -> None:
+    """Serve until the judge is gone.
+
+    Args:
+        channel: to the judge.
+        home: the code's folder.
+        shelf: where tests write files, if they may.
+    """
+    worker = Worker(channel, home, shelf)
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace", write_through=True)
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "replace", write_through=True)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
