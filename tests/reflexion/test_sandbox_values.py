@@ -196,15 +196,20 @@ else:
     "tests",
     [
         "with T() as x:\n    assert x == 4, 'expected 4'",
+        "with T() as x:\n    assert x.value - 4 == 0",
         "import unittest\nclass C(unittest.TestCase):\n    def test(self):\n"
         "        with T() as x:\n            self.assertEqual(x, 4)",
+        "import unittest\nclass C(unittest.TestCase):\n    def test(self):\n"
+        "        with T() as x:\n            self.assertAlmostEqual(x.value, 4)",
     ],
 )
 def test_a_with_block_does_not_swallow_a_failed_test_nor_learn_its_values(tests: str) -> None:
     code = """
-class T:
+class T(int):
+    def __new__(cls):
+        return super().__new__(cls, 3)
     def __enter__(self):
-        return 3
+        return self
     def __exit__(self, kind, error, trace):
         print("told", kind, error.args)
         return True
