@@ -538,6 +538,44 @@ assert b.args == ('x',)
     passes(code, tests)
 
 
+def test_exceptions_of_the_standard_library_are_the_tests_own() -> None:
+    code = """
+import json, queue, statistics
+from dataclasses import dataclass
+from decimal import Decimal
+@dataclass(frozen=True)
+class Point:
+    x: int = 1
+def parse(text):
+    return json.loads(text)
+def take():
+    queue.Queue().get_nowait()
+def mean():
+    return statistics.mean([])
+def divide(a):
+    return Decimal(a) / 0
+"""
+    tests = """
+import decimal, json, queue, statistics, unittest
+from dataclasses import FrozenInstanceError
+class Errors(unittest.TestCase):
+    def test(self):
+        with self.assertRaises(json.JSONDecodeError) as caught:
+            parse("[1,")
+        self.assertEqual((caught.exception.pos, caught.exception.doc), (3, "[1,"))
+        self.assertIn("line 1 column 4", str(caught.exception))
+        with self.assertRaises(FrozenInstanceError):
+            Point().x = 2
+        with self.assertRaises(queue.Empty):
+            take()
+        with self.assertRaises(statistics.StatisticsError):
+            mean()
+        with self.assertRaises(decimal.DivisionByZero):
+            divide(1)
+"""
+    passes(code, tests)
+
+
 def test_times_with_zones_paths_views_and_uuids_are_copied() -> None:
     code = """
 from datetime import datetime, timezone, timedelta, time

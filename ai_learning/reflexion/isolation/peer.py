@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import like
+from .exceptions import FIELDS, LIBRARY
 from .remote import ARITHMETIC, Remote, mirror, tell
 from .wire import Decoder, Encoder, Tree, WireError, receive, send
 
@@ -195,6 +196,8 @@ class Peer:
                 return ["yours", self._mirrors[value]]
             if vars(builtins).get(name) is value:
                 return ["exception", name]
+            if value in FIELDS:
+                return ["exception", f"{value.__module__}.{value.__qualname__}"]
             bases = [self.export(base) for base in value.__bases__ if issubclass(base, BaseException)]
             return ["mine", self.give(value), name, "exception", bases]
         known = like.remote_of(value)
@@ -215,7 +218,7 @@ class Peer:
         if kind == "yours":
             return self._given[rest[0]]
         if kind == "exception":
-            return _exception_class(getattr(builtins, rest[0]))
+            return LIBRARY.get(rest[0]) or _exception_class(getattr(builtins, rest[0]))
         if kind == "error":
             return self._exception(rest, Decoder(self.resolve))
         if kind not in ("mine", "like"):
@@ -254,11 +257,17 @@ class Peer:
         arguments = [read(argument) for argument in arguments]
         kind = _exception_class(read(kind))
         try:
+            if kind in FIELDS:
+                raise TypeError("they are made of other arguments than they keep")
             error: BaseException = kind(*arguments)
         except Exception:
             error = kind.__new__(kind)
             error.args = tuple(arguments)
-        self.restore(error, Decoder(self.resolve)(told), text)
+        told = Decoder(self.resolve)(told)
+        for name in FIELDS.get(kind, ()):
+            if type(told) is dict and name in told:
+                setattr(error, name, told[name])
+        self.restore(error, told, text)
         error.sandbox_trace = str(trace)  # type: ignore[attr-defined]
         return error
 
