@@ -434,6 +434,175 @@ assert c == {('a', 1)}
     passes(code, tests)
 
 
+def test_the_code_uses_objects_of_the_tests() -> None:
+    code = """
+def use(manager, box, stack):
+    with manager as m:
+        inside = m
+    stack.append(5)
+    stack[0] = 7
+    return (inside, 3 in box, 4 in box, len(stack), list(stack), f'{box:x}', stack == [7, 5], isinstance(stack, list))
+def bad(manager):
+    with manager:
+        raise KeyError('k')
+def sub(s):
+    return (s.upper(), s + '!', s.twice())
+def hi(v):
+    return (hasattr(v, 'nope'), hasattr(v, '_secret'))
+"""
+    tests = """
+class M:
+    def __enter__(self):
+        return 4
+    def __exit__(self, k, v, t):
+        self.seen = (k, v.args if v else None)
+        return k is KeyError
+class Box:
+    def __contains__(self, x):
+        return x == 3
+    def __format__(self, f):
+        return f + '!'
+class L(list):
+    pass
+l = L([1])
+assert use(M(), Box(), l) == (4, True, False, 2, [7, 5], 'x!', True, True)
+assert l == [7, 5]
+m = M()
+bad(m)
+assert m.seen == (KeyError, ('k',))
+class S(str):
+    def twice(self):
+        return self * 2
+assert sub(S('a')) == ('A', 'a!', 'aa')
+assert hi(Box()) == (False, False)
+"""
+    passes(code, tests)
+
+
+def test_classes_as_programs_for_tasks_have_them() -> None:
+    code = """
+class Matrix:
+    def __init__(s, r):
+        s.r = r
+    def __matmul__(s, o):
+        return Matrix([[sum((a * b for a, b in zip(x, y))) for y in zip(*o.r)] for x in s.r])
+    def __eq__(s, o):
+        return isinstance(o, Matrix) and s.r == o.r
+    def __getitem__(s, i):
+        return s.r[i]
+    def __imul__(s, o):
+        s.r = [[5]]
+        return s
+class Trie(dict):
+    def insert(self, w):
+        n = self
+        for c in w:
+            n = n.setdefault(c, Trie())
+        n['end'] = True
+    def has(self, w):
+        n = self
+        for c in w:
+            if c not in n:
+                return False
+            n = n[c]
+        return n.get('end', False)
+class Hist(dict):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+    def __setitem__(self, k, v):
+        self.log.append(k)
+        super().__setitem__(k, v)
+class Low(dict):
+    def __getitem__(self, k):
+        return super().__getitem__(k.lower())
+    def __contains__(self, k):
+        return super().__contains__(k.lower())
+class Obs(list):
+    def __init__(self, *a):
+        super().__init__(*a)
+        self.n = 0
+    def append(self, x):
+        self.n += 1
+        super().append(x)
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+class Tree(list):
+    pass
+def cyc():
+    t = Tree()
+    t.append(t)
+    return t
+class E(Exception):
+    def __init__(s, a, b):
+        super().__init__(f'{a}-{b}')
+        s.a = a
+        s.b = b
+def f():
+    raise E(1, 2)
+history = Obs()
+def rec(x):
+    history.append(x)
+"""
+    tests = """
+assert Matrix([[1, 2]]) @ Matrix([[3], [4]]) == Matrix([[11]])
+assert Matrix([[1]])[0] == [1]
+t = Trie()
+t.insert('ab')
+assert t.has('ab')
+assert not t.has('a')
+assert 'a' in t
+assert t == {'a': {'b': {'end': True}}}
+h = Hist()
+h['x'] = 1
+assert h.log == ['x']
+assert h == {'x': 1}
+assert h['x'] == 1
+assert h.get('y') is None
+assert list(h.items()) == [('x', 1)]
+l = Low(a=1)
+assert l['A'] == 1
+assert 'A' in l
+assert 'b' not in l
+o = Obs([1, 2])
+o.append(3)
+assert o.n == 1
+assert o == [1, 2, 3]
+assert list(o) == [3, 2, 1]
+c = cyc()
+assert c[0] is c
+assert len(c) == 1
+try:
+    f()
+except E as e:
+    assert (e.a, e.b, str(e), e.args) == (1, 2, '1-2', ('1-2',))
+rec(1)
+rec(2)
+assert history == [1, 2]
+assert history.n == 2
+import json
+assert json.dumps(list(Obs([1]))) == '[1]'
+assert sorted([Obs([2]), Obs([1])]) == [[1], [2]]
+import unittest
+class T(unittest.TestCase):
+    def test(self):
+        self.assertEqual(Obs([1]), [1])
+        self.assertListEqual(list(Trie()), [])
+        self.assertIn(1, Obs([1]))
+        self.assertIsInstance(Obs(), list)
+        self.assertDictEqual(Trie(), {})
+        self.assertCountEqual(Obs([1, 2]), [2, 1])
+        self.assertTrue(Obs([1]))
+        self.assertFalse(Obs())
+        with self.assertRaises(E) as c:
+            f()
+        self.assertEqual(c.exception.a, 1)
+        with self.assertRaisesRegex(E, '1-2'):
+            f()
+"""
+    passes(code, tests)
+
+
 def test_decorators_keep_the_names_of_the_tests_functions() -> None:
     code = """
 import functools
