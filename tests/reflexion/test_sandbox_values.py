@@ -441,7 +441,8 @@ def use(manager, box, stack):
         inside = m
     stack.append(5)
     stack[0] = 7
-    return (inside, 3 in box, 4 in box, len(stack), list(stack), f'{box:x}', stack == [7, 5], isinstance(stack, list))
+    of_stack = (len(stack), list(stack), stack == [7, 5], isinstance(stack, list))
+    return (inside, 3 in box, 4 in box, f'{box:x}', *of_stack)
 def bad(manager):
     with manager:
         raise KeyError('k')
@@ -465,7 +466,7 @@ class Box:
 class L(list):
     pass
 l = L([1])
-assert use(M(), Box(), l) == (4, True, False, 2, [7, 5], 'x!', True, True)
+assert use(M(), Box(), l) == (4, True, False, 'x!', 2, [7, 5], True, True)
 assert l == [7, 5]
 m = M()
 bad(m)
