@@ -5,6 +5,7 @@ Nothing here knows what is asked. Every chat model of LangChain's fits.
 
 import contextvars
 import email.utils
+import math
 import random
 import threading
 import time
@@ -57,7 +58,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:  # NaN is no limit either
                 raise InputError(f"{name}={value} must not be negative")
         if self.max_cost is not None and not (self.price_in or self.price_out):
             raise InputError(
@@ -81,7 +82,10 @@ class Retry:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise InputError(f"attempts={self.attempts} must be at least 1")
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        for name, value in (("wait_s", self.wait_s), ("longest_wait_s", self.longest_wait_s)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name}={value} must be a number of seconds, at least 0")
+        if self.timeout_s is not None and not self.timeout_s > 0:
             raise InputError(f"timeout_s={self.timeout_s} must be positive; leave it out for no limit")
 
     def wait(self, attempt: int, error: BaseException) -> float:

@@ -275,7 +275,8 @@ def run_python(
         code: the program.
         tests: asserts on the program's functions, HumanEval's ``def check(candidate)``, ``unittest`` classes
             or ``test_…`` functions. They run in another process, on plain values that the code returns.
-            Without tests the program passes when it runs to its end (``sys.exit`` is not the end).
+            Without tests the program passes when it runs to its end (``sys.exit`` is not the end). They may
+            write files, which the code can read.
         timeout_s: wall seconds for code and tests together.
         memory_mb: megabytes for the code, on top of the interpreter's own.
         entry_point: the function under test: what ``check`` is called with where tests do not call it, and

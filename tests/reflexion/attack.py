@@ -118,6 +118,13 @@ def forge(sandbox: Sandbox, name: str, tests: str) -> None:
     assert "ESCAPED" not in result.stdout, (name, result)
 
 
+def keep_files_apart(sandbox: Sandbox) -> None:
+    """The code reads what the tests write, and neither changes or reads the other's beyond that."""
+    result = sandbox.run(hostile.FILES, hostile.FILES_TESTS)
+    assert result.passed, result.error
+    assert "ESCAPED" not in result.stdout and result.stdout.count("held") == 6, result.stdout
+
+
 def main() -> None:
     """Everything in every mode; failures on stdout, exit status 1 if there are any."""
     failed = False
@@ -130,6 +137,7 @@ def main() -> None:
         with surroundings(Path(sys.argv[1])) as around:
             steps = [(attack, (sandbox, name, around)) for name in hostile.ATTACKS]
             steps += [(forge, (sandbox, name, "TESTS")) for name in hostile.FORGERIES]  # type: ignore[list-item]
+            steps.append((keep_files_apart, (sandbox,)))  # type: ignore[arg-type]
             for step, arguments in steps:
                 try:
                     step(*arguments)

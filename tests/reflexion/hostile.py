@@ -57,6 +57,10 @@ def f(x):
     "a string that equals everything": _ALWAYS % "str",
     "a tuple that equals everything": _ALWAYS % "tuple",
     "a list that equals everything": _ALWAYS % "list",
+    "a dict that equals everything": _ALWAYS % "dict",
+    "a set that equals everything": _ALWAYS % "set",
+    "bytes that equal everything": _ALWAYS % "bytes",
+    "a deque that equals everything": "from collections import deque\n" + _ALWAYS % "deque",
     "a metaclass that equals everything": """
 class Meta(type):
     def __eq__(cls, other): return True
@@ -594,6 +598,19 @@ while True:
     operation = receive()[1]
     send(["done", {"bool": True, "eq": True, "hash": 0, "repr": "", "str": "", "len": 1}.get(operation, ["mine", 7, "x", "object"]), [], None, {}])
 """,
+    "a list that is nothing of the sort": _SPEAK
+    + """
+send(["done", ["dict", 0, [["f", ["mine", 7, "x", "object"]]]], [], None, {}])
+names = ["__eq__", "__class__", "__getattribute__", "__reduce__", "__del__", "__init_subclass__", "__bool__", "__sub__", "__rsub__"]
+values = [["mine", 8, "x", "object"], 4, ["tuple", []], ["set", 0, []], True, ["list", 0, [["mine", 8, "x", "object"]]]]
+while True:
+    operation = receive()[1]
+    if operation == "call":
+        send(["done", ["like", "list", None, 9, "__class__", names], [], None, {}])
+    else:
+        values.append(values.pop(0))
+        send(["done", True if operation in ("eq", "bool") else values[0], [], None, {}])
+""",
     "names changed behind the tests": _SPEAK
     + """
 send(["done", ["dict", 0, [["f", ["mine", 7, "x", "object"]]]], [], None, {}])
@@ -646,7 +663,7 @@ def apply(function, value):
     ):
         try:
             print("ESCAPED", operation, arguments, worker.request(operation, function, *arguments))
-        except PermissionError as error:
+        except (PermissionError, AttributeError) as error:
             print("held", error)
     return function(value)
 """
@@ -657,4 +674,71 @@ class Box:
     def __init__(self): self.content, self._secret = 3, expected
     def get(self): return self.content
 assert apply(lambda _: Box().get(), 0) == 3
+"""
+
+# A text that says one thing when it is looked at and is another: to reach a private attribute.
+TWO_WORDS = """
+import gc
+class Two(str):
+    def __str__(self): return "content"
+    def startswith(self, prefix): return False
+    def __eq__(self, other): return True
+    def __hash__(self): return hash("__doc__")
+def read(box):
+    worker = next(o for o in gc.get_objects() if type(o).__name__ == "Worker")
+    for target, name in ((box, "_secret"), (box, "__class__"), (box.get, "__globals__"), (box.get, "__self__")):
+        for words in (Two(name), name):
+            try: print("ESCAPED", worker.request("getattr", target, words))
+            except (AttributeError, PermissionError, TypeError): print("held")
+    return box.content
+"""
+TWO_WORDS_TESTS = """
+class Box:
+    def __init__(self): self.content, self._secret = 3, 9
+    def get(self): return self.content
+assert read(Box()) == 3
+"""
+
+# The tests write files, and find them as they were; modules beside them are never imported.
+FILES = """
+import os
+def lines(path):
+    with open(path) as file: return file.read().splitlines()
+def change(path):
+    folder = os.path.dirname(path)
+    for act in (
+        lambda: open(path, "w"), lambda: open(path, "a"), lambda: os.unlink(path), lambda: os.rename(path, "x"),
+        lambda: open(folder + "/difflib.py", "w"), lambda: os.symlink("/etc/passwd", folder + "/link"),
+    ):
+        try: act(); print("ESCAPED")
+        except OSError: print("held")
+    with open("difflib.py", "w") as file: file.write("raise SystemExit")
+    with open("own.txt", "w") as file: file.write("mine")
+"""
+FILES_TESTS = """
+import os, tempfile
+with open("data.txt", "w") as file: file.write("a\\nb\\n")
+assert lines("data.txt") == ["a", "b"]
+assert lines(os.path.abspath("data.txt")) == ["a", "b"]
+with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "deep.txt")
+    with open(path, "w") as file: file.write("c")
+    assert lines(path) == ["c"]
+with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+    file.write("d")
+    file.flush()
+    assert lines(file.name) == ["d"]
+change(os.path.abspath("data.txt"))
+assert open("data.txt").read() == "a\\nb\\n"
+assert os.listdir() == ["data.txt"]
+import difflib
+assert difflib.__file__ != os.path.abspath("difflib.py")
+for path in ("/tmp/own.txt", "../work/own.txt"):
+    try: open(path)
+    except OSError: pass
+    else: assert False, path
+for path in ("/etc/x", "/x", "/tmp/x", "/var/tmp/x", "../x"):
+    try: open(path, "w")
+    except OSError: pass
+    else: assert False, path
 """

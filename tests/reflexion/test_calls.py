@@ -212,7 +212,12 @@ def test_content_in_blocks_is_read() -> None:
         (lambda: Budget(max_calls=-1), "max_calls=-1 must not be negative"),
         (lambda: Budget(max_cost=1.0), "needs price_in and price_out"),
         (lambda: Retry(attempts=0), "attempts=0"),
+        (lambda: Budget(max_seconds=float("nan")), "max_seconds=nan must not be negative"),
         (lambda: Retry(timeout_s=0), "timeout_s=0"),
+        (lambda: Retry(timeout_s=float("nan")), "timeout_s=nan"),
+        (lambda: Retry(wait_s=-1), "wait_s=-1 must be a number of seconds, at least 0"),
+        (lambda: Retry(wait_s=float("inf")), "wait_s=inf"),
+        (lambda: Retry(longest_wait_s=-1), "longest_wait_s=-1"),
     ],
 )
 def test_bad_limits(make: object, message: str) -> None:

@@ -55,6 +55,20 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_end_at_newlines_only_and_a_byte_order_mark_is_skipped(
+    name: str, mark: str, tmp_path: Path
+) -> None:
+    rows = [{**ROW, "question": "One\u2028two\x85three?"}, {**ROW, "_id": "b"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = mark + (f"[{', '.join(lines)}]" if name == "a.json" else "\r\n".join(lines) + "\r\n")
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    first, _ = read_questions(tmp_path / name)
+    assert first.prompt == "Question: One\u2028two\x85three?"
+
+
 @pytest.mark.parametrize(
     ("name", "rows"),
     [

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ai_learning.errors import InputError
 from ai_learning.reflexion import run_python
 from ai_learning.reflexion.isolation.limits import Limits
+from ai_learning.reflexion.isolation.supervisor import _removal
 from ai_learning.reflexion.isolation.wire import Decoder, Encoder, WireError
 from ai_learning.reflexion.sandbox import Sandbox, SandboxError
 
@@ -348,6 +349,42 @@ def test_a_run_beside_torch_threads_and_after_a_fork() -> None:
 
 def _in_a_child(number: int) -> str:
     return run_python(f"print({number})", timeout_s=30).stdout
+
+
+@pytest.mark.parametrize(
+    "end", ["sys.exit(main())", "sys.exit(0)", "unittest.main()", "raise SystemExit(False)"]
+)
+def test_a_program_that_ends_in_an_exit_is_judged_by_its_tests(end: str) -> None:
+    case = "class T(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 1), 2)\n"
+    code = f"import sys, unittest\n{ADD}{case}def main(): pass\nif __name__ == '__main__':\n    {end}\n"
+    assert run_python(code, tests="assert add(1, 2) == 3").passed
+    wrong = run_python(code, tests="assert add(1, 2) == 4")
+    assert wrong.error == "assert add(1, 2) == 4: got 3, expected 4"
+    alone = run_python(code)
+    assert not alone.passed and alone.exit_code == 0 and type(alone.exit_code) is int
+    assert not run_python("import sys\nsys.exit(0)\n" + ADD, tests="assert add(1, 2) == 3").passed
+    failed = run_python(code.replace(end, "sys.exit(3)"), tests="assert add(1, 2) == 3")
+    assert not failed.passed and failed.exit_code == 3
+
+
+def test_a_large_folder_is_deleted_step_by_step_and_goes_on_after_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for _ in range(50):
+        os.mkdir("d")
+        Path("file").write_text("")
+        os.chdir("d")
+    monkeypatch.undo()
+    removal = _removal(str(folder))
+    for _ in range(30):
+        next(removal)
+    assert folder.exists()
+    for _ in removal:
+        pass
+    assert not folder.exists() and list(tmp_path.iterdir()) == []
 
 
 def test_the_fork_server_is_started_again_when_somebody_kills_it() -> None:

@@ -17,7 +17,7 @@ import pytest
 from ai_learning.reflexion.sandbox import Sandbox
 
 from . import hostile
-from .attack import MODES, attack, forge, in_force, surroundings
+from .attack import MODES, attack, forge, in_force, keep_files_apart, surroundings
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +90,16 @@ def test_functions_of_the_tests_do_not_open_the_judge(sandbox: Sandbox) -> None:
     result = sandbox.run(hostile.CURIOUS, hostile.CURIOUS_TESTS)
     assert result.passed, result.error
     assert result.stdout.count("held") == 20 and "ESCAPED" not in result.stdout
+
+
+def test_names_are_looked_at_once(strongest: Sandbox) -> None:
+    result = strongest.run(hostile.TWO_WORDS, hostile.TWO_WORDS_TESTS)
+    assert result.passed, result.error
+    assert result.stdout.count("held") == 8 and "ESCAPED" not in result.stdout
+
+
+def test_the_code_reads_what_the_tests_write_and_cannot_change_it(sandbox: Sandbox) -> None:
+    keep_files_apart(sandbox)
 
 
 def test_the_truth_passes_the_same_tests(sandbox: Sandbox) -> None:

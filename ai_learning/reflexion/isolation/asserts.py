@@ -48,6 +48,13 @@ class Tests:
                 self.assigned |= {alias.asname or alias.name for alias in node.names}
         self.functions = {node.name: node for node in self.tree.body if isinstance(node, ast.FunctionDef)}
         self.asserts: list[ast.Assert] = []
+        self.assert_lines = {
+            line
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and _is_assert_method(node.func))
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        """where an error means that a test failed"""
         self.texts: list[str] = []
         self._shown = {"candidate": entry_point} if entry_point else {}
         rewritten = _Rewriter(self).visit(ast.parse(source, FILE))
@@ -74,6 +81,8 @@ class Tests:
                 swapped = _is_literal(test.left) and not _is_literal(test.comparators[0])
                 got, expected = reversed(values) if swapped else values
                 told = f"got {got}, expected {expected}"
+                if got == expected:
+                    told += " (they only look alike: an object of the code's own class equals no plain value)"
             else:
                 told = f"left is {values[0]}, right is {values[1]}"
         else:
@@ -146,6 +155,10 @@ def _is_literal(node: ast.expr) -> bool:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return False
     return True
+
+
+def _is_assert_method(function: ast.expr) -> bool:
+    return isinstance(function, ast.Attribute) and function.attr.startswith("assert")
 
 
 def is_builtin(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Namespaces: a file system that holds Python and nothing else, no network, no other processes.
 
 The fork server enters the jail once (`enter`); each run is then born into namespaces of its own (`RUN`) and
-gets a fresh, small file system in memory to work in (`mount_workplace`).
+gets fresh, small file systems in memory to work in (`mount_workplace`).
 """
 
 import os
@@ -9,9 +9,11 @@ import sys
 from contextlib import suppress
 
 from . import linux
-from .limits import NOBODY, Limits
+from .limits import NOBODY, Limits, Users
 
 WORKPLACE = "/tmp"
+SHELF = "/files"
+"""the tests write here, the code only reads"""
 RUN = linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
@@ -58,6 +60,7 @@ def enter() -> None:
             if path[end] == "/":
                 os.chmod(root + path[:end], 0o111)  # the way to a folder does not tell whose home it is in
     os.mkdir(root + WORKPLACE)
+    os.mkdir(root + SHELF)
 
     os.chdir(root)
     linux.syscall("pivot_root", b".", b".")
@@ -68,16 +71,18 @@ def enter() -> None:
     )
 
 
-def mount_workplace(limits: Limits, owner: int | None) -> None:
-    """An empty folder in memory, bounded in bytes and files, that goes away with the run."""
-    user = NOBODY if owner is None else owner
-    linux.mount(
-        "workplace",
-        WORKPLACE,
-        "tmpfs",
-        linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC,
-        f"size={limits.disk_mb}m,nr_inodes={limits.files},mode=0700,uid={user},gid={user}",
-    )
+def mount_workplace(limits: Limits, users: Users) -> None:
+    """An empty folder in memory, bounded in bytes and files, that goes away with the run; and the shelf."""
+    worker = NOBODY if users.worker is None else users.worker
+    judge = NOBODY if users.judge is None else users.judge
+    for folder, owner, mode in ((WORKPLACE, worker, "0700"), (SHELF, judge, "0750")):
+        linux.mount(
+            "workplace",
+            folder,
+            "tmpfs",
+            linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC,
+            f"size={limits.disk_mb}m,nr_inodes={limits.files},mode={mode},uid={owner},gid={worker}",
+        )
     with suppress(OSError):
         import socket
 

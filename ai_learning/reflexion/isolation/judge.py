@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -20,29 +21,47 @@ import unittest
 from mmap import mmap
 from typing import Any
 
+from . import like
 from .asserts import FILE, TestFailedError, Tests, is_builtin, show
 from .peer import PRINTED, Peer
-from .remote import Remote
-from .wire import DEPTH, ClosedError, Tree, WireError, receive, send
+from .remote import Remote, told_of
+from .wire import DEPTH, ClosedError, Encoder, Tree, WireError, receive, send
 
 PROGRAM = 0
 """the worker's handle for the function that runs the code"""
 _TESTS = "tests"
 _ITERATION = {"iter", "next"}
 _OF_INSTANCES = {
-    "getattr",
-    "setattr",
-    "len",
-    "getitem",
-    "setitem",
-    "bool",
-    "repr",
-    "str",
-    "hash",
-    "eq",
-    "iter",
-    "next",
+    *(
+        "getattr",
+        "setattr",
+        "len",
+        "getitem",
+        "setitem",
+        "delitem",
+        "contains",
+        "bool",
+        "repr",
+        "str",
+        "format",
+    ),
+    *(
+        "hash",
+        "eq",
+        "iter",
+        "next",
+        "reversed",
+        "enter",
+        "exit",
+        "int",
+        "float",
+        "index",
+        "round",
+        "abs",
+        "neg",
+    ),
 }
+_OF_FUNCTIONS = {"__name__", "__qualname__", "__doc__", "__module__"}
 
 
 class WorkerGone(BaseException):
@@ -57,6 +76,7 @@ class Judge(Peer):
         self.broken = ""
         self.watched: dict[str, Any] = {}
         self.namespace: dict[str, Any] = {}
+        self.assert_lines: set[int] = set()
 
     def request(self, operation: str, target: Any, /, *arguments: Any, **named: Any) -> Any:
         """As `Peer.request`; a worker that is gone stays gone, whatever the tests catch."""
@@ -80,7 +100,8 @@ class Judge(Peer):
     def serves(self, operation: str, target: Any, arguments: list[Any]) -> bool:
         """Calls of functions that tests passed on, iterators, and instances of the tests' own classes.
 
-        Never attributes of functions or modules: ``function.__globals__`` would hold the expected values.
+        Of functions and classes their names and what they say of themselves (``functools.wraps`` asks), and
+        nothing else: ``function.__globals__`` would hold the expected values.
         """
         if self._given.get(self._handles.get(id(target), -1)) is not target:
             return False
@@ -88,9 +109,39 @@ class Judge(Peer):
             return callable(target)
         if operation in _ITERATION and hasattr(target, "__next__"):
             return True
+        if operation == "plain":  # what was passed on is what it holds
+            return like.base_of(target) is not None
+        if operation == "getattr" and isinstance(target, types.FunctionType | types.MethodType | type):
+            return type(arguments[0]) is str and arguments[0] in _OF_FUNCTIONS
         if type(target).__module__ != _TESTS or operation not in _OF_INSTANCES:
             return False
-        return operation not in ("getattr", "setattr") or not str(arguments[0]).startswith("_")
+        if operation not in ("getattr", "setattr"):
+            return True
+        # Exactly a str: the code's own kind of text would be asked for its words a second time.
+        return type(arguments[0]) is str and not arguments[0].startswith("_")
+
+    def attributes(self, error: BaseException) -> tuple[dict[str, Any], str | None]:
+        """Of the tests' own exceptions, and what the code told of its own; a failed assert holds values."""
+        if type(error).__module__ == _TESTS:
+            return {name: value for name, value in vars(error).items() if not name.startswith("_")}, None
+        return told_of(error), None
+
+    def leave(self, manager: Remote, error: BaseException | None) -> bool:
+        """As `Peer.leave`, but the code can neither swallow a failure of the tests nor read the values."""
+        if error is None or not (_is_failure(error) or self._within_an_assert(error)):
+            return super().leave(manager, error)
+        super().leave(manager, AssertionError())
+        return False
+
+    def _within_an_assert(self, error: BaseException) -> bool:
+        """Whether an error came up while an assert of the tests was worked out (``abs(odd_object - 4)``)."""
+        return any(
+            frame.f_code.co_filename == FILE and line in self.assert_lines
+            for frame, line in traceback.walk_tb(error.__traceback__)
+        )
+
+    def _describe(self, error: BaseException, encode: Encoder) -> Tree:
+        return super()._describe(AssertionError() if _is_failure(error) else error, encode)
 
     def options(self) -> dict[str, Any]:
         """Tests that redirect their output or input mean the code's."""
@@ -103,7 +154,7 @@ class Judge(Peer):
 
     def told(self, extra: dict[str, Any]) -> None:
         """What was printed during the call, and the plain globals of the code that the tests use."""
-        if isinstance(extra.get(PRINTED), str):
+        if type(extra.get(PRINTED)) is str:
             sys.stdout.write(extra.pop(PRINTED))
         for name, value in extra.items():
             if name in self.watched and type(self.watched[name]) is not Remote:
@@ -126,9 +177,30 @@ class Judge(Peer):
         return super().resolve(tree)
 
 
+def _is_failure(error: BaseException) -> bool:
+    """Whether an exception says that a test failed; the code's own asserts come with a trace."""
+    return isinstance(error, WorkerGone) or (
+        isinstance(error, AssertionError) and not hasattr(error, "sandbox_trace")
+    )
+
+
+class _OpenFiles:
+    """``os`` as ``tempfile`` sees it: what tests make there the code is to read, and it is another user."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        return os.open(path, flags, 0o644)
+
+    def mkdir(self, path: str, mode: int = 0o755) -> None:
+        os.mkdir(path, 0o755)
+
+
 def judge(control: socket.socket, channel: socket.socket, worker: int, progress: mmap) -> None:
     """Receive a program and its tests, judge it, and send the verdict."""
     sys.setrecursionlimit(DEPTH)
+    setattr(tempfile, "_os", _OpenFiles())  # noqa: B010 - tests use tempfile
     request = receive(control)
     peer = Judge(channel)
     verdict = {"passed": False, "error": "", "exit_code": 0}
@@ -136,6 +208,7 @@ def judge(control: socket.socket, channel: socket.socket, worker: int, progress:
     try:
         tests = Tests(request["tests"], request["entry_point"]) if request["tests"].strip() else None
         if tests is not None:
+            peer.assert_lines = tests.assert_lines
             send(control, {"asserts": tests.texts})
         verdict["error"] = _run_code(peer, request, tests, verdict)
         if not verdict["error"] and tests is not None:
@@ -160,14 +233,15 @@ def _run_code(peer: Judge, request: dict[str, Any], tests: Tests | None, verdict
     try:
         found = program(request["code"], wanted, tests is None)
     except SystemExit as error:
-        verdict["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+        verdict["exit_code"] = int(error.code if isinstance(error.code, int) else error.code is not None)
         return f"the code called sys.exit({show(error.code)}) before its end"
     except WorkerGone:
         raise
     except BaseException as error:
         verdict["exit_code"] = 1
         return _describe(error)
-    if type(found) is not dict or not found.keys() <= set(wanted):  # __builtins__, for instance
+    # Other names: __builtins__, for instance. Other kinds of text: the code's own subclasses of str.
+    if type(found) is not dict or not all(type(name) is str and name in wanted for name in found):
         peer.broken = "the code's process wrote something that is no message"
         raise WorkerGone(peer.broken)
     peer.namespace = _chosen(found, request["entry_point"])

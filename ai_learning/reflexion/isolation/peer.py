@@ -6,45 +6,46 @@ afterwards what the other side left in them, as if it had been one process.
 """
 
 import builtins
+import copy
+import math
 import operator
 import socket
 from collections.abc import Callable
 from typing import Any
 
-from .remote import Remote, like, mirror
+from . import like
+from .exceptions import FIELDS, LIBRARY
+from .remote import ARITHMETIC, Remote, mirror, tell
 from .wire import Decoder, Encoder, Tree, WireError, receive, send
 
 _FRESH = 1 << 40  # containers that a reply makes are numbered from here
+_NESTED = -1 << 40  # and those of a message within the message
 PRINTED = ""
 """where a reply tells what was printed, beside the code's globals by name"""
+
+
+def _contains(target: Any, item: Any) -> Any:
+    return item in target if hasattr(type(target), "__contains__") else NotImplemented
+
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, *arguments, **named: function(*arguments, **named),
     "isinstance": lambda kind, value: isinstance(value, kind),
     "issubclass": lambda kind, value: issubclass(value, kind),
-    **{f.__name__: f for f in (getattr, setattr, delattr, len, iter, next, bool, repr, str, hash, dir, abs)},
+    "contains": _contains,
+    "enter": lambda manager: type(manager).__enter__(manager),
+    "exit": lambda manager, kind, error: type(manager).__exit__(manager, kind, error, None),
+    "plain": like.read,
+    **{f.__name__: f for f in (getattr, setattr, delattr, len, iter, next, bool, repr, str, hash, dir)},
+    **{f.__name__: f for f in (abs, int, float, complex, bytes, round, reversed, format)},
+    **{f.__name__: f for f in (math.trunc, math.floor, math.ceil, copy.copy, copy.deepcopy)},
     **{
         name: getattr(operator, name)
-        for name in [
-            "getitem",
-            "setitem",
-            "delitem",
-            "neg",
-            "eq",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "add",
-            "sub",
-            "mul",
-            "matmul",
-            "truediv",
-            "floordiv",
-            "mod",
-            "pow",
-        ]
+        for name in ("getitem", "setitem", "delitem", "neg", "pos", "invert", "index")
     },
+    **{name: getattr(operator, name) for name in ("eq", "lt", "le", "gt", "ge")},
+    **ARITHMETIC,
+    **{f"i{name}": getattr(operator, f"i{name}") for name in ARITHMETIC if name != "divmod"},
 }
 
 
@@ -79,6 +80,18 @@ class Peer:
         """Where in the code an exception came from."""
         return ""
 
+    def attributes(self, error: BaseException) -> tuple[dict[str, Any], str | None]:
+        """What to tell of an exception besides its arguments: attributes, and a text of its own."""
+        return {}, None
+
+    def restore(self, error: BaseException, attributes: Any, text: Any) -> None:
+        """Take in what was told of one."""
+        tell(error, attributes, text)
+
+    def leave(self, manager: Remote, error: BaseException | None) -> bool:
+        """End a ``with`` block over an object of the other side; whether it swallows the exception."""
+        return bool(self.request("exit", manager, None if error is None else type(error), error))
+
     # -- requests ------------------------------------------------------------------------------
 
     def request(self, operation: str, target: Any, /, *arguments: Any, **named: Any) -> Any:
@@ -112,6 +125,8 @@ class Peer:
             values = [read(tree) for tree in sent]
             target, arguments, named = values
             if not self.serves(operation, target, arguments):
+                if operation == "getattr":  # as of any object that lacks it: hasattr() and wraps() go on
+                    raise AttributeError(f"{arguments[0]!r:.100} is not for the other side")
                 raise PermissionError(f"{operation} is not for the other side")
             work = OPERATIONS[operation]
             value, extra = self.perform(lambda: work(target, *arguments, **named), options)
@@ -181,21 +196,20 @@ class Peer:
                 return ["yours", self._mirrors[value]]
             if vars(builtins).get(name) is value:
                 return ["exception", name]
+            if value in FIELDS:
+                return ["exception", f"{value.__module__}.{value.__qualname__}"]
             bases = [self.export(base) for base in value.__bases__ if issubclass(base, BaseException)]
             return ["mine", self.give(value), name, "exception", bases]
-        copied = like.plain(value)
-        if copied is not None:
-            remote = like.remote_of(value)
-            if remote is not None:
-                return ["yours", Remote.handle_of(remote)]
-            base, plain = copied
-            return [
-                "like",
-                base.__name__,
-                Encoder(self.export, -1 << 40)(plain),
-                self.give(value),
-                kind.__name__,
-            ]
+        known = like.remote_of(value)
+        if known is not None:
+            return ["yours", Remote.handle_of(known)]
+        if issubclass(kind, BaseException):
+            return ["error", *self._describe(value, Encoder(self.export, _NESTED))]
+        base = like.base_of(value)
+        if base is not None:
+            plain = None if like.changes(base) else Encoder(self.export, _NESTED)(like.read(value))
+            own = like.defined(value, base)
+            return ["like", base.__name__, plain, self.give(value), kind.__name__, own]
         return ["mine", self.give(value), (value if issubclass(kind, type) else kind).__name__, "object"]
 
     def resolve(self, tree: Tree) -> Any:
@@ -204,14 +218,17 @@ class Peer:
         if kind == "yours":
             return self._given[rest[0]]
         if kind == "exception":
-            return _exception_class(getattr(builtins, rest[0]))
+            return LIBRARY.get(rest[0]) or _exception_class(getattr(builtins, rest[0]))
+        if kind == "error":
+            return self._exception(rest, Decoder(self.resolve))
         if kind not in ("mine", "like"):
             raise WireError(f"no value is called {kind!r}")
         if kind == "like":
-            base, plain, handle, name = rest
+            base, plain, handle, name, own = rest
             if handle not in self._received:
-                remote = Remote(self, handle, name)
-                self._received[handle] = like.build(base, Decoder(self.resolve)(plain), name, remote)
+                remote = Remote(self, handle, str(name))
+                held = Decoder(self.resolve)(plain)
+                self._received[handle] = like.build(base, held, name, own, remote)
             return self._received[handle]
         handle, name, sort, *more = rest
         if handle not in self._received:
@@ -228,17 +245,29 @@ class Peer:
             arguments = [encode(argument) for argument in error.args]
         except (WireError, RecursionError):
             arguments = [str(error)]
-        return [self.export(type(error)), arguments, self.trace(error)]
+        attributes, text = self.attributes(error)
+        try:
+            told = Encoder(self.export, _NESTED)(attributes)
+        except (WireError, RecursionError):
+            told = None
+        return [self.export(type(error)), arguments, self.trace(error), told, text]
 
     def _exception(self, trouble: Tree, read: Decoder) -> BaseException:
-        kind, arguments, trace = trouble
+        kind, arguments, trace, told, text = trouble
         arguments = [read(argument) for argument in arguments]
         kind = _exception_class(read(kind))
         try:
+            if kind in FIELDS:
+                raise TypeError("they are made of other arguments than they keep")
             error: BaseException = kind(*arguments)
         except Exception:
             error = kind.__new__(kind)
             error.args = tuple(arguments)
+        told = Decoder(self.resolve)(told)
+        for name in FIELDS.get(kind, ()):
+            if type(told) is dict and name in told:
+                setattr(error, name, told[name])
+        self.restore(error, told, text)
         error.sandbox_trace = str(trace)  # type: ignore[attr-defined]
         return error
 

@@ -5,13 +5,49 @@ with a plain value. ``remote == 3`` is false without asking, ``remote - 3`` is a
 that claims to equal everything would pass every test, and an operator would tell it what was expected.
 """
 
+import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from .peer import Peer
 
-_DUNDERS = {"__name__", "__qualname__", "__doc__", "__annotations__", "__defaults__", "__module__"}
+_DUNDERS = {
+    "__name__",
+    "__qualname__",
+    "__doc__",
+    "__annotations__",
+    "__defaults__",
+    "__module__",
+    "__wrapped__",
+}
+
+UNARY: tuple[str, ...] = ("abs", "neg", "pos", "invert", "int", "float", "complex", "index", "bytes")
+UNARY += ("round", "trunc", "floor", "ceil")
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    **{
+        name: getattr(operator, name)
+        for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift")
+    },
+    "divmod": divmod,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+}
+FOREIGN: set[type] = set()
+"""`Remote`, and the classes that ``like.py`` makes"""
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether a value belongs to the other side."""
+    return type(value) in FOREIGN  # never isinstance: it asks __class__
+
+
+def refuse_plain(name: str) -> NoReturn:
+    """Say why an operator does not work."""
+    raise TypeError(
+        f"an object of the code's own class {name} cannot be compared or calculated with a plain value"
+    )
 
 
 class Remote:
@@ -28,15 +64,17 @@ class Remote:
         """Its number on the other side."""
         return object.__getattribute__(remote, "_handle")
 
+    @staticmethod
+    def peer_of(remote: "Remote") -> "Peer":
+        """The channel to where it is."""
+        return object.__getattribute__(remote, "_peer")
+
     def _ask(self, operation: str, *arguments: Any, **named: Any) -> Any:
         return self._peer.request(operation, self, *arguments, **named)
 
     def _with(self, operation: str, other: Any) -> Any:
-        if type(other) is not Remote:
-            raise TypeError(
-                f"an object of the code's own class {self._name} cannot be compared or calculated with "
-                "a plain value"
-            )
+        if not is_foreign(other):
+            refuse_plain(self._name)
         return self._ask(operation, other)
 
     def __call__(self, /, *arguments: Any, **named: Any) -> Any:
@@ -55,7 +93,7 @@ class Remote:
         self._ask("delattr", name)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is Remote and self._ask("eq", other) is True
+        return is_foreign(other) and self._ask("eq", other) is True
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -73,91 +111,90 @@ class Remote:
         return str(self._ask("str"))
 
     def __instancecheck__(self, value: Any) -> bool:
-        return _is_remote(value) and self._ask("isinstance", value) is True
+        return is_foreign(value) and self._ask("isinstance", value) is True
 
     def __subclasscheck__(self, value: Any) -> bool:
-        return _is_remote(value) and self._ask("issubclass", value) is True
+        return is_foreign(value) and self._ask("issubclass", value) is True
+
+    def __contains__(self, item: Any) -> bool:
+        answer = self._ask("contains", item)
+        if answer is NotImplemented:  # its class has no word on it: compare here what it yields
+            return any(own is item or own == item for own in self._ask("iter"))
+        return answer is True
+
+    def __format__(self, form: str) -> str:
+        return str(self._ask("format", form))
+
+    def __copy__(self) -> Any:
+        return self._ask("copy")
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._ask("deepcopy")
 
     def __enter__(self) -> Any:
-        return self._ask("getattr", "__enter__")()
+        return self._ask("enter")
 
-    def __exit__(self, *error: Any) -> Any:
-        return self._ask("getattr", "__exit__")(None, None, None)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return self._peer.leave(self, error)
 
 
 def _unary(operation: str) -> Any:
     return lambda self, *arguments: self._ask(operation, *arguments)
 
 
+def _asked_for(name: str) -> Any:
+    return lambda self: self._ask("getattr", name)
+
+
 def _binary(operation: str) -> Any:
     return lambda self, other: self._with(operation, other)
 
 
-for _name in ("len", "iter", "next", "getitem", "setitem", "delitem", "dir", "abs", "neg"):
+for _name in ("len", "iter", "next", "getitem", "setitem", "delitem", "dir", "reversed", *UNARY):
     setattr(Remote, f"__{_name}__", _unary(_name))
-for _name in ("lt", "le", "gt", "ge", "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"):
+for _name in ("lt", "le", "gt", "ge", *ARITHMETIC, *(f"i{name}" for name in ARITHMETIC if name != "divmod")):
     setattr(Remote, f"__{_name}__", _binary(_name))
-
-
-# How to read the plain value out of an instance of a subclass, whatever its class overrides.
-_READ: dict[type, Callable[[Any], Any]] = {
-    int: int.__int__,
-    float: float.__float__,
-    str: str.__str__,
-    bytes: bytes.__bytes__,
-    tuple: lambda value: tuple(tuple.__iter__(value)),
-    list: lambda value: list(list.__iter__(value)),
-    dict: lambda value: dict(dict.items(value)),
-    set: lambda value: set(set.__iter__(value)),
-    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
-}
-
-
-class like:  # noqa: N801 - a name space
-    """Instances of subclasses of plain types (named tuples, IntEnum …): their plain value is what counts."""
-
-    _classes: dict[tuple[str, str], type] = {}  # noqa: RUF012
-
-    @staticmethod
-    def plain(value: Any) -> tuple[type, Any] | None:
-        """The plain type that a value's class derives from, and its value as such."""
-        for base, read in _READ.items():
-            if isinstance(value, base):
-                return base, read(value)
-        return None
-
-    @staticmethod
-    def build(base: str, plain: Any, name: str, remote: Remote) -> Any:
-        """A value of a subclass made here: compared as plain data, other attributes asked for."""
-        kind = type(plain)
-        if kind not in _READ or kind.__name__ != base:
-            raise TypeError("not a plain value")
-        key = (base, str(name))
-        if key not in like._classes:
-            like._classes[key] = type(str(name), (kind,), {"__getattr__": _attribute, "_is_like": True})
-        value = like._classes[key](plain)
-        value.__dict__["_remote"] = remote
-        return value
-
-    @staticmethod
-    def remote_of(value: Any) -> Remote | None:
-        """What `build` was given."""
-        return value.__dict__["_remote"] if type(value) in like._classes.values() else None
-
-
-def _attribute(value: Any, name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return getattr(value.__dict__["_remote"], name)
-
-
-def _is_remote(value: Any) -> bool:
-    return type(value) is Remote or type(value) in like._classes.values()
+for _name in ("__doc__", "__module__"):  # this class has them itself, so __getattr__ would not be asked
+    setattr(Remote, _name, property(_asked_for(_name)))
+FOREIGN.add(Remote)
 
 
 def mirror(name: str, bases: Sequence[type[BaseException]]) -> type[BaseException]:
-    """An exception class here for one of the other side, so that ``except`` can name it."""
+    """An exception class here for one of the other side, so that ``except`` can name it.
+
+    What the other side told of an exception (see `tell`) is found when somebody here asks for it by name.
+    """
+
+    str_of_base = bases[0].__str__ if bases else Exception.__str__
+
+    def text(error: BaseException) -> str:
+        told = error.__dict__.get("_text")
+        return told if type(told) is str else str_of_base(error)
+
+    body = {"__getattr__": _told, "__str__": text}
     try:
-        return type(name, tuple(bases), {})
+        made = type(name, tuple(bases), body)
     except TypeError:
-        return type(name, (Exception,), {})
+        made = type(name, (Exception,), body)
+    return made
+
+
+def tell(error: BaseException, attributes: Any, text: Any) -> None:
+    """Note the attributes and the text of an exception of the other side.
+
+    They are not set: the other side may not choose the names of attributes of an object of ours.
+    """
+    error.__dict__["_told"] = attributes if type(attributes) is dict else {}
+    error.__dict__["_text"] = text
+
+
+def told_of(error: BaseException) -> dict[str, Any]:
+    """What `tell` noted."""
+    return error.__dict__.get("_told", {})
+
+
+def _told(error: BaseException, name: str) -> Any:
+    told = told_of(error)
+    if name.startswith("__") or name not in told:
+        raise AttributeError(f"{type(error).__name__!r} object has no attribute {name!r}")
+    return told[name]

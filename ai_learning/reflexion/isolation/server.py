@@ -104,7 +104,7 @@ def _namespaces() -> None:
     jail.enter()
     pid = linux.fork_into(jail.RUN)
     if pid == 0:
-        jail.mount_workplace(Limits(), limits.choose_users().worker)
+        jail.mount_workplace(Limits(), limits.choose_users())
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         raise OSError("the first process of new namespaces could not mount its folder")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import selectors
 import signal
@@ -9,6 +10,7 @@ import socket
 import struct
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any
@@ -21,6 +23,8 @@ from .worker import work
 
 _TICK = 0.05
 _JUDGE_MB = 512
+_CLEAN_UP_S = 1.0
+"""the caller waits no longer for the folder to be deleted"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
     if not walls.namespaces:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     users = limits.choose_users()
-    folder = jail.WORKPLACE if walls.namespaces else _make_folder(users)
+    folder = "" if walls.namespaces else _make_folder(users)
     streams = [os.pipe(), os.pipe()]
     control, inner = socket.socketpair()
     progress = mmap(-1, 8)
@@ -81,14 +85,18 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
     inner.close()
     for _, writer in streams:
         os.close(writer)
-    watched = "" if walls.namespaces else folder  # a mounted workplace has its own bounds
-    watch = _Watch(job, control, [r for r, _ in streams], settings, pid, proc, watched)
+    # A mounted workplace has its own bounds: the watch needs no folder.
+    watch = _Watch(job, control, [r for r, _ in streams], settings, pid, proc, folder)
+    removal = _removal(folder) if folder else iter(())
+    enough = math.inf
     try:
         verdict = watch.run()
+        enough = time.monotonic() + _CLEAN_UP_S
     finally:
         _kill(pid, walls, proc)
-        if not walls.namespaces:
-            _remove(folder)
+        for _ in removal:
+            if time.monotonic() > enough:
+                break
     watch.drain()
     stdout, stderr = watch.outputs
     result: dict[str, Any] = {
@@ -104,8 +112,11 @@ def supervise(job: socket.socket, settings: Limits, walls: Walls, proc: int) -> 
         (number,) = struct.unpack("q", progress[:8])
         if 0 <= number < len(watch.asserts):
             result["error"] += f", in: {watch.asserts[number]}"
+    linux.prctl(linux.PR_SET_PDEATHSIG, 0)  # the rest is cleared away also if the caller ends now
     with contextlib.suppress(OSError):
         send(job, result)
+    for _ in removal:  # what many folders on a slow disk left to do; nobody waits for it
+        pass
 
 
 class _Watch:
@@ -218,14 +229,17 @@ def _inside(
     folder: str,
 ) -> None:
     """The first process of a run: build the walls, fork the worker, become the judge."""
+    home, shelf = (jail.WORKPLACE, jail.SHELF) if walls.namespaces else (f"{folder}/work", f"{folder}/files")
+    if users.judge is None and not walls.landlock:
+        shelf = ""  # nothing would keep the worker from writing to what the tests wrote
     os.setsid()
     os.dup2(outputs[0], 1)
     os.dup2(outputs[1], 2)
     limits.keep_only({0, 1, 2, control.fileno()})
     if walls.namespaces:
-        jail.mount_workplace(settings, users.worker)
-    os.chdir(folder)
-    os.environ.update(HOME=folder, TMPDIR=folder)
+        jail.mount_workplace(settings, users)
+    os.chdir(home)
+    os.environ.update(HOME=home, TMPDIR=home)
     tempfile.tempdir = None
     ours, theirs = socket.socketpair()
     worker = os.fork()
@@ -234,23 +248,37 @@ def _inside(
         ours.close()
         progress.close()
         os.setsid()
-        _wall_in(settings, settings.memory_mb, walls, users.worker, [folder])
-        work(theirs)
+        readable = ["/"] if walls.namespaces else [*jail.readable_paths(), shelf]
+        _wall_in(settings, settings.memory_mb, walls, users.worker, readable, [home])
+        work(theirs, home, shelf)
     theirs.close()
-    os.chdir("/")
-    _wall_in(settings, max(_JUDGE_MB, settings.memory_mb), walls, users.judge, [])
+    os.chdir(shelf or "/")
+    os.environ.update(HOME=shelf, TMPDIR=shelf)
+    os.umask(0o022)  # the worker is another user, and is to read
+    # It never reads what the code wrote: a test that unpickles a file would run the code's program here.
+    readable, memory_mb = jail.readable_paths(), max(_JUDGE_MB, settings.memory_mb)
+    _wall_in(settings, memory_mb, walls, users.judge, readable, [shelf])
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # should the supervisor itself be killed
     judge(control, ours, worker, progress)
     signal.pause()  # the supervisor ends it, and everything with it
 
 
-def _wall_in(settings: Limits, memory_mb: int, walls: Walls, user: int | None, writable: list[str]) -> None:
+def _wall_in(
+    settings: Limits,
+    memory_mb: int,
+    walls: Walls,
+    user: int | None,
+    readable: Sequence[str],
+    writable: Sequence[str],
+) -> None:
     shared = not walls.namespaces and user is None and os.path.isdir("/proc/self")
     limits.restrain(settings, memory_mb, limits.count_tasks(os.getuid()) if shared else 0)
     limits.become(user, walls.landlock and not walls.namespaces and limits.library_is_private())
     if walls.landlock:
-        readable = ["/"] if walls.namespaces else jail.readable_paths()
-        landlock.restrict(readable, [*writable, *(f"/dev/{name}" for name in jail.DEVICES)])
+        devices = [f"/dev/{name}" for name in jail.DEVICES]
+        landlock.restrict(
+            [path for path in readable if path], [*(path for path in writable if path), *devices]
+        )
     if walls.seccomp:
         seccomp.install(own_pid=None if walls.namespaces else os.getpid())
 
@@ -337,28 +365,35 @@ def _disk_use(folder: str) -> tuple[float, float]:
     return size, count
 
 
-def _remove(folder: str) -> None:
-    """Delete a folder, however deep and whatever its modes; nobody works in it any more."""
+def _removal(folder: str) -> Iterator[None]:
+    """Delete a folder step by step, however deep and whatever its modes; nobody works in it any more."""
     waiting, moved = [folder], 0
     with contextlib.suppress(OSError):
         while waiting:
             current = waiting.pop()
-            with os.scandir(current) as entries:
-                for entry in list(entries):
-                    if entry.is_dir(follow_symlinks=False):  # to the top, so that no path grows too long
-                        os.chmod(entry.path, 0o700)
-                        moved += 1
-                        waiting.append(f"{folder}/{moved}.to-delete")
-                        os.rename(entry.path, waiting[-1])
-                    else:
-                        os.unlink(entry.path)
+            with os.scandir(current) as listing:
+                entries = list(listing)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):  # to the top, so that no path grows too long
+                    os.chmod(entry.path, 0o700)
+                    moved += 1
+                    waiting.append(f"{folder}/{moved}.to-delete")
+                    os.rename(entry.path, waiting[-1])
+                else:
+                    os.unlink(entry.path)
+                yield
             if current != folder:
                 os.rmdir(current)
         os.rmdir(folder)
 
 
 def _make_folder(users: Users) -> str:
+    """A folder with one for the worker and one for the tests, who cannot write to each other's."""
     folder = tempfile.mkdtemp(prefix="sandbox-")
-    if users.worker is not None:
-        os.chown(folder, users.worker, users.worker)
+    os.chmod(folder, 0o711)
+    for name, owner, mode in (("work", users.worker, 0o700), ("files", users.judge, 0o750)):
+        os.mkdir(f"{folder}/{name}")
+        if owner is not None and users.worker is not None:
+            os.chown(f"{folder}/{name}", owner, users.worker)
+        os.chmod(f"{folder}/{name}", mode)
     return folder

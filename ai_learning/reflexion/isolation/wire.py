@@ -11,8 +11,10 @@ import datetime
 import decimal
 import fractions
 import json
+import pathlib
 import socket
 import struct
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -33,17 +35,32 @@ _LIBRARY: dict[str, tuple[type, Callable[[Any], tuple[Any, ...]]]] = {
     "Fraction": (fractions.Fraction, lambda v: (v.numerator, v.denominator)),
     "Decimal": (decimal.Decimal, lambda v: (str(v),)),
     "date": (datetime.date, lambda v: (v.year, v.month, v.day)),
-    "time": (datetime.time, lambda v: (v.hour, v.minute, v.second, v.microsecond)),
+    "time": (datetime.time, lambda v: (v.hour, v.minute, v.second, v.microsecond, v.tzinfo)),
     "datetime": (
         datetime.datetime,
-        lambda v: (v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond),
+        lambda v: (v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
     ),
+    "timezone": (datetime.timezone, lambda v: v.__getinitargs__()),
     "timedelta": (datetime.timedelta, lambda v: (v.days, v.seconds, v.microseconds)),
     "deque": (collections.deque, lambda v: (list(v), v.maxlen)),
     "Counter": (collections.Counter, lambda v: (dict(v),)),
     "OrderedDict": (collections.OrderedDict, lambda v: ([(key, v[key]) for key in v],)),
-    "defaultdict": (collections.defaultdict, lambda v: (None, dict(v))),
+    "defaultdict": (collections.defaultdict, lambda v: (v.default_factory, dict(v))),
+    "PurePosixPath": (pathlib.PurePosixPath, lambda v: (str(v),)),
+    "PosixPath": (pathlib.PosixPath, lambda v: (str(v),)),
+    "PureWindowsPath": (pathlib.PureWindowsPath, lambda v: (str(v),)),
+    "UUID": (uuid.UUID, lambda v: (str(v),)),
 }
+# A dict's keys, values and items are copied too: they compare as what they are, but do not change any more.
+_VIEWS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    type({}.keys()): ("keys", lambda content: dict.fromkeys(content).keys()),
+    type({}.values()): ("values", lambda content: dict(enumerate(content)).values()),
+    type({}.items()): ("items", lambda content: dict(content).items()),
+    type(collections.OrderedDict().keys()): ("keys", lambda content: dict.fromkeys(content).keys()),
+    type(collections.OrderedDict().values()): ("values", lambda content: dict(enumerate(content)).values()),
+    type(collections.OrderedDict().items()): ("items", lambda content: dict(content).items()),
+}
+_MAKE_VIEW = dict(_VIEWS.values())
 _LIBRARY_NAMES = {kind: name for name, (kind, _) in _LIBRARY.items()}
 
 
@@ -119,7 +136,9 @@ class Encoder:
             return ["range", self(value.start), self(value.stop), self(value.step)]
         if kind is slice:
             return ["slice", self(value.start), self(value.stop), self(value.step)]
-        if kind in _LIBRARY_NAMES and getattr(value, "tzinfo", None) is None:
+        if kind in _VIEWS:
+            return ["view", _VIEWS[kind][0], [self(item) for item in value]]
+        if kind in _LIBRARY_NAMES and type(getattr(value, "tzinfo", None)) in (type(None), datetime.timezone):
             name = _LIBRARY_NAMES[kind]
             return ["library", name, [self(a) for a in _LIBRARY[name][1](value)]]
         if kind is type and value in BUILTIN_TYPES.values():
@@ -183,6 +202,8 @@ class Decoder:
             return BUILTIN_TYPES[kind](*map(self, rest))
         if kind == "library":
             return self._library(rest[0], [self(a) for a in rest[1]])
+        if kind == "view":
+            return _MAKE_VIEW[rest[0]]([self(item) for item in rest[1]])
         if kind == "type":
             return BUILTIN_TYPES[rest[0]]
         if kind == "constant":

@@ -26,8 +26,9 @@ FILE = "<code>"
 class Worker(Peer):
     """The code's end of the channel. It does whatever the tests ask."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, home: str, shelf: str) -> None:
         super().__init__(channel)
+        self.home, self.shelf = home, shelf
         self.wanted: list[str] = []
         self.module = types.ModuleType("__main__")
         self.give(self.run)
@@ -42,11 +43,17 @@ class Worker(Peer):
         Args:
             code: the program, run as ``__main__``.
             wanted: names.
-            whole: there are no tests, so the program's threads and exit functions belong to it.
+            whole: there are no tests, so the program's threads and exit functions belong to it, and only
+                its end says that it is right.
         """
         linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)
         sys.modules["__main__"] = self.module
-        exec(compile(code, FILE, "exec"), self.module.__dict__)
+        try:
+            exec(compile(code, FILE, "exec"), self.module.__dict__)
+        except SystemExit as end:
+            # ``sys.exit(main())`` at the end: what was defined until then is what the tests find.
+            if whole or end.code:
+                raise
         if whole:
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
@@ -55,6 +62,7 @@ class Worker(Peer):
 
     def perform(self, work: Callable[[], Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Do it with the tests' input and output where they redirected them."""
+        self._show_files()
         extra: dict[str, Any] = {}
         printed = io.StringIO()
         try:
@@ -73,9 +81,16 @@ class Worker(Peer):
             extra[PRINTED] = printed.getvalue()
         known = self.module.__dict__
         for name in self.wanted:
-            if isinstance(known.get(name, self), int | float | str | list | dict | set | tuple | type(None)):
+            if _is_plain(known.get(name, self)):
                 extra[name] = known[name]
         return value, extra
+
+    def _show_files(self) -> None:
+        """Link what the tests wrote into the code's folder, so that one name serves both."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.shelf) if self.shelf else ():
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(f"{self.shelf}/{name}", f"{self.home}/{name}")
 
     def _reply(self, *told: Any) -> None:
         before = sys.getrecursionlimit()
@@ -93,6 +108,27 @@ class Worker(Peer):
         ]
         return " → ".join(told)
 
+    def attributes(self, error: BaseException) -> tuple[dict[str, Any], str | None]:
+        """The exception's own attributes, those of its class, and its text where the class words it."""
+        found: dict[str, Any] = {}
+        text = None
+        own = [cls for cls in type(error).__mro__ if cls.__module__ not in sys.stdlib_module_names]
+        with contextlib.suppress(Exception):
+            found = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+        for name, item in [pair for cls in own for pair in vars(cls).items() if not pair[0].startswith("_")]:
+            if name not in found and (isinstance(item, property) or _is_plain(item)):
+                with contextlib.suppress(Exception):
+                    found[name] = getattr(error, name)
+        if any("__str__" in vars(cls) for cls in own):
+            with contextlib.suppress(BaseException):
+                text = str.__str__(str(error))
+        return found, text
+
+    def restore(self, error: BaseException, attributes: Any, text: Any) -> None:
+        """An exception that comes back, or one of the tests' own: set what was told."""
+        if type(attributes) is dict:
+            error.__dict__.update(attributes)
+
     def export(self, value: Any) -> Tree:
         """Modules go by name."""
         if type(value) is types.ModuleType and value.__name__ in sys.stdlib_module_names:
@@ -106,9 +142,19 @@ class Worker(Peer):
         return super().resolve(tree)
 
 
-def work(channel: socket.socket) -> None:
-    """Serve until the judge is gone."""
-    worker = Worker(channel)
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | list | dict | set | tuple | type(None))
+
+
+def work(channel: socket.socket, home: str, shelf: str) -> None:
+    """Serve until the judge is gone.
+
+    Args:
+        channel: to the judge.
+        home: the code's folder.
+        shelf: where tests write files, if they may.
+    """
+    worker = Worker(channel, home, shelf)
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace", write_through=True)
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "replace", write_through=True)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115

@@ -245,7 +245,8 @@ def read_rows(path: Path | str) -> Iterator[dict[str, Any]]:
             if text.lstrip().startswith("["):
                 rows = json.loads(text)
             else:
-                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+                # Not splitlines(): U+2028 and U+0085 may stand within a text of JSON.
+                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     for number, row in enumerate(rows, 1):
@@ -258,8 +259,8 @@ def _text(path: Path) -> str:
     if path.suffix == ".gz":
         import gzip
 
-        return gzip.decompress(path.read_bytes()).decode("utf-8")
-    return path.read_text(encoding="utf-8")
+        return gzip.decompress(path.read_bytes()).decode("utf-8-sig")
+    return path.read_text(encoding="utf-8-sig")  # other programs begin a file with a byte order mark
 
 
 def _paragraphs(row: dict[str, Any], path: Path | str, number: int) -> Iterator[Article]:
