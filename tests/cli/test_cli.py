@@ -246,7 +246,7 @@ def test_a_head_on_a_model_that_names_no_tokenizer(
     dtypes = {p.dtype for p in load_checkpoint(tmp_path / "other" / "best.pt")["state_dict"].values()}
     assert dtypes == {torch.float32}
     save_checkpoint(GPT(GPTConfig(vocab_size=99, block_size=16, n_layer=1, n_head=1, n_embd=8)), base)
-    code, _, err = call(capsys, *head, "--tokenizer", "bytes")
+    code, _, err = call(capsys, *head, "--tokenizer", "bytes", "--out", tmp_path / "more ids")
     assert code == 2 and "ids, " + str(base) + " only 99: give the one it was trained with" in err
 
 
