@@ -60,6 +60,9 @@ def build(source: Path) -> Path:
         NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
         cell.metadata.clear()  # when each cell ran: a diff would be full of it
+        # Libraries' warnings name the folder where they are installed, which is nobody else's.
+        outputs = cell.get("outputs", [])
+        outputs[:] = [output for output in outputs if "site-packages" not in output.get("text", "")]
     target = source.with_suffix(".ipynb")
     text = nbformat.writes(notebook) + "\n"
     if len(text) > LARGEST:

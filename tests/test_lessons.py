@@ -55,6 +55,7 @@ def test_notebook_is_its_source_with_outputs(source: Path, build: ModuleType) ->
     assert outputs and not any(output.output_type == "error" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs), "no picture"
     assert len(text.encode()) <= 1_000_000
+    assert "site-packages" not in text, "it shows where its maker's libraries lie"
 
 
 @pytest.mark.parametrize("source", SCRIPTS, ids=lambda p: p.stem)
