@@ -16,7 +16,7 @@ class LayerCache:
 
     def __init__(self, k: Heads, v: Heads) -> None:
         self.k, self.v = k, v  # (B, H, capacity, D)
-        self.rows, self.length = k.size(0), 0
+        self.length = 0
 
     def append(self, k: Heads, v: Heads) -> tuple[Heads, Heads]:
         """Store (B, H, T, D) new keys and values; return all so far as (B, H, S, D) views.
@@ -24,7 +24,7 @@ class LayerCache:
         Raises:
             ValueError: more positions than the cache was made for, or another number of rows.
         """
-        if k.size(0) != self.rows:  # one row would be taken for all
+        if k.size(0) != self.k.size(0):  # one row would be taken for all
             raise ValueError(f"keys of shape {tuple(k.shape)} do not fit a cache of {tuple(self.k.shape)}")
         end = self.length + k.size(2)
         if end > self.k.size(2):
