@@ -25,6 +25,7 @@ from .distributed import (
     save_shards,
     spread,
     step_of,
+    world,
 )
 from .errors import CheckpointError, InputError
 from .optim import Together
@@ -303,6 +304,8 @@ def check_is_free(path: Path) -> None:
     Raises:
         InputError: it does.
     """
+    if world().launched:  # torchrun may have started it again, after which it goes on
+        return
     file = RunFolder(path).last
     if file.exists() or previous_path(file).exists() or checkpoints(path):
         raise _taken(path)
