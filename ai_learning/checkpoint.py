@@ -78,13 +78,13 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item(), name)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return torch.from_numpy(value)
+        return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, dict):
         return {_plain(key, name): _plain(one, f"{name}[{key!r}]") for key, one in value.items()}
     if type(value) in (list, tuple, set):
         return type(value)(_plain(one, name) for one in value)
-    plain = (str, bytes, int, float, complex, type(None), torch.device, torch.dtype, torch.Size)
-    if isinstance(value, torch.Tensor) or type(value) in (bool, *plain):
+    plain = (str, bytes, bool, int, float, complex, type(None), torch.device, torch.dtype, torch.Size)
+    if isinstance(value, torch.Tensor) or type(value) in plain:
         return value
     raise ValueError(
         f"{name} is of {type(value).__name__}, which a checkpoint cannot hold: give tensors, numbers and "

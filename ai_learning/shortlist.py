@@ -172,6 +172,8 @@ class Shortlist:
         could_be = kept & ~(space.high.numpy()[:, :, :found] < best.max(0)[:, None])
         _, group, _, lane = places = np.nonzero(could_be)
         rows, states = space.rows.numpy()[places[:3]], group * _STATES + lane
+        if not np.bincount(states, minlength=B).all():  # all logits of one are beyond float32
+            return _likeliest_of_all(self.weight, x)
         logits = np.einsum("rc,rc->r", self.weight.numpy()[rows], x.numpy()[states])
         # As argmax has it, NaN is the largest
         order = np.lexsort((rows, -np.nan_to_num(logits, nan=np.inf, posinf=_NO_BOUND), states))

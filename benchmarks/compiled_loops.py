@@ -1,6 +1,7 @@
-"""Training's compiled loops on the CPU, ours beside PyTorch's own kernels, in turn.
+"""Compiled loops on the CPU, ours beside PyTorch's own kernels, in turn.
 
-Attention, GELU, AdamW; where the CPU has tile registers (Intel AMX) layers, MLPs, products of matrices.
+Attention, GELU, AdamW; where the CPU has tile registers (Intel AMX) layers, MLPs, products of matrices, and
+generation's choice of the likeliest token.
 
 python -m benchmarks.compiled_loops
 """
@@ -20,6 +21,7 @@ from ai_learning.kernels.linear import Linear, linear
 from ai_learning.kernels.products import has_tiles, mm
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.optim import adamw, clip_and_step, parameter_groups
+from ai_learning.shortlist import Shortlist
 
 from .common import hardware
 
@@ -128,6 +130,21 @@ def products() -> None:
             )
 
 
+@torch.no_grad()
+def greedy() -> None:
+    """The likeliest of 50,257 tokens for a batch of states: all logits and argmax, beside a shortlist."""
+    for B, C in ((1, 384), (4, 128), (16, 128), (16, 384), (64, 128)):
+        head, x = nn.Linear(C, 50257, bias=False), torch.randn(B, C)
+        nn.init.normal_(head.weight, std=0.02)
+        short = Shortlist(head)
+        assert torch.equal(short.likeliest(x), head(x).argmax(-1))
+        row(
+            f"likeliest token; {B} × {C} → 50257",
+            lambda head=head, x=x: head(x).argmax(-1),
+            lambda short=short, x=x: short.likeliest(x),
+        )
+
+
 def optimizer() -> None:
     """Clipping and a step of AdamW, PyTorch's fused one, for the training benchmark's smallest model."""
     model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
@@ -156,6 +173,7 @@ def main() -> None:
     if has_tiles():
         layers()
         products()
+        greedy()
 
 
 if __name__ == "__main__":

@@ -235,6 +235,24 @@ def test_a_batch_with_a_state_of_no_numbers(value: float) -> None:
 
 
 @batches
+def test_a_batch_with_a_state_whose_logits_are_all_infinite() -> None:
+    """Below −3.4e38 a logit is −∞, which no bound of a number says."""
+    weight = torch.full((400, 64), -127.0) * 1e16  # as whole numbers what it is
+    weight += torch.arange(400.0)[:, None] % 2 * 1e16
+    x = torch.ones(4, 64)
+    x[2] = 1e21
+    x[2, 1:] = 1e14
+    want = (weight @ x.T).numpy().argmax(0)
+    assert Shortlist(head_of(weight)).likeliest(x).tolist() == want.tolist()
+
+
+def test_the_loops_and_who_calls_them_mean_the_same_sizes() -> None:
+    from ai_learning.kernels import shortlist_kernels as loops
+
+    assert (loops.STATES, loops.ROWS, loops.DEPTH) == (module._STATES, module._ROWS, module._DEPTH)
+
+
+@batches
 def test_a_batch_finds_more_rows_than_there_is_room_for() -> None:
     """Each row is a little likelier than all before it."""
     x = torch.randn(4, 64)

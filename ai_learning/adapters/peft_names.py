@@ -202,9 +202,15 @@ class LlamaNames(Names):
             "lora_A.weight": A.new_zeros(r, A.shape[1]),
             "lora_B.weight": A.new_zeros(sum(rows.values()), r),
         }
-        if any("lora_magnitude_vector" in update for update in updates.values()):
+        magnitudes = [
+            m for update in updates.values() if (m := update.get("lora_magnitude_vector")) is not None
+        ]
+        if magnitudes:
             layer = self.model.get_submodule(self.here(f"{path}.c_attn"))
-            tensors["lora_magnitude_vector"] = torch.linalg.vector_norm(self._frozen(layer).float(), dim=1)
+            lengths = torch.linalg.vector_norm(self._frozen(layer).float(), dim=1)
+            tensors["lora_magnitude_vector"] = lengths.to(
+                torch.promote_types(magnitudes[0].dtype, lengths.dtype)
+            )
         for kind, update in updates.items():
             at, column = _blocks(rows)[kind], columns[kind]
             parts = {

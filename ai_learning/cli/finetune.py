@@ -92,7 +92,8 @@ def main(args: list[str]) -> None:
 def _method(args: list[str]) -> str:
     """What was asked for; of a run to be resumed, its own."""
     if "--resume" in args:
-        return str(read_options(flag(args, "--out", str(Finetune.out)), "finetune")["method"])
+        saved = read_options(flag(args, "--out", str(Finetune.out)), "finetune")
+        return str(saved.get("method", Finetune.method))
     method = flag(args, "--method", Finetune.method)
     # An unknown one is left to the parser, which says what there is.
     return method if method in ("full", "lora", "qlora") else Finetune.method

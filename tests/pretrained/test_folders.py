@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,6 +211,22 @@ def test_a_head_that_is_not_tied_although_the_config_says_so(tmp_path: Path) -> 
             ours = convert()
         assert not ours.config.tie_weights
         torch.testing.assert_close(ours(IDX), theirs(IDX).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_a_head_with_nothing_known_is_not_the_embedding(tmp_path: Path) -> None:
+    theirs = transformers.GPT2LMHeadModel(config_to_hf(CONFIG))
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    embedding = weights["transformer.wte.weight"]
+    for hole, is_tied in ((embedding, True), (embedding.nan_to_num(0), False)):
+        embedding[5, 3] = float("nan")
+        save_file(weights | {"lm_head.weight": hole.clone()}, tmp_path / "model.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert load_pretrained(tmp_path).config.tie_weights == is_tied
+    save_file(weights | {"lm_head.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning), pytest.raises(InputError, match=r"lm_head\.weight has shape \(3,\)"):
+        load_pretrained(tmp_path)
 
 
 def test_our_head_that_is_not_tied_any_more(tmp_path: Path) -> None:
