@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import row_layers
 from .compile_ops import constant_in_graphs, define_gradient, is_exporting, operation
 from .loops import usable
-from .products import can_tile, has_tiles, mm, takes
+from .products import PANEL, can_tile, has_tiles, mm, takes
 
 _WORTH_A_GRAPH = 2**17
 """elements of a weight from which on a graph has operations of its own: many rows make the product large"""
@@ -82,11 +82,12 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether tiles gain; what does not fit together is left for PyTorch to complain of."""
-    if weight.dim() != 2 or x.dim() == 0 or x.size(-1) == 0:
+    K = x.size(-1) if x.dim() else 0
+    if x.numel() < PANEL * K or K == 0:  # a few rows, as in generation, where each microsecond counts
         return False
-    N, K = weight.shape
-    if x.size(-1) != K or torch.is_autocast_enabled("cpu"):
+    if weight.dim() != 2 or weight.size(1) != K or torch.is_autocast_enabled("cpu"):
         return False
+    N = weight.size(0)
     if not can_tile(x.numel() // K, K, N):  # before all that takes a microsecond
         return _goes_by_rows(x, weight, bias)
     given = (x, weight) if bias is None else (x, weight, bias)
