@@ -184,12 +184,19 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D)
         if self.kv_heads < self.n_head:  # each key and value serves several queries (Ainslie et al. 2023)
-            k, v = (t.repeat_interleave(self.n_head // self.kv_heads, dim=1) for t in (k, v))
+            group = self.n_head // self.kv_heads
+            if T == 1:  # then those can be rows of one head: no key of a long cache is copied
+                q = q.reshape(B, self.kv_heads, group, self.head_size)  # (B, H, 1, D) → (B, kv_heads, group, D)
+            else:
+                k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
         is_causal = mask is None and T > 1
         if T > 1:  # a single new token may see all that is there
             causal = self.mask[S - T : S, :S]  # (T, S): the last query sees every key
             mask = causal if mask is None else causal & mask
         dropout_p = self.dropout if self.training else 0.0
         output, weights = self.attention(q, k, v, mask, is_causal=is_causal, dropout_p=dropout_p)
+        if q.size(1) < self.n_head:
+            output = output.reshape(B, self.n_head, 1, self.head_size)
+            weights = None if weights is None else weights.reshape(B, self.n_head, 1, S)
         output = output.transpose(1, 2).reshape(B, T, widths[0])  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
         return self.resid_dropout(self.c_proj(output)), weights

@@ -92,6 +92,25 @@ def test_shared_keys_are_repeated_keys() -> None:
     torch.testing.assert_close(layer(x)[0], full(x)[0])
 
 
+@pytest.mark.parametrize("attention", ["fast", "reference"])
+def test_a_new_token_reads_shared_keys_where_they_lie(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = GPTConfig(n_embd=24, n_head=6, n_kv_head=2, block_size=8, attention=attention)
+    layer, x = CausalSelfAttention(config), torch.randn(3, 7, 24)
+    mask = torch.ones(3, 1, 7, 7, dtype=torch.bool)
+    mask[1, :, 2:, :2] = False
+    output, weights = layer(x, mask=mask)
+    cache = KVCache(config, batch_size=3).layers[0]
+    layer(x[:, :6], cache, mask[:, :, :6, :6])
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", None)  # would copy the whole cache
+    last, last_weights = layer(x[:, 6:], cache, mask[:, :, 6:])
+    torch.testing.assert_close(last, output[:, 6:])
+    if weights is not None and last_weights is not None:
+        torch.testing.assert_close(last_weights, weights[:, :, 6:])
+    assert (weights is None) is (last_weights is None) is (attention == "fast")
+
+
 def test_cache_and_positions_with_rotary() -> None:
     model = GPT(SMALL).eval()
     idx = torch.randint(0, 31, (2, 20))
