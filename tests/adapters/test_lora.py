@@ -455,6 +455,21 @@ def test_models_can_be_copied_and_moved_while_merged():
     assert torch.equal(model(ids()), want)
 
 
+@pytest.mark.parametrize("method", ["unmerge", "eject"])
+def test_a_model_cast_while_merged_is_all_of_that_dtype_after(method):
+    model, _ = adapted(LoRAConfig())
+    merge_lora(model).to(torch.bfloat16)
+    unmerge_lora(model) if method == "unmerge" else eject_lora(model, merge=False)
+    frozen = {p.dtype for name, p in model.named_parameters() if "lora_" not in name}
+    assert frozen == {torch.bfloat16}
+    assert model(ids()).dtype == torch.bfloat16
+    # What the merge itself was asked for is no cast: the frozen weights keep theirs.
+    model, _ = adapted(LoRAConfig())
+    want = model(ids())
+    unmerge_lora(merge_lora(model, dtype=torch.bfloat16))
+    assert torch.equal(model(ids()), want)
+
+
 # ---- several adapters ----------------------------------------------------------------------------
 
 
