@@ -40,7 +40,8 @@ def apply_chat_template(
         template: Jinja source.
         messages: each with ``role`` and ``content``.
         add_generation_prompt: end with what begins the assistant's answer.
-        variables: what else the template asks for: ``bos_token``, ``eos_token``, ``tools`` …
+        variables: what else the template asks for: ``bos_token``, ``eos_token``, ``tools`` … (``tools`` and
+            ``documents`` are none where they are not given, as in transformers: templates ask for that).
 
     Raises:
         TemplateRefusalError: the template refuses the conversation.
@@ -53,6 +54,7 @@ def apply_chat_template(
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
+    variables = {"tools": None, "documents": None, **variables}
     try:
         return _compile(template).render(
             messages=messages, add_generation_prompt=add_generation_prompt, **variables
