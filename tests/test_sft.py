@@ -314,6 +314,19 @@ def test_bad_bytes_and_bad_cells(tmp_path: Path) -> None:
         read_examples(path)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "data.csv"
+    table.write_text("prompt,response,,,prompt\na,b,,,c\n")
+    parquet = tmp_path / "data.parquet"
+    columns = [pyarrow.array([text]) for text in "abc"]
+    pyarrow.parquet.write_table(pyarrow.table(columns, ["prompt", "response", "prompt"]), parquet)
+    for path in (table, parquet):
+        with pytest.raises(InputError, match="has two columns 'prompt'"):
+            read_examples(path, BadRows(fatal=False))
+    table.write_text("prompt,response,,\na,b,,\n")  # as spreadsheets leave them behind
+    assert read_examples(table)[0].response == "b"
+
+
 def test_sources_that_hold_nothing(tmp_path: Path) -> None:
     for name, message in (
         ("no.jsonl", "no such file"),
