@@ -182,13 +182,13 @@ def write_chat_template(folder: Path | str, template: str, special_tokens: Mappi
     Args:
         folder: a tokenizer's, with its ``tokenizer_config.json``.
         template: Jinja source.
-        special_tokens: by name; those that ``tokenizer_config.json`` does not name yet are added there.
+        special_tokens: by name, for ``tokenizer_config.json``: the template was written for these.
     """
     folder = Path(folder)
     write_text(folder / "chat_template.jinja", template)
     path = folder / "tokenizer_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_text(path, json.dumps({**special_tokens, **config}, indent=2) + "\n")
+    write_text(path, json.dumps({**config, **special_tokens}, indent=2) + "\n")
 
 
 def _one_line(error: object) -> str:
