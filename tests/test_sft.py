@@ -203,8 +203,8 @@ def test_a_template_that_knows_tools_writes_the_calls_itself() -> None:
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"properties": {"a": {"type": "int"}}}}}
 AS_QWEN3 = (
     "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% for m in messages %}<{{ m.role }}>"
-    "{% if m.reasoning_content is string %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }};"
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% if m.reasoning_content is string %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 OTHER = {"type": "function", "function": {"name": "now", "description": "the time"}}
 

@@ -47,8 +47,8 @@ class Message:
     learned: bool = True
     """of an answer: whether it is learned, or context only (``"weight": 0``)"""
     tool: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """``tool_calls`` and reasoning of an answer, ``tool_call_id`` and ``name`` of a tool's: for templates that
-    know them"""
+    """``tool_calls`` and reasoning of an answer, ``tool_call_id`` and ``name`` of a tool's: for templates
+    that know them"""
 
     @property
     def text(self) -> str:
