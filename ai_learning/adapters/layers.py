@@ -256,8 +256,8 @@ class LoRALayer(nn.Module):
             return
         merged = weight_of(self.base_layer)
         # A cast of the whole model reached the merged layer only; what merge() itself chose is no cast.
-        cast = {} if merged.dtype == self._merged_dtype else {"dtype": merged.dtype}
-        self._kept.to(device=merged.device, **cast).train(self.training)
+        cast = None if merged.dtype == self._merged_dtype else merged.dtype
+        self._kept.to(device=merged.device, dtype=cast).train(self.training)
         self.base_layer, self._kept = self._kept, None
 
     def _check_together(self, names: Sequence[str]) -> None:
