@@ -750,3 +750,11 @@ def test_biases_of_an_adapter_that_is_gone_are_frozen():
 def test_collections_of_any_kind_are_kept_as_lists():
     config = LoRAConfig(target_modules={"c_fc", "c_attn"}, layers_to_transform=range(2))
     assert config.target_modules == ["c_attn", "c_fc"] and config.layers_to_transform == [0, 1]
+
+
+def test_a_wrapped_model_is_refused_as_its_adapter_would_not_be_synchronised():
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)  # without the group of processes that the real one needs
+    wrapped.module = gpt()
+    with pytest.raises(InputError, match=r"inject_lora into its \.module"):
+        inject_lora(wrapped)
