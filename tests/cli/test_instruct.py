@@ -282,6 +282,12 @@ def test_the_layout_fits_the_attention(
     assert code == 2 and "use layout='pack'" in err
 
 
+def test_a_file_is_no_folder_for_a_run(base: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--method", "lora", "--checkpoint", base, "--data", rows, "--out", rows)
+    code, _, err = call(capsys, "finetune", *options)
+    assert code == 2 and f"error: {rows} is a file, not a folder" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_a_base_in_16_bits_computes_in_them(
     method: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
