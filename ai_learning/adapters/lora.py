@@ -32,6 +32,7 @@ from .registry import (
     as_it_was_on_error,
     check_adapter_name,
     layer_tensors,
+    mark_dense,
     mark_untied,
     plain_parameters,
     planned_layers,
@@ -301,6 +302,8 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
     delattr(model, REGISTRY)
     if tied:
         mark_untied(model)
+    if merge:
+        mark_dense(model)
     return model
 
 
