@@ -348,24 +348,26 @@ def test_a_whole_model_of_bitsandbytes_is_taken_over():
         NF4Linear.from_bnb(nn.Linear(8, 8))
 
 
-def test_a_model_that_bitsandbytes_quantized_is_saved_dense_once_it_is_merged(tmp_path):
+@pytest.mark.parametrize("family", ["Llama", "GPT2"])  # GPT-2's layers were Conv1D before, and are again
+def test_a_model_that_bitsandbytes_quantized_is_saved_dense_once_it_is_merged(family, tmp_path):
     """Its config said that it was quantized, so transformers took the merged weights for codes."""
     pytest.importorskip("bitsandbytes")
     transformers = pytest.importorskip("transformers")
-    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=1000, **sizes))
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 64}
+    more = {"intermediate_size": 64} if family == "Llama" else {"bos_token_id": None, "eos_token_id": None}
+    kind = transformers.LlamaForCausalLM if family == "Llama" else transformers.GPT2LMHeadModel
+    plain = kind(kind.config_class(vocab_size=1000, **sizes, **more))
     plain.save_pretrained(tmp_path / "base")
     four_bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = transformers.LlamaForCausalLM.from_pretrained(
-        tmp_path / "base", quantization_config=four_bits, device_map="cpu"
-    )
-    disturb(prepare_qlora(model, LoRAConfig(r=2, target_modules=["q_proj"])))
+    model = kind.from_pretrained(tmp_path / "base", quantization_config=four_bits, device_map="cpu")
+    some = "q_proj" if family == "Llama" else "c_fc"
+    disturb(prepare_qlora(model, LoRAConfig(r=2, target_modules=[some])))
     eject_lora(model, merge=True)
     assert model.config.quantization_config is not None  # the other layers are in 4 bits yet
     disturb(inject_lora(model, LoRAConfig(r=2)))
     want = eject_lora(model, merge=True).eval()(ids()).logits
     model.save_pretrained(tmp_path / "merged")
-    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    again = kind.from_pretrained(tmp_path / "merged").eval()
     assert torch.equal(again(ids()).logits, want)
 
 
