@@ -361,12 +361,14 @@ def _config_here(
 def _saved_there(model: nn.Module, saved: Sequence[str], names: Names) -> list[str]:
     """``modules_to_save`` in transformers' words."""
     found: list[str] = []
+    everywhere = [there for path, _ in model.named_modules() if path for there in names.layers_there(path)]
     for name in saved:
+        # To PEFT "norm" means input_layernorm, too: then in full, as under another name.
+        means_more = any(there.endswith(name) and not is_named(there, name) for there in everywhere)
         for path in modules_named(model, [name]):
             for there in names.layers_there(path):
-                # Under another name in full: to PEFT "norm" means input_layernorm, too.
                 last = there.rpartition(".")[2]
-                word = last if name == last else there
+                word = last if name == last and not means_more else there
                 found += [word] * (word not in found)
     return found
 

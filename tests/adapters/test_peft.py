@@ -690,6 +690,20 @@ def test_modules_of_pefts_names_trained_whole(saved, tmp_path):
     assert torch.allclose(ours(ids()), made(ids()).logits, atol=1e-5)
 
 
+def test_a_module_whose_name_ends_others_is_saved_in_full(tmp_path):
+    """To PEFT "norm" means every input_layernorm as well, whose weights the file does not have."""
+    peft = pytest.importorskip("peft")
+    _, theirs = llama_pair()
+    plain = copy.deepcopy(theirs)
+    disturb(inject_lora(theirs, LoRAConfig(target_modules=["q_proj"], modules_to_save=["norm", "lm_head"])))
+    save_peft(theirs, tmp_path)
+    made = peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path).eval()
+    want = theirs.eval()(ids()).logits
+    assert torch.allclose(made(ids()).logits, want, atol=1e-5)
+    load_peft(plain, tmp_path)
+    assert torch.allclose(plain(ids()).logits, want, atol=1e-5)
+
+
 def test_a_scaling_of_zero(tmp_path):
     peft = pytest.importorskip("peft")
     ours, theirs = llama_pair()
