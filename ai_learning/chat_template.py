@@ -40,7 +40,8 @@ def apply_chat_template(
         template: Jinja source.
         messages: each with ``role`` and ``content``.
         add_generation_prompt: end with what begins the assistant's answer.
-        variables: what else the template asks for: ``bos_token``, ``eos_token``, ``tools`` …
+        variables: what else the template asks for: ``bos_token``, ``eos_token``, ``tools`` … (``tools`` and
+            ``documents`` are none where they are not given, as in transformers: templates ask for that).
 
     Raises:
         TemplateRefusalError: the template refuses the conversation.
@@ -53,6 +54,7 @@ def apply_chat_template(
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
+    variables = {"tools": None, "documents": None, **variables}
     try:
         return _compile(template).render(
             messages=messages, add_generation_prompt=add_generation_prompt, **variables
@@ -180,13 +182,13 @@ def write_chat_template(folder: Path | str, template: str, special_tokens: Mappi
     Args:
         folder: a tokenizer's, with its ``tokenizer_config.json``.
         template: Jinja source.
-        special_tokens: by name; those that ``tokenizer_config.json`` does not name yet are added there.
+        special_tokens: by name, for ``tokenizer_config.json``: the template was written for these.
     """
     folder = Path(folder)
     write_text(folder / "chat_template.jinja", template)
     path = folder / "tokenizer_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_text(path, json.dumps({**special_tokens, **config}, indent=2) + "\n")
+    write_text(path, json.dumps({**config, **special_tokens}, indent=2) + "\n")
 
 
 def _one_line(error: object) -> str:

@@ -35,11 +35,12 @@ _UNUSED, _UNUSED_OF_WORKING, _UNUSED_OF_RECOMPUTED = 4 * 2**20, 1.2, 0.2
 _UNUSED_SHARE_OF_MANY = 0.5
 _SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.72, 0.8
 # oneDNN keeps what it compiled for each shape of a 16-bit product, each time a little less that is new: bytes
-# of the first and the power of their number, under autocast (attention's too) and of 4-bit weights alone
-# (PyTorch 2.13's oneDNN; 2.11's keeps some 150 MB more of the latter).
+# of the first and the power of their number, under autocast (attention's too), of a base in 16 bits, and of
+# 4-bit weights alone (PyTorch 2.13's oneDNN; 2.11's keeps some 150 MB more of the latter).
 # Where freed memory is given back, no holes lie around these: bytes of all, and of each.
-_ONEDNN, _ONEDNN_LAYERS = (57e6, 0.53), (32e6, 0.67)
-_ONEDNN_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (12e6, 4.7e6)
+_ONEDNN, _ONEDNN_NARROW, _ONEDNN_LAYERS = (57e6, 0.53), (57e6, 0.66), (32e6, 0.67)
+_ONEDNN_ALONE, _ONEDNN_NARROW_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (0, 6e6), (12e6, 4.7e6)
+_16_BITS = (torch.bfloat16, torch.float16)
 _LOOPS_OF_A_STEP = ("unnormalised_softmax", "running_softmax", "sum_squares", "adamw")
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
@@ -108,6 +109,7 @@ def plan_memory(
     on_cpu = next(model.parameters()).device.type == "cpu"
     with context():
         cast = torch.is_autocast_enabled("cpu") and on_cpu
+    narrow = on_cpu and next(model.parameters()).dtype in _16_BITS
     share = _share_between_kept(model, cast)
     # In the backward pass of one block: the gradients of its widest states and of its input.
     wide = 4 * (2 * config.mlp_width + 3 * width)
@@ -143,9 +145,9 @@ def plan_memory(
             unused = max(unused, round(_UNUSED_SHARE_OF_MANY * (activations + gradients + state)))
         if trains_head:
             unused += 2 * head  # autograd copies what the loss still holds
-        if cast or _multiplies_in_16_bits(model):
-            base, each = _ONEDNN_ALONE if cast else _ONEDNN_LAYERS_ALONE
-            first, power = _ONEDNN if cast else _ONEDNN_LAYERS
+        if cast or narrow or _multiplies_in_16_bits(model):
+            base, each = _ONEDNN_ALONE if cast else _ONEDNN_NARROW_ALONE if narrow else _ONEDNN_LAYERS_ALONE
+            first, power = _ONEDNN if cast else _ONEDNN_NARROW if narrow else _ONEDNN_LAYERS
             unused += round(base + each * shapes if recompute else first * shapes**power)
         if cast:
             unused += round(2.5 * head)  # its cast, and what oneDNN makes of that
@@ -203,7 +205,7 @@ def _share_between_kept(model: nn.Module, cast: bool) -> float:
 
 def _multiplies_in_16_bits(model: nn.Module) -> bool:
     kinds = (getattr(module, "compute_dtype", None) for module in model.modules())
-    return any(kind in (torch.bfloat16, torch.float16) for kind in kinds)
+    return any(kind in _16_BITS for kind in kinds)
 
 
 def _kept_per_token(
@@ -222,7 +224,7 @@ def _kept_per_token(
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             storages[storage._cdata] = storage.nbytes()
-            if tensor.dim() == 2 and tensor.dtype in (torch.bfloat16, torch.float16):
+            if tensor.dim() == 2 and tensor.dtype in _16_BITS:
                 matrices.add(storage._cdata)
             alive.append(tensor)
         return tensor

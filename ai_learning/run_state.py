@@ -299,11 +299,13 @@ def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
 
 
 def check_is_free(path: Path) -> None:
-    """Refuse before long preparations what `RunState.start` would: a folder that holds a run.
+    """Refuse before long preparations what `RunState.start` would: a folder that holds a run, or no folder.
 
     Raises:
-        InputError: it does.
+        InputError: it does, or is none.
     """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, not a folder: choose another")
     if world().launched:  # torchrun may have started it again, after which it goes on
         return
     file = RunFolder(path).last

@@ -94,9 +94,15 @@ def test_renders_as_transformers_does(template: str, prompt: bool, tokenizer: An
             add_generation_prompt=prompt,
             bos_token="<|begin_of_text|>",
             eos_token="<|eot_id|>",
-            **{"tools": None, **more},
+            **more,
         )
         assert found == expected
+
+
+def test_what_is_not_given_is_none_as_in_transformers(tokenizer: Any) -> None:
+    template = "{% if tools is not none or documents is not none %}You may call:{% endif %}" + TURNS
+    expected = tokenizer.apply_chat_template(TALK, chat_template=template, tokenize=False)
+    assert apply_chat_template(template, TALK) == expected
 
 
 @pytest.mark.parametrize(

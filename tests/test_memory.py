@@ -37,8 +37,10 @@ if recompute:
     give_back_freed_memory()  # as the command does
 torch.manual_seed(0)
 model = GPT(GPTConfig(vocab_size=vocab, block_size=256, n_layer=layers, n_head=4, n_embd=width))
+if method == "lora on bf16":
+    model.to(torch.bfloat16)
 context = autocast(torch.device("cpu"), torch.bfloat16 if method == "lora in bf16" else torch.float32)
-if method in ("lora", "lora in bf16"):
+if method in ("lora", "lora in bf16", "lora on bf16"):
     inject_lora(model, LoRAConfig(r=8))
 elif method == "dropout":
     inject_lora(model, LoRAConfig(r=8, lora_dropout=0.1))
@@ -49,7 +51,7 @@ elif method == "qlora in bf16":
 elif method == "qlora":
     prepare_qlora(model, LoRAConfig(r=8))
 data = random_data([256, 130, 90, 200, 40, 256, 180, 75] * 2, vocab=vocab)
-layout = "pack" if method == "lora in bf16" else "stream"
+layout = "pack" if method in ("lora in bf16", "lora on bf16") else "stream"
 batches = SFTBatches(data, 16, 256, layout=layout)
 batch, loss = batches(0), partial(sft_loss, layout=layout)
 plan = plan_memory(
@@ -84,6 +86,8 @@ RARER = [
     ("full", True, 1, 4, 256, 2000),
     ("qlora", True, 1, 4, 256, 2000),
     ("lora in bf16", False, 1, 4, 256, 2000),
+    ("lora on bf16", False, 1, 4, 256, 2000),
+    ("lora on bf16", True, 1, 4, 256, 2000),
     ("qlora in bf16", False, 1, 4, 256, 2000),
     ("lm_head", False, 1, 4, 256, 2000),
     ("wte", False, 1, 4, 256, 2000),

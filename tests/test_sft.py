@@ -200,6 +200,47 @@ def test_a_template_that_knows_tools_writes_the_calls_itself() -> None:
     assert Template().parts(plain)[-1] == (f"{CALLED}<|im_end|>", True)
 
 
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"properties": {"a": {"type": "int"}}}}}
+AS_QWEN3 = (
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% for m in messages %}<{{ m.role }}>"
+    "{% if m.reasoning_content is string %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+OTHER = {"type": "function", "function": {"name": "now", "description": "the time"}}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_a_template_is_given_the_tools_and_the_reasoning_as_transformers_gives_them(
+    ending: str, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    reasoned = CHAT[1] | {"reasoning_content": "two and two"}
+    row: dict[str, Any] = {"messages": [CHAT[0], reasoned], "tools": [TOOL, OTHER]}
+    if ending == "csv":
+        row = {name: json.dumps(value) for name, value in row.items()}
+    (example,) = read_examples(write(tmp_path / f"rows.{ending}", [row]))
+    (asked, _), (answer, _) = Template(AS_QWEN3).parts(example)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    whole = tokenizer.apply_chat_template(
+        [CHAT[0], reasoned], chat_template=AS_QWEN3, tokenize=False, tools=[TOOL, OTHER]
+    )
+    assert asked + answer == whole.rstrip()
+    assert '"name": "add"' in asked and "null" not in asked and "two and two" in answer
+
+
+def test_tools_of_other_forms() -> None:
+    older = {"messages": CHAT, "functions": [TOOL["function"]]}
+    sharegpt = {"conversations": ROWS["sharegpt"]["conversations"], "tools": json.dumps([TOOL["function"]])}
+    for row in (older, sharegpt):
+        (example,) = read_examples([row])
+        assert example.tools == (TOOL,)
+    for wrong in ("[", "hammer", ["hammer"], {"name": "add"}):
+        with pytest.raises(InputError, match="row 0: field 'tools' is no list of functions"):
+            read_examples([{"messages": CHAT, "tools": wrong}])
+
+
 def test_what_follows_the_last_answer_is_left_out() -> None:
     (example,) = read_examples([{"messages": [*CHAT, {"role": "user", "content": "thanks"}]}])
     assert example.messages[-1].role == "assistant"
@@ -271,6 +312,19 @@ def test_bad_bytes_and_bad_cells(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(InputError, match="is damaged or no Parquet file"):
         read_examples(path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "data.csv"
+    table.write_text("prompt,response,,,prompt\na,b,,,c\n")
+    parquet = tmp_path / "data.parquet"
+    columns = [pyarrow.array([text]) for text in "abc"]
+    pyarrow.parquet.write_table(pyarrow.table(columns, ["prompt", "response", "prompt"]), parquet)
+    for path in (table, parquet):
+        with pytest.raises(InputError, match="has two columns 'prompt'"):
+            read_examples(path, BadRows(fatal=False))
+    table.write_text("prompt,response,,\na,b,,\n")  # as spreadsheets leave them behind
+    assert read_examples(table)[0].response == "b"
 
 
 def test_sources_that_hold_nothing(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class LoRALayer(nn.Module):
         self.active: tuple[str, ...] = ()
         self.rows: Rows | None = None
         self._kept: nn.Module | None = None
+        self._merged_dtype: torch.dtype | None = None
         self._norm_cache: tuple[Any, Tensor] | None = None
         self._rows_cache: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None
 
@@ -247,13 +248,16 @@ class LoRALayer(nn.Module):
                 requires_grad=False,
             )
         self.base_layer = merged
-        self._kept = base
+        self._kept, self._merged_dtype = base, W.dtype
 
     def unmerge(self) -> None:
         """Put the frozen layer back: the very module, so nothing can have drifted."""
         if self._kept is None:
             return
-        self._kept.to(weight_of(self.base_layer).device).train(self.training)
+        merged = weight_of(self.base_layer)
+        # A cast of the whole model reached the merged layer only; what merge() itself chose is no cast.
+        cast = None if merged.dtype == self._merged_dtype else merged.dtype
+        self._kept.to(device=merged.device, dtype=cast).train(self.training)
         self.base_layer, self._kept = self._kept, None
 
     def _check_together(self, names: Sequence[str]) -> None:

@@ -22,9 +22,12 @@ DenseWeight = Callable[[], Tensor]  # gives the frozen weight (O, I); called aga
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D: a linear layer whose weight is stored (in, out)."""
-    return any(
-        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__
-    )
+    return is_conv1d_class(type(module))
+
+
+def is_conv1d_class(kind: type) -> bool:
+    """See `is_conv1d`."""
+    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in kind.__mro__)
 
 
 class FrozenLinear(torch.autograd.Function):

@@ -32,6 +32,7 @@ from .registry import (
     as_it_was_on_error,
     check_adapter_name,
     layer_tensors,
+    mark_dense,
     mark_untied,
     plain_parameters,
     planned_layers,
@@ -63,10 +64,15 @@ def inject_lora(model: nn.Module, config: LoRAConfig | None = None, adapter_name
 
     Raises:
         InputError: a pattern that matches nothing (the candidates are listed), a name taken already, a
-            merged model.
+            merged model, one that is wrapped in DistributedDataParallel.
     """
     config = config or LoRAConfig()
     check_adapter_name(adapter_name)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise InputError(
+            "the model is wrapped in DistributedDataParallel already, which adds up no gradients of weights "
+            "that come later: inject_lora into its .module, and wrap that anew"
+        )
     registry: Registry | None = getattr(model, REGISTRY, None)
     if registry and adapter_name in registry.configs:
         raise InputError(
@@ -296,6 +302,8 @@ def eject_lora(model: nn.Module, *, merge: bool | None = None, untie: bool = Fal
     delattr(model, REGISTRY)
     if tied:
         mark_untied(model)
+    if merge:
+        mark_dense(model)
     return model
 
 

@@ -14,7 +14,7 @@ from ..kernels.linear import PLAIN, frozen_linear
 from ..kernels.products import mm
 from . import nf4_triton
 from .codes import dynamic_code
-from .linear import FrozenLinear, is_conv1d
+from .linear import FrozenLinear, is_conv1d, is_conv1d_class
 from .nf4 import ABSMAX_BLOCK, QuantState, check_state_shapes, dequantize_4bit, quantize_4bit
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -115,6 +115,9 @@ class NF4Linear(nn.Module):
             raise InputError(f"{type(linear).__name__} is no bitsandbytes.nn.Linear4bit: use from_linear")
         check_is_quantized(linear)
         layer = cls._empty(linear.in_features, linear.out_features, compute_dtype=linear.compute_dtype)
+        source = getattr(linear, "source_cls", None)  # what transformers put it in the place of
+        if isinstance(source, type) and is_conv1d_class(source):
+            layer.plain_class = source
         layer.bias = linear.bias
         layer.load_state_dict(linear.state_dict())
         return layer.train(linear.training)

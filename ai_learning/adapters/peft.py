@@ -175,7 +175,7 @@ def load_peft(model: nn.Module, folder: Path | str, adapter_name: str = DEFAULT)
     state, paths, foreign = _translate(joined.weights, names)
     config = _config_here(text, model, state, paths, names)
     foreign |= _take_frozen(model, config, state)
-    _check_foreign_bases(model, foreign, folder)
+    _check_foreign_bases(model, foreign, folder, text)
     if not (adapter_name in adapter_names(model) and _swap(model, adapter_name, config, state)):
         known = lora_candidates(model)
         for path in paths:
@@ -325,6 +325,8 @@ def _config_here(
     ranks, alphas = {}, {}
     for path in paths:
         A = state.get(f"{path}.lora_A.weight", state.get(f"{path}.lora_embedding_A"))
+        if A is not None and A.dim() in (3, 4, 5):
+            raise InputError(f"the adapter's update of {path!r} is one of a convolution: not supported here")
         if A is None or A.dim() != 2:
             raise InputError(f"the adapter's file has no matrix lora_A for {path!r}: it is incomplete")
         if A.shape[0] != r:
@@ -359,12 +361,14 @@ def _config_here(
 def _saved_there(model: nn.Module, saved: Sequence[str], names: Names) -> list[str]:
     """``modules_to_save`` in transformers' words."""
     found: list[str] = []
+    everywhere = [there for path, _ in model.named_modules() if path for there in names.layers_there(path)]
     for name in saved:
+        # To PEFT "norm" means input_layernorm, too: then in full, as under another name.
+        means_more = any(there.endswith(name) and not is_named(there, name) for there in everywhere)
         for path in modules_named(model, [name]):
             for there in names.layers_there(path):
-                # Under another name in full: to PEFT "norm" means input_layernorm, too.
                 last = there.rpartition(".")[2]
-                word = last if name == last else there
+                word = last if name == last and not means_more else there
                 found += [word] * (word not in found)
     return found
 
@@ -407,12 +411,20 @@ def _take_frozen(model: nn.Module, config: LoRAConfig, state: dict[str, Tensor])
     return frozen
 
 
-def _check_foreign_bases(model: nn.Module, foreign: Mapping[str, Tensor], folder: Path) -> None:
+def _check_foreign_bases(
+    model: nn.Module, foreign: Mapping[str, Tensor], folder: Path, text: Mapping[str, Any]
+) -> None:
     """PEFT saves the whole frozen layer of an adapted output head: it must be the one we have."""
     plain = plain_parameters(model, tied=True)
     for key, tensor in foreign.items():
         own = plain.get(key)
         if own is None or own.shape != tensor.shape or not torch.equal(own.cpu(), tensor.to(own.dtype)):
+            saved = text.get("modules_to_save")
+            if saved and text.get("ensure_weight_tying"):  # then it is no frozen one
+                raise InputError(
+                    f"{folder} uses ensure_weight_tying with modules_to_save={saved}, which trained {key} as "
+                    "well: that is not supported here"
+                )
             raise InputError(
                 f"{folder} brings its own frozen {key}, which differs from the model's: "
                 "it was trained on another model (or a resized vocabulary)"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .config import LoRAConfig, is_named
 from .layers import LoRALayer, SavedModule, can_adapt
+from .nf4_linear import NF4Linear, is_bnb_4bit
 
 DEFAULT = "default"
 """an adapter's name where none is given"""
@@ -216,6 +217,20 @@ def mark_untied(model: nn.Module) -> None:
         model.config = replace(config, tie_weights=False)  # type: ignore[assignment, type-var]
     elif getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False
+
+
+def mark_dense(model: nn.Module) -> None:
+    """Have a model of transformers that bitsandbytes had quantized say that it is not, once no layer is in 4
+    bits: saved as a quantized one, its merged weights would be taken for codes."""
+    config: Any = getattr(model, "config", None)
+    if not getattr(getattr(config, "quantization_config", None), "load_in_4bit", False):
+        return
+    if any(isinstance(module, NF4Linear) or is_bnb_4bit(module) for module in model.modules()):
+        return
+    vars(config).pop("quantization_config")
+    for name in ("hf_quantizer", "quantization_method"):
+        vars(model).pop(name, None)
+    vars(model).update(is_quantized=False, is_loaded_in_4bit=False)
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:

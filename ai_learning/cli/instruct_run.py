@@ -37,6 +37,7 @@ from .common import TrainingProgress, console, open_language_model, to_save
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot
 
+_16_BITS = (torch.bfloat16, torch.float16)
 _NOISE = 32e6  # bytes below which what the process does beside counts
 
 
@@ -92,9 +93,13 @@ class Run:
             return options.layout
         # The stream's mask is no tensor: only the fused attention takes it. And in 16 bits a CPU compiles
         # attention for each length of a document: a stream has many, and takes half as much memory again.
-        wide = pick_dtype(self.device, options.train.dtype) == torch.float32
-        streams = self.device.type == "cpu" and self.base.config.attention == "fast" and wide
-        return "stream" if streams and not options.train.compile else "pack"
+        streams = self.device.type == "cpu" and self.base.config.attention == "fast"
+        return "stream" if streams and not (self._in_16_bits() or options.train.compile) else "pack"
+
+    def _in_16_bits(self) -> bool:
+        """Whether activations are: by ``--dtype``, or as a base in 16 bits makes them."""
+        cast = pick_dtype(self.device, self.options.train.dtype)
+        return any(dtype in _16_BITS for dtype in (next(self.base.parameters()).dtype, cast))
 
     def _batches(self, data: SFTData) -> SFTBatches:
         how = self.options.train
@@ -165,7 +170,7 @@ class Run:
 
     def _shapes(self, batches: int) -> int:
         """Hardly two batches have the same; in 16 bits so counts half of a stream's lengths of documents."""
-        if self.layout != "stream" or pick_dtype(self.device, self.how.dtype) == torch.float32:
+        if self.layout != "stream" or not self._in_16_bits():
             return batches
         lengths = len(set(self.data.lengths.tolist()))
         return batches + min(lengths, batches * self.batches.batch_size) // 2

@@ -49,12 +49,16 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     theirs = to_hf(model)
     if tokenizer is not None:
-        if tokenizer.eos_id is not None:  # else the model's own, if it has one
-            theirs.config.eos_token_id = tokenizer.eos_id
-            theirs.generation_config.eos_token_id = tokenizer.eos_id
+        tokens = {
+            name: text
+            for name, text in (special_tokens or {}).items()
+            if name != "eos_token" or text in _special_tokens(tokenizer)
+        }
+        if ends := _end_ids(model, tokenizer, tokens):  # else the model's own, if it has one
+            theirs.config.eos_token_id = theirs.generation_config.eos_token_id = ends
         export_tokenizer(tokenizer, folder)
         if chat_template is not None:
-            write_chat_template(folder, chat_template, special_tokens or {})
+            write_chat_template(folder, chat_template, tokens)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         with no_progress_bar():
             theirs.save_pretrained(temporary)
@@ -62,6 +66,21 @@ def save_pretrained(
         for file in Path(temporary).iterdir():
             file.chmod(usual)  # safetensors' would be its owner's only
             file.replace(folder / file.name)
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    found: dict[str, int] = getattr(tokenizer, "special_tokens", {})
+    return found
+
+
+def _end_ids(model: GPT, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> int | list[int] | None:
+    """What ends a text: a chat's answer ends in another token (``<|im_end|>``) than a document does."""
+    special = _special_tokens(tokenizer)
+    own = getattr(model, "hf_token_ids", {}).get("eos_token_id") or []
+    named = special.get(tokens.get("eos_token", ""))
+    own = [i for i in (own if isinstance(own, list) else [own]) if i in special.values()]
+    ids = [i for i in dict.fromkeys([named, *own, tokenizer.eos_id]) if i is not None]
+    return ids[0] if len(ids) == 1 else ids or None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """From an example to ids, and to which of them the model is to learn: the answers, not the questions."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Template:
         if source is None:
             *given, answer = example.messages
             return [("\n\n".join(message.text for message in given), False), (answer.text, True)]
-        return self._chat_parts(source, example.messages)
+        return self._chat_parts(source, example.messages, example.tools)
 
     def prompt(self, messages: Iterable[Message], chat: bool = False) -> str:
         """What to give a model so that it answers."""
@@ -49,15 +49,17 @@ class Template:
             return "\n\n".join(message.text for message in messages)
         return self._render(source, list(messages), add_generation_prompt=True)
 
-    def _chat_parts(self, source: str, messages: tuple[Message, ...]) -> list[Part]:
+    def _chat_parts(
+        self, source: str, messages: tuple[Message, ...], tools: Sequence[Mapping[str, Any]]
+    ) -> list[Part]:
         """Around each answer: what begins it is given, and white space after it is nobody's."""
         parts: list[Part] = []
         done = ""
         for number, message in enumerate(messages):
             if not message.is_target:  # an answer of weight 0 is context, as the questions are
                 continue
-            before = self._render(source, messages[:number], add_generation_prompt=True)
-            after = self._render(source, messages[: number + 1])
+            before = self._render(source, messages[:number], tools, add_generation_prompt=True)
+            after = self._render(source, messages[: number + 1], tools)
             if not (before.startswith(done) and after.startswith(before)):
                 raise ValueError(
                     "the chat template writes earlier turns differently once an answer follows, so that the "
@@ -68,16 +70,21 @@ class Template:
             done = before + answer
         return parts
 
-    def _render(self, source: str, messages: Iterable[Message], add_generation_prompt: bool = False) -> str:
+    def _render(
+        self,
+        source: str,
+        messages: Iterable[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+    ) -> str:
         # A template that knows tools writes the calls as its model was taught to; others get them as JSON.
         knows_tools = "tool_calls" in source
         turns = [
-            {"role": message.role, "content": message.content, **message.tool}
-            if knows_tools
-            else {"role": message.role, "content": message.text}
+            {"role": message.role, "content": message.content if knows_tools else message.text}
+            | {key: value for key, value in message.tool.items() if key in source}
             for message in messages
         ]
-        variables = dict(self.variables or {})
+        variables = {"tools": list(tools) or None, **(self.variables or {})}
         return apply_chat_template(source, turns, add_generation_prompt=add_generation_prompt, **variables)
 
 
@@ -224,6 +231,8 @@ def _ids(text: str, tokenizer: Tokenizer, example: Example, template: Template) 
         for token in special:
             if any(token in f"{message.text} {message.tool}" for message in example.messages):
                 raise ValueError(f"a message holds the text of the special token {token!r}")
+            if token in f"{example.tools}":
+                raise ValueError(f"field 'tools' holds the text of the special token {token!r}")
         encode: Any = tokenizer.encode
         return list(encode(text, allowed_special="all")) if special else list(tokenizer.encode(text))
     ordinary: Any = getattr(tokenizer, "encode_ordinary", tokenizer.encode)

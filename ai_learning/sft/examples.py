@@ -10,7 +10,8 @@ fields of a row         what it is
 ``text``                plain text: every token is learned
 ======================  ====================================================================================
 
-Beside a chat or a pair, ``system`` is its system message, where the chat has none of its own.
+Beside a chat or a pair, ``system`` is its system message, where the chat has none of its own; beside a chat,
+``tools`` (or ``functions``) are what it may call.
 """
 
 import json
@@ -32,7 +33,8 @@ _SHAREGPT = {
 _OPENAI = _SHAREGPT | {"developer": "system", "function": "tool"}
 _PROMPTS = ("prompt", "instruction", "question")
 _RESPONSES = ("response", "completion", "output", "answer")
-_BESIDE = ("system", "input")  # not renamed, and read beside what is
+_BESIDE = ("system", "input", "tools", "functions")  # not renamed, and read beside what is
+_REASONING = ("reasoning_content", "thinking")  # what came before an answer: Qwen's and DeepSeek's, gpt-oss's
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Message:
     learned: bool = True
     """of an answer: whether it is learned, or context only (``"weight": 0``)"""
     tool: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """``tool_calls`` of an answer, ``tool_call_id`` and ``name`` of a tool's: for templates that know them"""
+    """``tool_calls`` and reasoning of an answer, ``tool_call_id`` and ``name`` of a tool's: for templates
+    that know them"""
 
     @property
     def text(self) -> str:
@@ -71,6 +74,8 @@ class Example:
     """it came as messages: without a template it is written in ChatML, not as bare text"""
     where: str = ""
     """file and line"""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """functions that may be called, as OpenAI writes them: for templates that know them"""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -161,7 +166,7 @@ def example_of(row: Mapping[str, Any], columns: Mapping[str, str] | None = None,
     for name in ("messages", "conversations"):
         if row.get(name) is not None:
             messages = _told(row, _messages(row[name], name))
-            return Example(_conversation(messages), chat=True, where=where)
+            return Example(_conversation(messages), chat=True, where=where, tools=_tools(row))
     prompt, response = (next((n for n in names if n in row), None) for names in (_PROMPTS, _RESPONSES))
     if prompt is not None and response is not None:
         about = "input" if columns or prompt == "instruction" else None  # Alpaca's
@@ -183,7 +188,7 @@ def _pair(row: Mapping[str, Any], prompt: str, response: str, about: str | None,
             *_turns(question, prompt, "user"),
             *_turns(answer, response, "assistant"),
         ]
-        return Example(_conversation(_told(row, messages)), chat=True, where=where)
+        return Example(_conversation(_told(row, messages)), chat=True, where=where, tools=_tools(row))
     asked = _text(question, prompt)
     if about and row.get(about):  # what the instruction is about
         asked += "\n\n" + _text(row[about], about)
@@ -233,6 +238,9 @@ def _message(turn: Any, where: str, name: str) -> Message:
         tool = {"tool_calls": calls}
     elif who == "tool":
         tool = {key: fields[key] for key in ("tool_call_id", "name") if key in fields}
+    if who == "assistant":
+        told = [key for key in _REASONING if key in fields]
+        tool |= {key: _text(fields[key], f"{where}.{key}", empty=True) for key in told}
     said = _content(fields.get(content, "" if calls else None), f"{where}.{content}")
     message = Message(who, said, _weight(fields, where), tool)
     _text(message.text, where, empty=True)  # the calls' text too
@@ -279,6 +287,28 @@ def _calls(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         called = {"name": function["name"], "arguments": {} if arguments is None else arguments}
         found.append({**call, "function": called})
     return found
+
+
+def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """``tools``, or the older ``functions``: a list, or its JSON (as ShareGPT's, and a table's, are)."""
+    name = "tools" if row.get("tools") else "functions"
+    tools = row.get(name) or []
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise ValueError(f"field {name!r} is no list of functions") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"field {name!r} is no list of functions")
+    whole = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return tuple(map(_without_nulls, whole))
+
+
+def _without_nulls(value: Any) -> Any:
+    """In Parquet all functions have the fields of each, null where they are not its own."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _conversation(messages: list[Message]) -> tuple[Message, ...]:

@@ -126,10 +126,18 @@ def _table(path: Path) -> Iterator[Row]:
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
+                _check_names(header, path)
             elif len(cells) != len(header):
                 yield where, BadRow(f"it has {len(cells)} fields, the header {len(header)}")
             else:
                 yield where, dict(zip(header, cells, strict=True))
+
+
+def _check_names(columns: list[str], path: Path) -> None:
+    """Of two columns with one name a row would silently keep the last."""
+    twice = [name for name in columns if name and columns.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns {twice[0]!r}: give one of them another name")
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -141,6 +149,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
+                _check_names(batch.schema.names, path)
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", row
                     number += 1

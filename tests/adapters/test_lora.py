@@ -455,6 +455,21 @@ def test_models_can_be_copied_and_moved_while_merged():
     assert torch.equal(model(ids()), want)
 
 
+@pytest.mark.parametrize("method", ["unmerge", "eject"])
+def test_a_model_cast_while_merged_is_all_of_that_dtype_after(method):
+    model, _ = adapted(LoRAConfig())
+    merge_lora(model).to(torch.bfloat16)
+    unmerge_lora(model) if method == "unmerge" else eject_lora(model, merge=False)
+    frozen = {p.dtype for name, p in model.named_parameters() if "lora_" not in name}
+    assert frozen == {torch.bfloat16}
+    assert model(ids()).dtype == torch.bfloat16
+    # What the merge itself was asked for is no cast: the frozen weights keep theirs.
+    model, _ = adapted(LoRAConfig())
+    want = model(ids())
+    unmerge_lora(merge_lora(model, dtype=torch.bfloat16))
+    assert torch.equal(model(ids()), want)
+
+
 # ---- several adapters ----------------------------------------------------------------------------
 
 
@@ -735,3 +750,11 @@ def test_biases_of_an_adapter_that_is_gone_are_frozen():
 def test_collections_of_any_kind_are_kept_as_lists():
     config = LoRAConfig(target_modules={"c_fc", "c_attn"}, layers_to_transform=range(2))
     assert config.target_modules == ["c_attn", "c_fc"] and config.layers_to_transform == [0, 1]
+
+
+def test_a_wrapped_model_is_refused_as_its_adapter_would_not_be_synchronised():
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)  # without the group of processes that the real one needs
+    wrapped.module = gpt()
+    with pytest.raises(InputError, match=r"inject_lora into its \.module"):
+        inject_lora(wrapped)

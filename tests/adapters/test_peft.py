@@ -232,6 +232,31 @@ def test_another_frozen_head_in_the_file_is_refused(tmp_path):
         load_peft(base(), tmp_path)
 
 
+def test_a_tied_copy_and_a_convolution_are_refused_by_their_names(tmp_path):
+    """The file is whole, and of this model: what it uses is what is told."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    tied = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    config = peft.LoraConfig(
+        target_modules=["c_attn"],
+        modules_to_save=["lm_head"],
+        ensure_weight_tying=True,
+        fan_in_fan_out=True,
+    )
+    model = peft.get_peft_model(copy.deepcopy(tied), config)
+    with torch.no_grad():
+        model.base_model.model.transformer.wte.modules_to_save.default.weight.add_(1)
+    model.save_pretrained(tmp_path / "tied")
+    with pytest.raises(InputError, match=r"ensure_weight_tying with .*lm_head.weight as well"):
+        load_peft(tied, tmp_path / "tied")
+
+    image = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 4))
+    peft.get_peft_model(copy.deepcopy(image), peft.LoraConfig(target_modules=["0"])).save_pretrained(
+        tmp_path / "image"
+    )
+    with pytest.raises(InputError, match="update of '0' is one of a convolution"):
+        load_peft(image, tmp_path / "image")
+
+
 def test_saving_over_an_adapter_is_atomic(tmp_path, monkeypatch):
     want = saved(tmp_path)
 
@@ -663,6 +688,20 @@ def test_modules_of_pefts_names_trained_whole(saved, tmp_path):
     made.save_pretrained(tmp_path)
     load_peft(ours, tmp_path)
     assert torch.allclose(ours(ids()), made(ids()).logits, atol=1e-5)
+
+
+def test_a_module_whose_name_ends_others_is_saved_in_full(tmp_path):
+    """To PEFT "norm" means every input_layernorm as well, whose weights the file does not have."""
+    peft = pytest.importorskip("peft")
+    _, theirs = llama_pair()
+    plain = copy.deepcopy(theirs)
+    disturb(inject_lora(theirs, LoRAConfig(target_modules=["q_proj"], modules_to_save=["norm", "lm_head"])))
+    save_peft(theirs, tmp_path)
+    made = peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path).eval()
+    want = theirs.eval()(ids()).logits
+    assert torch.allclose(made(ids()).logits, want, atol=1e-5)
+    load_peft(plain, tmp_path)
+    assert torch.allclose(plain(ids()).logits, want, atol=1e-5)
 
 
 def test_a_scaling_of_zero(tmp_path):

@@ -348,6 +348,29 @@ def test_a_whole_model_of_bitsandbytes_is_taken_over():
         NF4Linear.from_bnb(nn.Linear(8, 8))
 
 
+@pytest.mark.parametrize("family", ["Llama", "GPT2"])  # GPT-2's layers were Conv1D before, and are again
+def test_a_model_that_bitsandbytes_quantized_is_saved_dense_once_it_is_merged(family, tmp_path):
+    """Its config said that it was quantized, so transformers took the merged weights for codes."""
+    pytest.importorskip("bitsandbytes")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 64}
+    more = {"intermediate_size": 64} if family == "Llama" else {"bos_token_id": None, "eos_token_id": None}
+    kind = transformers.LlamaForCausalLM if family == "Llama" else transformers.GPT2LMHeadModel
+    plain = kind(kind.config_class(vocab_size=1000, **sizes, **more))
+    plain.save_pretrained(tmp_path / "base")
+    four_bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = kind.from_pretrained(tmp_path / "base", quantization_config=four_bits, device_map="cpu")
+    some = "q_proj" if family == "Llama" else "c_fc"
+    disturb(prepare_qlora(model, LoRAConfig(r=2, target_modules=[some])))
+    eject_lora(model, merge=True)
+    assert model.config.quantization_config is not None  # the other layers are in 4 bits yet
+    disturb(inject_lora(model, LoRAConfig(r=2)))
+    want = eject_lora(model, merge=True).eval()(ids()).logits
+    model.save_pretrained(tmp_path / "merged")
+    again = kind.from_pretrained(tmp_path / "merged").eval()
+    assert torch.equal(again(ids()).logits, want)
+
+
 def test_integers_are_refused_as_nn_linear_refuses_them():
     with pytest.raises(InputError, match=r"floats, not torch\.int32"):
         NF4Linear(64, 2)(torch.ones(2, 64).int())

@@ -67,6 +67,32 @@ def test_exported_folder_opens_in_transformers(
     torch.testing.assert_close(again(idx), ours(idx), atol=1e-6, rtol=1e-6)
 
 
+def test_a_chat_models_own_end_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its answers end in <|im_end|>, not in what ends a document: who generates stops at either."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tokenizer = BPETokenizer.train(["the cat sat on the mat " * 20], 268, special_tokens=special)
+    end = tokenizer.special_tokens["<|im_end|>"]
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=268, bos_token_id=None, eos_token_id=end, **sizes)
+    )
+    base = tmp_path / "base"
+    theirs.save_pretrained(base)
+    tokenizer.save(base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    changed = config | {"eos_token": "<|im_end|>", "chat_template": template}
+    (base / "tokenizer_config.json").write_text(json.dumps(changed))
+    assert call(capsys, "export", base, "--out", tmp_path / "out")[0] == 0
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again.eos_token_id == end and len(again) == 268
+    asked = [{"role": "user", "content": "cat"}]
+    assert again.apply_chat_template(asked, tokenize=False) == "cat<|im_end|>"
+    ends = [end, tokenizer.eos_id]
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+
+
 def test_a_trained_tokenizer_goes_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = BPETokenizer.train(["the cat sat on the mat " * 20], 280)
     tokenizer.save(tmp_path / "tokenizer")

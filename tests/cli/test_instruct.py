@@ -24,6 +24,7 @@ from ai_learning.cli.instruct_options import Instruct
 from ai_learning.cli.instruct_run import Run
 from ai_learning.errors import CheckpointError, InputError
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.pretrained import save_pretrained
 from ai_learning.sft import Message, template_of
 from ai_learning.tokenizers import ByteTokenizer
 
@@ -279,6 +280,27 @@ def test_the_layout_fits_the_attention(
     assert code == 0 and "parameters trained (100.0%); pack" in text, err
     code, _, err = call(capsys, *options, "--out", tmp_path / "asked", "--layout", "stream")
     assert code == 2 and "use layout='pack'" in err
+
+
+def test_a_file_is_no_folder_for_a_run(base: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--method", "lora", "--checkpoint", base, "--data", rows, "--out", rows)
+    code, _, err = call(capsys, "finetune", *options)
+    assert code == 2 and f"error: {rows} is a file, not a folder" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_base_in_16_bits_computes_in_them(
+    method: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without being asked for by --dtype: on a CPU a stream would compile anew for each length of a document.
+
+    All weights are trained in 32.
+    """
+    folder = tmp_path / "base16"
+    save_pretrained(GPT(CONFIG).to(torch.bfloat16), folder, ByteTokenizer())
+    options = ("--method", method, "--checkpoint", folder, "--data", rows, "--out", tmp_path / "run")
+    code, text, err = call(capsys, "finetune", *options, *QUICK, "--device", "cpu")
+    assert code == 0 and ("; stream" if method == "full" else "; pack") in text, err
 
 
 def test_bad_rows_are_skipped_when_asked(
