@@ -185,7 +185,9 @@ def seeded(seed: SupportsIndex | None, device: torch.device) -> torch.Generator 
     """What samples are drawn from: with ``None``, the global generator."""
     if seed is None:
         return None
-    return torch.Generator(device=device).manual_seed(operator.index(seed))  # NumPy's numbers it does not take
+    return torch.Generator(device=device).manual_seed(
+        operator.index(seed)
+    )  # NumPy's numbers it does not take
 
 
 def seed_of_sample(seed: int | None, number: int) -> int | None:
