@@ -56,7 +56,7 @@ def save_checkpoint(
     if isinstance(config, GPTConfig):
         config = untied(config, weights)
     extra = {name: _plain(value, name) for name, value in extra.items()}
-    content = {"config": asdict(config), "state_dict": weights, **extra}
+    content = {"config": _plain(asdict(config), "config"), "state_dict": weights, **extra}
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file:  # as a file: a path would put its name into the archive

@@ -1,7 +1,7 @@
 """Where a model runs, how precisely and how fast: devices, dtypes, FLOPs, recomputed and compiled blocks."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -276,7 +276,12 @@ def on_a_gpu(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a batch, however nested."""
+    """Every tensor of a batch, however nested in dicts, lists and tuples, named ones too; all else stays."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    return type(batch)(to_device(part, device) for part in batch)
+    if isinstance(batch, Mapping):
+        return {name: to_device(part, device) for name, part in batch.items()}
+    if not isinstance(batch, list | tuple):
+        return batch
+    parts = [to_device(part, device) for part in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

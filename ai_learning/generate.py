@@ -46,7 +46,7 @@ def apply_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest most likely tokens whose probabilities reach ``p`` (Holtzman et al. 2020); 1 keeps all."""
+    """Keep the fewest most likely tokens that reach probability ``p`` (Holtzman et al. 2020); 1 keeps all."""
     if p >= 1:  # float32's sums reach 1 long before the last token
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
@@ -185,9 +185,7 @@ def seeded(seed: SupportsIndex | None, device: torch.device) -> torch.Generator 
     """What samples are drawn from: with ``None``, the global generator."""
     if seed is None:
         return None
-    return torch.Generator(device=device).manual_seed(
-        operator.index(seed)
-    )  # NumPy's numbers it does not take
+    return torch.Generator(device=device).manual_seed(operator.index(seed))  # which takes Python's only
 
 
 def seed_of_sample(seed: int | None, number: int) -> int | None:

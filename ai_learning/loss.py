@@ -86,7 +86,7 @@ def linear_cross_entropy(
     for name, tensor in (("targets", targets), ("position_weights", position_weights)):
         if tensor is not None and tensor.shape != hidden.shape[:-1]:
             raise ValueError(
-                f"{name} {tuple(tensor.shape)} must be as hidden is, {tuple(hidden.shape)}, without C"
+                f"{name} {tuple(tensor.shape)} must have the shape of hidden {tuple(hidden.shape)} without C"
             )
     if position_weights is not None and position_weights.requires_grad and torch.is_grad_enabled():
         raise ValueError("position_weights want a gradient, and get none here: detach them")

@@ -468,7 +468,10 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def _first(batch: Batch) -> Tensor:
-    return batch if isinstance(batch, Tensor) else _first(batch[0])
+    """Of a batch's tensors: by its elements its tokens are counted."""
+    if isinstance(batch, Tensor):
+        return batch
+    return _first(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
 def _tensorboard(path: Path) -> Any:

@@ -365,7 +365,7 @@ def test_targets_and_weights_stand_where_the_states_do() -> None:
     """As many in another order would be the loss of other tokens."""
     hidden, weight = torch.randn(2, 3, 4), torch.randn(5, 4)
     targets = torch.zeros(2, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"targets \(3, 2\) must be as hidden is, \(2, 3, 4\), without C"):
+    with pytest.raises(ValueError, match=r"targets \(3, 2\) must have the shape of hidden \(2, 3, 4\)"):
         linear_cross_entropy(hidden, weight, targets.T)
     with pytest.raises(ValueError, match=r"position_weights \(3,\) must be"):
         linear_cross_entropy(hidden, weight, targets, torch.ones(3))

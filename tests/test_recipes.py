@@ -106,10 +106,10 @@ def test_record_blocks_are_recomputed_and_compiled() -> None:
             sizes.append(tensor.numel())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            with checkpointed(model) if recompute else nullcontext():
-                loss = next_token_loss(model, x, y)
-                loss.backward()
+        looking_on = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+        with looking_on, checkpointed(model) if recompute else nullcontext():
+            loss = next_token_loss(model, x, y)
+            loss.backward()
         kept.append(sum(sizes))
         losses.append(loss.item())
     assert losses[0] == losses[1] and kept[1] < kept[0] / 3

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import plain_numbers
 from ..shapes import Heads
 
 Angles = tuple[Tensor, Tensor]
@@ -29,6 +30,7 @@ class RopeScaling:
     """context of pre-training, in tokens"""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         ordered = 0 < self.low_freq_factor < self.high_freq_factor < math.inf
         if not 1 <= self.factor < math.inf or not ordered:
             raise ValueError(
