@@ -8,6 +8,7 @@ Applied from outside, like NF4: the model does not know.
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,14 @@ class Int8Linear(nn.Module):
         y: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, True)
         return y.to(x.dtype)
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint would lack this layer, and nobody would know before it is needed.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("int8 weights are not saved: save the model before quantize_int8")
+
     def extra_repr(self) -> str:
         """Sizes."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -60,7 +69,7 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     A head tied to the embedding becomes a layer of its own; the embedding stays as it is.
 
     Returns:
-        The same model, in evaluation mode.
+        The same model, in evaluation mode. It cannot be saved: make its weights int8 after it is loaded.
 
     Raises:
         InputError: not on a CPU, or no linear layer in it.

@@ -1,13 +1,18 @@
 """Int8 weights: close to fp32, applied from outside, and refused where they cannot be."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from ai_learning.checkpoint import save_checkpoint
 from ai_learning.errors import InputError
 from ai_learning.generate import generate
 from ai_learning.int8 import Int8Linear, quantize_int8
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.pretrained import save_pretrained
 
 CONFIG = GPTConfig(vocab_size=258, block_size=32, n_layer=2, n_head=2, n_embd=64)
 
@@ -40,6 +45,17 @@ def test_model_keeps_its_predictions() -> None:
     divergence = (expected.exp() * (expected - found)).sum(-1).mean()
     assert 0 < divergence < 1e-3
     assert generate(model, idx[:, :4], 8, temperature=0).shape == (2, 12)
+
+
+def test_a_model_that_would_lose_its_weights_is_not_saved(tmp_path: Path) -> None:
+    """Nor given to transformers, where they would be zeros; a copy in memory is no loss."""
+    model = quantize_int8(GPT(CONFIG))
+    idx = torch.zeros(1, 4, dtype=torch.long)
+    assert torch.equal(copy.deepcopy(model)(idx), model(idx))
+    for save in (lambda: save_checkpoint(model, tmp_path / "a.pt"), lambda: save_pretrained(model, tmp_path)):
+        with pytest.raises(InputError, match="save the model before quantize_int8"):
+            save()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refused_in_one_line() -> None:
