@@ -194,7 +194,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 def _blocks(model: nn.Module, option: str) -> list[nn.Module]:
     """What an option acts on: where there is none, it would be on and do nothing."""
-    found = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if not found:
         names = " or ".join(kind.__name__ for kind in BLOCKS)
         raise InputError(f"{option} acts on blocks, and {type(model).__name__} has no {names}: leave it off")

@@ -95,7 +95,7 @@ def linear_cross_entropy(
 
 def perplexity(loss: float) -> float:
     """``e`` to the mean loss in nats: the number of equally likely tokens that would be as surprising."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)  # NaN stays what it is
 
 
 def bits_per_byte(total_nats: float, n_bytes: int) -> float:
