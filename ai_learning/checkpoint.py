@@ -52,6 +52,8 @@ def save_checkpoint(
     if "config" in extra:
         raise ValueError("config=… is the model's own: give yours another name")
     weights = model.state_dict() if state_dict is None else state_dict
+    if any("_orig_mod." in name for name in weights):  # of what torch.compile wraps: no other model has it
+        weights = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
     config = model_config(model)
     if isinstance(config, GPTConfig):
         config = untied(config, weights)

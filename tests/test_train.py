@@ -520,3 +520,12 @@ def test_batches_of_any_form(tiny_gpt: GPT, tmp_path: Path, form: Callable[..., 
     batches = TokenBatches(np.arange(60) % 97, 8, 2)
     config = TrainConfig(steps=2, warmup=0, batch_size=2, device="cpu")
     assert train(tiny_gpt, loss, lambda n: form(*batches(n)), config, tmp_path).step == 2
+
+
+def test_a_model_that_is_wrapped_is_refused(tiny_gpt: GPT, tmp_path: Path) -> None:
+    """What is called of it is not compiled, and another name is on every weight."""
+    wrapped: Any = torch.compile(tiny_gpt, backend="eager")
+    loss = lambda model, batch: next_token_loss(model, *batch)  # noqa: E731
+    with pytest.raises(InputError, match="give it unwrapped and set compile"):
+        train(wrapped, loss, TokenBatches(np.arange(60) % 97, 8, 2), HOW, tmp_path)
+    assert list(tmp_path.iterdir()) == []
