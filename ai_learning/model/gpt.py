@@ -280,9 +280,7 @@ class GPT(nn.Module):
         """Number of parameters; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _check_input(
-        self, idx: Tokens, start: int, positions: Tokens | None = None, mask: Mask | None = None
-    ) -> None:
+    def _check_input(self, idx: Tokens, start: int, positions: Tokens | None, mask: Mask | None) -> None:
         if idx.dim() != 2 or idx.size(1) == 0:
             raise ValueError(f"idx must have shape (B, T) with T ≥ 1, got {tuple(idx.shape)}")
         if idx.dtype not in (torch.int64, torch.int32):

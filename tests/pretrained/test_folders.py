@@ -164,6 +164,12 @@ def test_damaged_and_missing_files(folder: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_runs_folder_is_told_from_a_models(tmp_path: Path) -> None:
+    save_checkpoint(GPT(CONFIG), tmp_path / "best.pt")
+    with pytest.raises(InputError, match=f"no config.json in {tmp_path}: give {tmp_path}/best.pt"):
+        load_pretrained(tmp_path)
+
+
 def test_layers_that_are_not_plain_are_not_left_out() -> None:
     model = GPT(GPTConfig(vocab_size=32, block_size=8, n_layer=1, n_head=2, n_embd=16))
     adapted = copy.deepcopy(model)
