@@ -529,3 +529,18 @@ def test_a_model_that_is_wrapped_is_refused(tiny_gpt: GPT, tmp_path: Path) -> No
     with pytest.raises(InputError, match="give it unwrapped and set compile"):
         train(wrapped, loss, TokenBatches(np.arange(60) % 97, 8, 2), HOW, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_best_weights_were_left_behind_chooses_anew(tmp_path: Path) -> None:
+    """Else there would be none at all where the loss falls no further."""
+    losses = iter([3.0, 1.0, 2.5, 2.0, 2.2])
+    options: dict[str, Any] = {"evaluate": lambda model: {"val_loss": next(losses)}}
+    batches, loss = TokenBatches(TOKENS, 16, 4), lambda model, batch: next_token_loss(model, *batch)
+    config, told = replace(HOW, steps=1, eval_every=1, schedule="constant"), []
+    train(GPT(MODEL), loss, batches, config, tmp_path, **options)
+    (tmp_path / "best.prev.pt").unlink()
+    (tmp_path / "best.pt").unlink()
+    longer = replace(config, steps=4)
+    result = train(GPT(MODEL), loss, batches, longer, tmp_path, **options, listener=told.append, resume=True)
+    assert result.best_val_loss == load_checkpoint(tmp_path / "best.pt")["best_val_loss"] == 2.0
+    assert any("best.pt is gone" in row.get("note", "") for row in told)
