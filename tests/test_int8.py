@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from ai_learning.adapters import LoRAConfig, eject_lora, inject_lora
 from ai_learning.checkpoint import save_checkpoint
 from ai_learning.errors import InputError
 from ai_learning.generate import generate
 from ai_learning.int8 import Int8Linear, quantize_int8
+from ai_learning.loss import next_token_loss
 from ai_learning.model import GPT, GPTConfig
 from ai_learning.pretrained import save_pretrained
 
@@ -56,6 +58,23 @@ def test_a_model_that_would_lose_its_weights_is_not_saved(tmp_path: Path) -> Non
         with pytest.raises(InputError, match="save the model before quantize_int8"):
             save()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_it_is_trained() -> None:
+    """Only what goes past the layers would have had a gradient, and a wrong one."""
+    model = quantize_int8(GPT(CONFIG))
+    idx = torch.zeros(1, 5, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        next_token_loss(model, idx, idx).backward()
+
+
+def test_adapters_are_merged_before() -> None:
+    """Merged afterwards, into weights that are made for the question, they would be lost."""
+    model = GPT(CONFIG)
+    inject_lora(model, LoRAConfig(r=2))
+    with pytest.raises(InputError, match="the model has adapters"):
+        quantize_int8(model)
+    assert isinstance(quantize_int8(eject_lora(model, merge=True)), GPT)
 
 
 def test_refused_in_one_line() -> None:
