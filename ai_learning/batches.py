@@ -129,14 +129,25 @@ def split(
     return tokens[:cut], tokens[cut:]
 
 
-def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
+def tokenize(texts: Iterable[str] | str, tokenizer: Tokenizer) -> np.ndarray:
     """All documents as one array of ids, in memory, each ended by ``eos_id``.
 
     For a corpus larger than memory write a token file (``ai-learning data prepare``) and open that.
+
+    Args:
+        texts: documents, or one.
+        tokenizer: gives the ids.
+
+    Raises:
+        InputError: no documents.
     """
+    texts = [texts] if isinstance(texts, str) else texts  # one is one, not its letters
     dtype = token_dtype(tokenizer.vocab_size)
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return np.concatenate([np.array(encode_own(tokenizer, text) + end, dtype) for text in texts])
+    found = [np.array(encode_own(tokenizer, text) + end, dtype) for text in texts]
+    if not found:
+        raise InputError("no documents to tokenize: give a text")
+    return np.concatenate(found)
 
 
 def digest(tokens: np.ndarray | Shards) -> str:

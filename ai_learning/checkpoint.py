@@ -52,11 +52,13 @@ def save_checkpoint(
     if "config" in extra:
         raise ValueError("config=… is the model's own: give yours another name")
     weights = model.state_dict() if state_dict is None else state_dict
+    if any("_orig_mod." in name for name in weights):  # of what torch.compile wraps: no other model has it
+        weights = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
     config = model_config(model)
     if isinstance(config, GPTConfig):
         config = untied(config, weights)
     extra = {name: _plain(value, name) for name, value in extra.items()}
-    content = {"config": asdict(config), "state_dict": weights, **extra}
+    content = {"config": _plain(asdict(config), "config"), "state_dict": weights, **extra}
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file:  # as a file: a path would put its name into the archive

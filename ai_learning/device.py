@@ -1,7 +1,7 @@
 """Where a model runs, how precisely and how fast: devices, dtypes, FLOPs, recomputed and compiled blocks."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from .checkpoint import model_config
 from .distributed import World
 from .errors import InputError
-from .model import GPT, Block, GPTConfig, matrix_params
+from .model import BLOCKS, GPT, GPTConfig, matrix_params
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -164,11 +164,14 @@ def checkpointed(model: nn.Module, compiles: bool = False) -> Iterator[None]:
         compiles: also ``torch.compile`` what is computed again. A block compiled from outside would find this
             in place of its forward pass, and compile nothing.
 
+    Raises:
+        InputError: it has no blocks.
+
     Example:
         >>> with checkpointed(model):  # doctest: +SKIP
         ...     next_token_loss(model, x, y).backward()
     """
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    blocks = _blocks(model, "checkpoint_activations")
     for block in blocks:
         forward = torch.compile(block.forward) if compiles else block.forward
         setattr(block, "forward", partial(recomputed, forward, use_reentrant=False))  # noqa: B010
@@ -180,10 +183,22 @@ def checkpointed(model: nn.Module, compiles: bool = False) -> Iterator[None]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """``torch.compile`` every block in place: alike, they share one compilation."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile()
+    """``torch.compile`` every block in place: alike, they share one compilation.
+
+    Raises:
+        InputError: it has none.
+    """
+    for block in _blocks(model, "compile"):
+        block.compile()
+
+
+def _blocks(model: nn.Module, option: str) -> list[nn.Module]:
+    """What an option acts on: where there is none, it would be on and do nothing."""
+    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    if not found:
+        names = " or ".join(kind.__name__ for kind in BLOCKS)
+        raise InputError(f"{option} acts on blocks, and {type(model).__name__} has no {names}: leave it off")
+    return found
 
 
 def compile_as_one(model: nn.Module) -> list[GPT]:
@@ -261,7 +276,12 @@ def on_a_gpu(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a batch, however nested."""
+    """Every tensor of a batch, however nested in dicts, lists and tuples, named ones too; all else stays."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    return type(batch)(to_device(part, device) for part in batch)
+    if isinstance(batch, Mapping):
+        return {name: to_device(part, device) for name, part in batch.items()}
+    if not isinstance(batch, list | tuple):
+        return batch
+    parts = [to_device(part, device) for part in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import CheckpointError, InputError
 from .files import write_text
-from .model import Block
+from .model import BLOCKS
 
 PARALLEL = ("auto", "ddp", "fsdp")
 _TIMEOUT = timedelta(minutes=10)  # of a collective: a process that hangs longer than this is lost
@@ -147,7 +147,7 @@ class Team:
         """A module that runs a function of ``model`` where gradients are shared: ``root(function, *args)``.
 
         Under FSDP the parameters become shares (DTensors) in place, so an optimizer is made after this; each
-        ``Block`` is a unit that is gathered when its turn comes.
+        block is a unit that is gathered when its turn comes.
 
         Args:
             model: on the device, the same on every process (rank 0's weights are taken).
@@ -176,7 +176,7 @@ class Team:
         )
         mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.world.size,))
         for module in list(model.modules()):
-            if isinstance(module, Block):
+            if isinstance(module, BLOCKS):
                 fully_shard(module, mesh=mesh, mp_policy=policy)
         fully_shard(root, mesh=mesh, mp_policy=policy)
         return root

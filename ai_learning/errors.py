@@ -12,12 +12,20 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be read or written."""
 
 
+def plain_numbers(config: Any) -> None:
+    """Make a dataclass's numbers Python's own, not NumPy's or tensors: what JSON and checkpoints can hold."""
+    for name, value in vars(config).items():
+        if hasattr(value, "item"):
+            object.__setattr__(config, name, value.item())
+
+
 def whole_numbers(config: Any, *names: str) -> None:
-    """Make fields of a dataclass Python's own whole numbers; ``None`` stays.
+    """Make fields of a dataclass Python's own whole numbers; ``None`` stays. All its numbers become Python's.
 
     Raises:
         ValueError: one that is none, with its value.
     """
+    plain_numbers(config)
     for name in names:
         value = getattr(config, name)
         try:

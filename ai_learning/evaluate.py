@@ -9,6 +9,9 @@ from torch import Tensor
 from .errors import InputError
 from .loss import IGNORE_INDEX, bits_per_byte, next_token_loss, perplexity
 from .model import GPT
+from .token_file import Shards
+
+TokenIds = np.ndarray | Shards | Tensor | list[int]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class TextScore:
 
 @torch.no_grad()
 def score_tokens(
-    model: GPT, tokens: np.ndarray, n_bytes: int, *, stride: int | None = None, batch_size: int = 16
+    model: GPT, tokens: TokenIds, n_bytes: int, *, stride: int | None = None, batch_size: int = 16
 ) -> TextScore:
     """Score a tokenized text with windows of ``block_size`` that advance by ``stride``.
 
@@ -36,7 +39,7 @@ def score_tokens(
 
     Args:
         model: in evaluation mode.
-        tokens: (n,) ids.
+        tokens: (n,) ids, as an array, shards, a tensor or a list.
         n_bytes: bytes of the text, for bits per byte.
         stride: from 1 to ``block_size``; ``None`` means ``block_size``.
         batch_size: windows at once.
@@ -56,7 +59,7 @@ def score_tokens(
     n_targets = len(tokens) - 1
     while end < n_targets:
         stop = min(begin + block_size, n_targets)
-        row = torch.from_numpy(tokens[begin : stop + 1].astype(np.int64))
+        row = torch.from_numpy(np.asarray(tokens[begin : stop + 1]).astype(np.int64))
         targets = row[1:].clone()
         targets[: end - begin] = IGNORE_INDEX
         rows.append((row[:-1], targets))

@@ -46,7 +46,9 @@ def apply_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest most likely tokens whose probabilities reach ``p`` (Holtzman et al. 2020)."""
+    """Keep the fewest most likely tokens that reach probability ``p`` (Holtzman et al. 2020); 1 keeps all."""
+    if p >= 1:  # float32's sums reach 1 long before the last token
+        return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # mass of the more likely ones: 0 for the first
@@ -55,7 +57,9 @@ def apply_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Keep tokens at least ``min_p`` times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keep tokens at least ``min_p`` times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all."""
+    if min_p <= 0:
+        return logits
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(min_p), -math.inf)
 
 
@@ -112,7 +116,7 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         logits = apply_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = apply_top_p(logits, sampling.top_p)
-    if sampling.min_p is not None and sampling.min_p > 0:
+    if sampling.min_p is not None:
         logits = apply_min_p(logits, sampling.min_p)
     return logits
 
@@ -161,16 +165,27 @@ def check_request(idx: Tokens, max_new_tokens: int, seed: int | None) -> None:
         raise ValueError(f"idx must have shape (B, T), got {tuple(idx.shape)}")
 
 
-def check_seed(seed: int | None) -> None:
+def check_seed(seed: SupportsIndex | None) -> None:
     """Refuse what PyTorch's generators do not take.
 
     Raises:
-        ValueError: a seed below 0, or of more than 64 bits.
+        ValueError: no whole number, one below 0, or of more than 64 bits.
     """
+    try:
+        seed = None if seed is None else operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed={seed!r} must be a whole number") from None
     if seed is not None and seed < 0:
         raise ValueError(f"seed={seed} must not be negative")
     if seed is not None and seed >= 2**64:
         raise ValueError(f"seed={seed} must be below 2**64: give a smaller one")
+
+
+def seeded(seed: SupportsIndex | None, device: torch.device) -> torch.Generator | None:
+    """What samples are drawn from: with ``None``, the global generator."""
+    if seed is None:
+        return None
+    return torch.Generator(device=device).manual_seed(operator.index(seed))  # which takes Python's only
 
 
 def seed_of_sample(seed: int | None, number: int) -> int | None:
@@ -228,9 +243,7 @@ def stream(
     sampling = sampling or Sampling()
     check_request(idx, max_new_tokens, seed)
     block_size = model.config.block_size
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=idx.device).manual_seed(seed)
+    generator = seeded(seed, idx.device)
     B, T = idx.shape
     end = T + max_new_tokens
     tokens = idx  # (B, ≥ length): grows by doubling, filled as we go

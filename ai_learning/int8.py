@@ -8,10 +8,12 @@ Applied from outside, like NF4: the model does not know.
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .adapters.layers import LoRALayer
 from .errors import InputError
 from .kernels.linear import PLAIN
 
@@ -49,6 +51,14 @@ class Int8Linear(nn.Module):
         y: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, True)
         return y.to(x.dtype)
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint would lack this layer, and nobody would know before it is needed.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("int8 weights are not saved: save the model before quantize_int8")
+
     def extra_repr(self) -> str:
         """Sizes."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -60,11 +70,14 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     A head tied to the embedding becomes a layer of its own; the embedding stays as it is.
 
     Returns:
-        The same model, in evaluation mode.
+        The same model, in evaluation mode, with nothing in it to train: gradients would end at the first of
+        these layers. It cannot be saved: make its weights int8 after it is loaded.
 
     Raises:
-        InputError: not on a CPU, or no linear layer in it.
+        InputError: not on a CPU, no linear layer in it, or adapters, which could not be merged any more.
     """
+    if any(isinstance(module, LoRALayer) for module in model.modules()):
+        raise InputError("the model has adapters: eject_lora(model, merge=True) first")
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         raise InputError("int8 weights are for decoding on a CPU: move the model there first")
     found = [
@@ -77,4 +90,4 @@ def quantize_int8(model: nn.Module) -> nn.Module:
         raise InputError(f"{type(model).__name__} holds no nn.Linear to quantize")
     for parent, name, child in found:
         setattr(parent, name, Int8Linear(child))
-    return model.eval()
+    return model.eval().requires_grad_(False)

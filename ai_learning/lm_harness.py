@@ -69,15 +69,18 @@ class HarnessModel(LM):
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of whole texts, in windows of ``block_size`` that do not overlap."""
-        found = []
+        """Log-likelihood in nats of whole texts, in windows of ``block_size`` side by side.
+
+        The last one, where it is shorter, is filled up by what comes before it, as in the harness.
+        """
+        found, size = [], self.model.config.block_size
         for request in requests:
             ids = encode_own(self.tokenizer, request.args[0])
-            total, before = 0.0, self.tokenizer.eos_id or 0
-            for start in range(0, len(ids), self.model.config.block_size):
-                piece = ids[start : start + self.model.config.block_size]
-                total += score_choices(self.model, [before], [piece])[0].log_likelihood
-                before = piece[-1]
+            total = 0.0
+            for start in range(0, len(ids), size):
+                # of what is before it, `score_choices` takes as much as there is room for
+                context = ids[max(0, start - size) : start] or [self.tokenizer.eos_id or 0]
+                total += score_choices(self.model, context, [ids[start : start + size]])[0].log_likelihood
             found.append(total)
         return found
 

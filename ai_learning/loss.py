@@ -34,7 +34,8 @@ def reference_next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens) ->
 def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: Any) -> Scalar:
     """Mean cross-entropy of the next token, in nats: ``-log p(targets[t] | idx[: t + 1])``.
 
-    The (B, T, V) logits are never held at once; see ``linear_cross_entropy``.
+    The (B, T, V) logits are never held at once; see ``linear_cross_entropy``. (A ``RecordGPT``'s are: it
+    bounds them, so they are not the head's product.)
 
     Args:
         model: has ``hidden(idx, **inputs)`` (B, T, C) and ``lm_head``, a linear layer without bias.
@@ -43,7 +44,7 @@ def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: An
         inputs: passed on to ``hidden`` (``mask``, ``positions``).
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, or a head with a bias.
     """
     if idx.shape != targets.shape:
         raise ValueError(
@@ -51,6 +52,12 @@ def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: An
         )
     hidden: Callable[..., Hidden] = model.hidden  # type: ignore[assignment]
     head: nn.Linear = model.lm_head  # type: ignore[assignment]
+    if getattr(head, "bias", None) is not None:  # leaving it out would be another model's loss
+        raise ValueError("lm_head has a bias, which is not taken into account: make it without one")
+    if not math.isinf(getattr(model, "softcap", math.inf)):
+        flat = targets.flatten().long()
+        _check_targets(flat, head.weight.size(0))
+        return F.cross_entropy(model(idx, **inputs).flatten(0, 1), flat, ignore_index=IGNORE_INDEX)
     with row_gradients(model, head.weight) as tie:
         states = hidden(idx, **inputs)
     return _linear_cross_entropy(states, head.weight, targets, None, tie)
@@ -70,17 +77,25 @@ def linear_cross_entropy(
         hidden: (..., C).
         weight: (V, C).
         targets: (...) int64 ids; ``-100`` does not count.
-        position_weights: (...) what each position counts in the sum; ``None`` gives the mean.
+        position_weights: (...) what each position counts in the sum, constants; ``None`` gives the mean.
 
     Raises:
-        ValueError: a target outside the vocabulary, or none that counts.
+        ValueError: shapes that differ, a target outside the vocabulary, or none that counts; weights that
+            want a gradient.
     """
+    for name, tensor in (("targets", targets), ("position_weights", position_weights)):
+        if tensor is not None and tensor.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} must have the shape of hidden {tuple(hidden.shape)} without C"
+            )
+    if position_weights is not None and position_weights.requires_grad and torch.is_grad_enabled():
+        raise ValueError("position_weights want a gradient, and get none here: detach them")
     return _linear_cross_entropy(hidden, weight, targets, position_weights, None)
 
 
 def perplexity(loss: float) -> float:
     """``e`` to the mean loss in nats: the number of equally likely tokens that would be as surprising."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)  # NaN stays what it is
 
 
 def bits_per_byte(total_nats: float, n_bytes: int) -> float:

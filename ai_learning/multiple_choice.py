@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import InputError
+from .loss import perplexity
 from .model import GPT, KVCache
 from .tokenizers import Tokenizer, encode_own
 
@@ -127,7 +128,7 @@ def evaluate_questions(
         right_norm += per_character.index(max(per_character)) == question.label
     n = len(questions)
     if single:
-        return {"acc": right / n, "perplexity": float(torch.tensor(nats / n).exp()), "questions": n}
+        return {"acc": right / n, "perplexity": perplexity(nats / n), "questions": n}
     return {"acc": right / n, "acc_norm": right_norm / n, "questions": n}
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .model import GPT, GPTConfig
-from .model.record import RecordGPT
+from .model import GPT, GPTConfig, RecordGPT
 from .optim import muon_with_adamw
 
 

@@ -256,6 +256,9 @@ class RunState:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
+    def _has_best(self) -> bool:
+        return self.folder.best.exists() or previous_path(self.folder.best).exists()
+
     def _go_on(self, saved: dict[str, Any], rng: dict[str, Tensor] | None) -> None:
         at = self.progress
         at.step, at.best = saved["step"], saved["best_val_loss"]
@@ -265,6 +268,9 @@ class RunState:
             self.notes.append(
                 f"the run was finished at step {at.step}; to go on from there, give more --steps"
             )
+        elif at.best is not None and not self.team.from_main(self._has_best()):  # only last.pt was moved here
+            at.best, at.best_metrics = None, {}
+            self.notes.append(f"{self.folder.best} is gone: the best weights are chosen from here on")
         if rng is None:  # another number of processes: dropout draws anew
             torch.manual_seed(seed_of(self.config.seed, self.team.world.rank, at.step))
         else:

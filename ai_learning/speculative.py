@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .generate import Sampling, check_request, evaluation_mode, probabilities
+from .generate import Sampling, check_request, evaluation_mode, probabilities, seeded
 from .model import GPT, KVCache
 from .shapes import Tokens
 
@@ -97,7 +97,7 @@ def _continued(
     seed: int | None,
     stats: Acceptance,
 ) -> Iterator[int]:
-    generator = None if seed is None else torch.Generator(device=idx.device).manual_seed(seed)
+    generator = seeded(seed, idx.device)
     end = idx.size(1) + max_new_tokens
     rooms = [m.config.block_size for m in (model, draft)]
     caches = [

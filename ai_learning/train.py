@@ -215,9 +215,14 @@ def train(
     Raises:
         Interrupted: SIGINT or SIGTERM; everything is saved.
         DivergedError: the loss is not finite; the last good checkpoint stays.
-        InputError: the folder is in use, holds a run already, or that run was made otherwise.
+        InputError: the folder is in use, holds a run already, or that run was made otherwise; a model that
+            ``torch.compile`` wraps.
         PeerLostError: another process died; what was saved stays.
     """
+    if any("_orig_mod" in name for name, _ in model.named_modules()):  # its losses call what is inside
+        raise InputError(
+            "torch.compile wraps the model: give it unwrapped and set compile, or model.compile()"
+        )
     here = world()
     device = own_device(pick_device(config.device), here)
     parallel = "auto" if resume and not here.launched else config.parallel  # its run had more processes
@@ -468,7 +473,10 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def _first(batch: Batch) -> Tensor:
-    return batch if isinstance(batch, Tensor) else _first(batch[0])
+    """Of a batch's tensors: by its elements its tokens are counted."""
+    if isinstance(batch, Tensor):
+        return batch
+    return _first(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
 def _tensorboard(path: Path) -> Any:

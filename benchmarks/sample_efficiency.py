@@ -155,7 +155,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare as one file")
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--recipes",
+        nargs="*",
+        choices=RECIPES,
+        default=list(RECIPES),
+        metavar="NAME",
+        help=f"of {', '.join(RECIPES)}",
+    )
     parser.add_argument("--ablations", action="store_true", help="also each with one thing taken away")
     parser.add_argument("--equal-time", action="store_true", help="the time of nanoGPT's recipe for each")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])

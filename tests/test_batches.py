@@ -86,6 +86,9 @@ def test_split() -> None:
 
 def test_documents_are_ended() -> None:
     assert tokenize(["a", "é"], ByteTokenizer()).tolist() == [97, 256, 195, 169, 256]
+    assert tokenize("ab", ByteTokenizer()).tolist() == [97, 98, 256]  # one document, not two
+    with pytest.raises(InputError, match="no documents to tokenize"):
+        tokenize([], ByteTokenizer())
 
 
 def test_a_model_refuses_anothers_tokens(tmp_path: Path) -> None:

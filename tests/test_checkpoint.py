@@ -40,6 +40,13 @@ def test_round_trip(tiny_gpt: GPT, tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True).keys() >= {"config", "state_dict"}
 
 
+def test_a_compiled_model_is_saved_as_what_it_is(tiny_gpt: GPT, tmp_path: Path) -> None:
+    compiled = torch.compile(tiny_gpt, backend="eager")
+    save_checkpoint(compiled, tmp_path / "a.pt")  # type: ignore[arg-type]
+    opened, _ = load_gpt(tmp_path / "a.pt")
+    assert all(torch.equal(value, tiny_gpt.state_dict()[name]) for name, value in opened.state_dict().items())
+
+
 def test_task_models_too(tmp_path: Path) -> None:
     gpt = GPTConfig(vocab_size=20, block_size=8, n_layer=1, n_head=1, n_embd=8)
     model = TaskModel(TaskConfig(gpt, "similarity", 4))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ai_learning.errors import InputError
 from ai_learning.evaluate import score_tokens
 from ai_learning.model import GPT, GPTConfig
+from ai_learning.token_file import Shards
 
 torch.manual_seed(0)
 MODEL = GPT(GPTConfig(vocab_size=16, block_size=8, n_layer=1, n_head=2, n_embd=16)).eval()
@@ -38,6 +39,13 @@ def test_equals_one_prediction_at_a_time(length: int, stride: int, batch_size: i
     assert score.loss == pytest.approx(by_hand(tokens, stride), rel=1e-4)
     assert score.perplexity == pytest.approx(math.exp(score.loss))
     assert score.bits_per_byte == pytest.approx(score.loss * (length - 1) / math.log(2) / length)
+
+
+def test_tokens_of_any_kind() -> None:
+    tokens = np.random.default_rng(0).integers(0, 16, 20)
+    expected = score_tokens(MODEL, tokens, 20, stride=3)
+    kinds = (tokens.tolist(), torch.from_numpy(tokens), Shards([tokens[:7], tokens[7:]]))
+    assert all(score_tokens(MODEL, kind, 20, stride=3) == expected for kind in kinds)
 
 
 def test_bad_values() -> None:

@@ -23,6 +23,7 @@ from ai_learning.generate import (
     generate_text,
     likeliest,
     next_token,
+    probabilities,
     seed_of_sample,
     stream,
     stream_text,
@@ -46,12 +47,20 @@ def test_filters_by_hand() -> None:
     assert len(kept(apply_top_p(torch.zeros(1, 4), 0.5))) == 2  # "reach": two quarters are enough
     assert kept(apply_top_p(LOGITS, 1e-9)) == [0]  # never nothing
     assert kept(apply_min_p(LOGITS, 0.2)) == [0, 1, 2]
+    assert kept(apply_min_p(LOGITS, 0.0)) == [0, 1, 2, 3]
     assert torch.allclose(apply_temperature(LOGITS, 0.5).softmax(-1), (LOGITS * 2).softmax(-1))
     for tiny in (1e-42, 1e-50, 5e-324):  # no overflow
         assert apply_temperature(LOGITS, tiny).softmax(-1).tolist() == [[1.0, 0.0, 0.0, 0.0]]
         assert kept(apply_top_p(LOGITS, tiny)) == [0]
     ruled_out = LOGITS.masked_fill(LOGITS < -2, -math.inf)
     assert apply_temperature(ruled_out, 1e300).softmax(-1)[0] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_top_p_of_1_keeps_every_token() -> None:
+    """Also those that come after float32's sum of probabilities has reached 1."""
+    logits = 8 * torch.randn(2, 50_000)
+    assert torch.equal(apply_top_p(logits, 1.0), logits)
+    assert torch.equal(probabilities(logits, Sampling(top_p=1.0)), probabilities(logits, Sampling()))
 
 
 def test_top_p_finds_them_in_any_order() -> None:
@@ -266,6 +275,7 @@ def test_text_ends_at_the_end_of_document(model: GPT) -> None:
         (dict(temperature=math.nan), "temperature=nan must be"),
         (dict(temperature=math.inf), "temperature=inf must be"),
         (dict(seed=-1), "seed=-1 must not be negative"),
+        (dict(seed=1.5), "seed=1.5 must be a whole number"),
     ],
 )
 def test_bad_sampling_values(model: GPT, options: dict, message: str) -> None:
@@ -289,6 +299,12 @@ def test_strings_and_shapes_that_cannot_be_used(model: GPT) -> None:
     )
     strict = stream_text(Scripted(b"ab\xff"), ByteTokenizer(errors="strict"), "x", 9, temperature=0)
     assert "".join(strict) == "ab\ufffd"
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor])
+def test_seeds_of_numpy_and_pytorch(model: GPT, kind: Any) -> None:
+    idx = torch.zeros(1, 2, dtype=torch.long)
+    assert torch.equal(generate(model, idx, 4, seed=kind(7)), generate(model, idx, 4, seed=7))
 
 
 def test_empty_prompt_raises(model: GPT) -> None:

@@ -355,6 +355,24 @@ def test_bad_targets(targets: list[list[int]], message: str) -> None:
         linear_cross_entropy(hidden, weight, torch.tensor(targets))
 
 
+def test_what_the_head_says_beside_its_weight_is_not_left_out(tiny_gpt: GPT) -> None:
+    tiny_gpt.lm_head = torch.nn.Linear(tiny_gpt.config.n_embd, tiny_gpt.config.vocab_size)
+    with pytest.raises(ValueError, match="lm_head has a bias"):
+        next_token_loss(tiny_gpt, torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_targets_and_weights_stand_where_the_states_do() -> None:
+    """As many in another order would be the loss of other tokens."""
+    hidden, weight = torch.randn(2, 3, 4), torch.randn(5, 4)
+    targets = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"targets \(3, 2\) must have the shape of hidden \(2, 3, 4\)"):
+        linear_cross_entropy(hidden, weight, targets.T)
+    with pytest.raises(ValueError, match=r"position_weights \(3,\) must have"):
+        linear_cross_entropy(hidden, weight, targets, torch.ones(3))
+    with pytest.raises(ValueError, match="detach them"):
+        linear_cross_entropy(hidden, weight, targets, torch.ones(2, 3, requires_grad=True))
+
+
 def test_shapes_must_agree(tiny_gpt: GPT) -> None:
     with pytest.raises(ValueError, match=r"idx \(1, 4\) and targets \(1, 3\)"):
         next_token_loss(tiny_gpt, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
@@ -362,7 +380,7 @@ def test_shapes_must_agree(tiny_gpt: GPT) -> None:
 
 def test_perplexity_and_bits_per_byte() -> None:
     assert perplexity(math.log(258)) == pytest.approx(258)
-    assert perplexity(1e6) == math.inf
+    assert perplexity(1e6) == math.inf and math.isnan(perplexity(math.nan))
     assert bits_per_byte(10 * math.log(2), 5) == pytest.approx(2.0)
     with pytest.raises(ValueError, match="0 bytes"):
         bits_per_byte(1.0, 0)

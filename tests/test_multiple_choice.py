@@ -1,6 +1,7 @@
 """Answers by likelihood: equal to scoring each choice alone; the public formats; faults by line."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,8 @@ def test_accuracy_picks_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["acc"] == 0.5 and found["perplexity"] == pytest.approx(
         torch.tensor((2.0 + 3.6) / 2).exp().item()
     )
+    long = evaluate_questions(MODEL, tokenizer, [Question("q", (" x" * 50,), 0)])
+    assert long["perplexity"] == pytest.approx(math.exp(100))  # more than float32 can say
 
 
 HELLASWAG = {

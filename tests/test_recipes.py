@@ -1,12 +1,16 @@
 """Recipes at one size: the same number of parameters, and each learns."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ai_learning.device import checkpointed, compile_blocks
+from ai_learning.errors import InputError
+from ai_learning.loss import next_token_loss, reference_next_token_loss
 from ai_learning.model.record import RecordGPT, ShortConvolution
 from ai_learning.optim import muon_with_adamw, reference_adamw_step
 from ai_learning.recipes import RECIPES
@@ -65,11 +69,60 @@ def test_every_parameter_has_one_optimizer_and_its_own_rate() -> None:
         for g in o.param_groups
         for p in g["params"]
     }
-    assert len(rates) == len(list(model.parameters()))
-    names = {name: rates[id(p)] for name, p in model.named_parameters()}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trained) == len(list(model.parameters())) - 1  # the first block mixes no values
+    names = {name: rates[id(p)] for name, p in trained.items()}
     assert names["wte.weight"] == ("AdamW", 3.0, 0.5)
     assert names["h.0.attn.c_attn.weight"] == ("Muon", 2.0, 0.5)
     assert names["ln_f.weight"] == ("AdamW", 1.0, 0.0) and names["lm_head.weight"] == ("AdamW", 1.0, 0.5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_librarys_loss_is_that_of_the_models_own_logits(name: str) -> None:
+    """Bounded ones, too; and every parameter that may have a gradient has one, as DDP asks."""
+    torch.manual_seed(0)
+    model = RECIPES[name].build()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    x, y = torch.randint(0, 65, (2, 2, 64)).unbind()
+    y[0, :9] = -100
+    loss = next_token_loss(model, x, y)
+    torch.testing.assert_close(loss, reference_next_token_loss(model, x, y))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="no target counts"):
+        next_token_loss(model, x, torch.full_like(y, -100))
+
+
+def test_record_blocks_are_recomputed_and_compiled() -> None:
+    torch.manual_seed(0)
+    model = RECIPES["record"].build()
+    x, y = torch.randint(0, 65, (2, 2, 64)).unbind()
+    kept, losses = [], []
+    for recompute in (False, True):
+        sizes: list[int] = []
+
+        def count(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        looking_on = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+        with looking_on, checkpointed(model) if recompute else nullcontext():
+            loss = next_token_loss(model, x, y)
+            loss.backward()
+        kept.append(sum(sizes))
+        losses.append(loss.item())
+    assert losses[0] == losses[1] and kept[1] < kept[0] / 3
+    compile_blocks(model)
+    assert all(block._compiled_call_impl is not None for block in model.h)
+
+
+def test_an_option_that_would_do_nothing_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="compile acts on blocks, and Sequential has no Block"):
+        compile_blocks(model)
+    with pytest.raises(InputError, match="checkpoint_activations acts on blocks"), checkpointed(model):
+        pass
 
 
 def test_short_convolution_begins_as_nothing_and_looks_back_only() -> None:

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from ai_learning.batches import TokenBatches, evaluation_batches
-from ai_learning.checkpoint import load_checkpoint
+from ai_learning.checkpoint import load_checkpoint, load_gpt
 from ai_learning.device import flops_per_token, pick_device
 from ai_learning.errors import InputError
 from ai_learning.kernels.loops import store
@@ -492,3 +494,53 @@ def test_metrics_of_numpy_and_tensors_can_be_read_again(tiny_gpt: GPT, tmp_path:
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
     with pytest.raises(ValueError, match=r"evaluate must give val_loss.*\{'loss': 1\}"):
         train(tiny_gpt, loss, batches, config, tmp_path / "other", evaluate=lambda model: {"loss": 1})
+
+
+def test_configs_of_numpys_numbers_train_and_can_be_opened_and_resumed(tmp_path: Path) -> None:
+    """A sweep with ``np.linspace`` gives these; a checkpoint that held them was refused when it was read."""
+    shape = replace(MODEL, dropout=np.float64(0.1), n_layer=np.int64(1))
+    config = replace(HOW, lr=np.float32(1e-3), beta2=torch.tensor(0.5), steps=3)
+    run(tmp_path, config, shape=shape)
+    model, result = run(tmp_path, replace(config, steps=6), shape=shape, resume=True)
+    assert result.step == 6 and type(model.config.dropout) is type(config.lr) is type(config.beta2) is float
+    assert load_gpt(tmp_path / "best.pt")[0].config == model.config
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [lambda x, y: {"x": x, "y": y, "name": "text"}, Pair])
+def test_batches_of_any_form(tiny_gpt: GPT, tmp_path: Path, form: Callable[..., Any]) -> None:
+    def loss(model: GPT, batch: Any) -> torch.Tensor:
+        x, y = batch if isinstance(batch, Pair) else (batch["x"], batch["y"])
+        return next_token_loss(model, x, y)
+
+    batches = TokenBatches(np.arange(60) % 97, 8, 2)
+    config = TrainConfig(steps=2, warmup=0, batch_size=2, device="cpu")
+    assert train(tiny_gpt, loss, lambda n: form(*batches(n)), config, tmp_path).step == 2
+
+
+def test_a_model_that_is_wrapped_is_refused(tiny_gpt: GPT, tmp_path: Path) -> None:
+    """What is called of it is not compiled, and another name is on every weight."""
+    wrapped: Any = torch.compile(tiny_gpt, backend="eager")
+    loss = lambda model, batch: next_token_loss(model, *batch)  # noqa: E731
+    with pytest.raises(InputError, match="give it unwrapped and set compile"):
+        train(wrapped, loss, TokenBatches(np.arange(60) % 97, 8, 2), HOW, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_best_weights_were_left_behind_chooses_anew(tmp_path: Path) -> None:
+    """Else there would be none at all where the loss falls no further."""
+    losses = iter([3.0, 1.0, 2.5, 2.0, 2.2])
+    options: dict[str, Any] = {"evaluate": lambda model: {"val_loss": next(losses)}}
+    batches, loss = TokenBatches(TOKENS, 16, 4), lambda model, batch: next_token_loss(model, *batch)
+    config, told = replace(HOW, steps=1, eval_every=1, schedule="constant"), []
+    train(GPT(MODEL), loss, batches, config, tmp_path, **options)
+    (tmp_path / "best.prev.pt").unlink()
+    (tmp_path / "best.pt").unlink()
+    longer = replace(config, steps=4)
+    result = train(GPT(MODEL), loss, batches, longer, tmp_path, **options, listener=told.append, resume=True)
+    assert result.best_val_loss == load_checkpoint(tmp_path / "best.pt")["best_val_loss"] == 2.0
+    assert any("best.pt is gone" in row.get("note", "") for row in told)

@@ -5,11 +5,16 @@ from .cache import KVCache
 from .gpt import GPT, Block, GPTConfig, matrix_params, untied
 from .mlp import MLP, GatedMLP, gelu_new
 from .norms import RMSNorm
+from .record import RecordBlock, RecordGPT
 from .rotary import RopeScaling, RotaryEmbedding, rotate
 from .tiny import TinyTransformer
 
+BLOCKS = (Block, RecordBlock)
+"""what FSDP, recomputation and ``torch.compile`` take one at a time"""
+
 __all__ = [
     "ATTENTION",
+    "BLOCKS",
     "GPT",
     "MLP",
     "Block",
@@ -18,6 +23,8 @@ __all__ = [
     "GatedMLP",
     "KVCache",
     "RMSNorm",
+    "RecordBlock",
+    "RecordGPT",
     "RopeScaling",
     "RotaryEmbedding",
     "TinyTransformer",

@@ -240,7 +240,7 @@ class GPT(nn.Module):
             (B, T, V) logits.
 
         Raises:
-            ValueError: wrong shape or dtype, an id outside the vocabulary, too many positions.
+            ValueError: wrong shape or dtype, an id outside the vocabulary, too many positions or one too far.
         """
         return self.lm_head(self.hidden(idx, cache=cache, positions=positions, mask=mask))
 
@@ -254,7 +254,7 @@ class GPT(nn.Module):
     ) -> Hidden:
         """(B, T, C) final hidden states, what ``lm_head`` reads; same arguments as ``forward``."""
         start = cache.length if cache is not None else 0
-        self._check_input(idx, start)
+        self._check_input(idx, start, positions, mask)
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
         x = self.wte(idx)  # (B, T, C)
@@ -280,7 +280,7 @@ class GPT(nn.Module):
         """Number of parameters; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _check_input(self, idx: Tokens, start: int) -> None:
+    def _check_input(self, idx: Tokens, start: int, positions: Tokens | None, mask: Mask | None) -> None:
         if idx.dim() != 2 or idx.size(1) == 0:
             raise ValueError(f"idx must have shape (B, T) with T ≥ 1, got {tuple(idx.shape)}")
         if idx.dtype not in (torch.int64, torch.int32):
@@ -288,12 +288,21 @@ class GPT(nn.Module):
         end, block_size = start + idx.size(1), self.config.block_size
         if end > block_size:
             raise ValueError(f"sequence of {end} tokens exceeds block_size={block_size}: shorten it")
-        # On an accelerator this look would stall the queue; there the embedding's own check stands.
+        # One that is added to the weights, as elsewhere, shows a key by 0 and hides it by −∞: the opposite.
+        if isinstance(mask, Tensor) and mask.is_floating_point():
+            raise ValueError(f"mask must be bool, False where a key is hidden; got {mask.dtype}")
+        # On an accelerator these looks would stall the queue; there the embeddings' own checks stand.
         if idx.device.type == "cpu" and not torch.compiler.is_compiling() and idx.numel():
-            low, high = (int(x) for x in torch.aminmax(idx))
-            if low < 0 or high >= self.config.vocab_size:
-                bad = low if low < 0 else high
-                raise ValueError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+            if bad := _outside(idx, self.config.vocab_size):
+                raise ValueError(f"token id {bad[0]} is outside the vocabulary of {self.config.vocab_size}")
+            if self.wpe is not None and positions is not None and (bad := _outside(positions, block_size)):
+                raise ValueError(f"position {bad[0]} is outside block_size={block_size}")
+
+
+def _outside(numbers: Tokens, end: int) -> list[int]:
+    """The least and the largest, where they are not in ``range(end)``."""
+    low, high = (int(x) for x in torch.aminmax(numbers))
+    return [number for number in (low, high) if not 0 <= number < end]
 
 
 def untied(config: GPTConfig, state: Mapping[str, Tensor]) -> GPTConfig:

@@ -102,7 +102,10 @@ class RecordGPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.ln_0 = NORM[config.norm](config.n_embd, config.layer_norm_eps, False)
         self.rotary = RotaryEmbedding(config.head_size, config.rope_theta)
-        self.h = nn.ModuleList(RecordBlock(config) for _ in range(config.n_layer))
+        blocks = [RecordBlock(config) for _ in range(config.n_layer)]
+        # The first block's values are the first ones: it mixes none in, and DDP would wait for a gradient.
+        blocks[0].attn.value_mix.requires_grad_(False)
+        self.h = nn.ModuleList(blocks)
         self.ln_f = NORM[config.norm](config.n_embd, config.layer_norm_eps, False)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 

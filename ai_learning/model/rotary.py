@@ -4,11 +4,13 @@ Each pair of features of a query or key is a point in a plane, turned by ``posit
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import plain_numbers
 from ..shapes import Heads
 
 Angles = tuple[Tensor, Tensor]
@@ -29,6 +31,7 @@ class RopeScaling:
     """context of pre-training, in tokens"""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         ordered = 0 < self.low_freq_factor < self.high_freq_factor < math.inf
         if not 1 <= self.factor < math.inf or not ordered:
             raise ValueError(
@@ -56,9 +59,17 @@ class RotaryEmbedding(nn.Module):
             "inv_freq", stretch(inv_freq, scaling) if scaling else inv_freq, persistent=False
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
+        """Moved with the model, but never rounded with it: far from the start an angle is many turns."""
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != kept.dtype:
+            self.inv_freq = kept.to(self.inv_freq.device)
+        return self
+
     def forward(self, positions: Tensor) -> Angles:
         """(T,) or (B, T) positions → cos and sin, (1, 1, T, D) or (B, 1, T, D) float32."""
-        angles = positions[..., None].float() * self.inv_freq.float()  # (…, T, D/2)
+        angles = positions[..., None].float() * self.inv_freq  # (…, T, D/2)
         angles = torch.cat([angles, angles], dim=-1)  # the two features of a pair stand D/2 apart
         angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
         return angles.cos(), angles.sin()

@@ -182,7 +182,8 @@ def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
-        raise InputError(f"no config.json in {folder}")
+        own = folder / "best.pt"  # a run's folder, meant for what is in it
+        raise InputError(f"no config.json in {folder}" + (f": give {own}" if own.is_file() else ""))
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, KeyError, ValueError, TypeError, StrictDataclassError) as error:

@@ -84,7 +84,7 @@ def to_hf(model: GPT) -> Any:
     A model that came from transformers still has the ids there that begin, end and fill up a text.
 
     Raises:
-        InputError: an architecture that transformers does not have.
+        InputError: an architecture that transformers does not have, or layers that are not plain ones.
     """
     if not isinstance(model, GPT):
         raise InputError(f"to_hf takes a GPT of ours, not {type(model).__name__}")
@@ -102,11 +102,23 @@ def to_hf(model: GPT) -> Any:
         start = 0
         for part, rows in family.parts(name, model.config):
             stop = len(source) if rows is None else start + rows
-            targets.pop(part).copy_(source[start:stop])
+            target, own_rows = targets.pop(part, None), source[start:stop]
+            if target is None or target.shape != own_rows.shape:
+                raise _not_plain(name)
+            target.copy_(own_rows)
             start = stop
-    for target in targets.values():
+    for part, target in targets.items():
+        if not part.endswith(".bias"):
+            raise _not_plain(part)
         target.zero_()
     return theirs.eval()
+
+
+def _not_plain(name: str) -> InputError:
+    return InputError(
+        f"{name} is of a layer that is not as it was made: take adapters off first "
+        "(eject_lora with merge=True), and export before weights are made 4 bits"
+    )
 
 
 def empty_gpt(config: GPTConfig, dtype: torch.dtype, device: torch.device) -> GPT:

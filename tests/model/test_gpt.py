@@ -185,6 +185,16 @@ def test_bad_input_raises_with_the_value(tiny_gpt: GPT, idx: torch.Tensor, messa
         tiny_gpt(idx)
 
 
+def test_positions_and_masks_that_cannot_be_used(tiny_gpt: GPT) -> None:
+    idx, size = torch.zeros(1, 3, dtype=torch.long), tiny_gpt.config.block_size
+    for first, bad in ((size - 2, size), (-1, -1)):
+        with pytest.raises(ValueError, match=f"position {bad} is outside block_size={size}"):
+            tiny_gpt(idx, positions=torch.arange(first, first + 3))
+    with pytest.raises(ValueError, match="mask must be bool, False where a key is hidden"):
+        tiny_gpt(idx, mask=torch.zeros(1, 1, 1, 3))
+    assert torch.equal(tiny_gpt(idx, mask=torch.ones(1, 1, 1, 3, dtype=torch.long)), tiny_gpt(idx))
+
+
 def test_a_full_cache_raises(tiny_gpt: GPT) -> None:
     cache = KVCache(tiny_gpt.config, batch_size=1, max_length=4)
     tiny_gpt(torch.zeros(1, 4, dtype=torch.long), cache=cache)

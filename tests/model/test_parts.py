@@ -73,6 +73,16 @@ def test_rotation_keeps_lengths_and_turns_pairs(interleaved: bool) -> None:
     torch.testing.assert_close(turned, expected.flatten(-2), atol=1e-5, rtol=1e-5)
 
 
+def test_angles_are_never_rounded() -> None:
+    """In bfloat16 the frequencies would be off by a part in 400: far from the start, by whole turns."""
+    model = GPT(SMALL)
+    expected = model.rotary(torch.tensor([8191]))[0].clone()  # type: ignore[misc]
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
+        model.to(dtype)
+        assert torch.equal(model.rotary(torch.tensor([8191]))[0], expected)  # type: ignore[misc]
+    assert model.to("meta").rotary.inv_freq.device.type == "meta"  # type: ignore[union-attr]
+
+
 def test_gated_mlp_is_swiglu() -> None:
     mlp = GatedMLP(SMALL)
     x = torch.randn(2, 3, 32)

@@ -1,5 +1,6 @@
 """Hugging Face's format both ways: the same logits, folders that transformers opens, faults by name."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from ai_learning.adapters import LoRAConfig, inject_lora, quantize_linears
 from ai_learning.checkpoint import load_gpt, save_checkpoint
 from ai_learning.errors import InputError
 from ai_learning.model import GPT, GPTConfig
@@ -159,6 +162,27 @@ def test_damaged_and_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder here, and not to be had from the hub") as caught:
         load_pretrained("no-one/no-such-model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_runs_folder_is_told_from_a_models(tmp_path: Path) -> None:
+    save_checkpoint(GPT(CONFIG), tmp_path / "best.pt")
+    with pytest.raises(InputError, match=f"no config.json in {tmp_path}: give {tmp_path}/best.pt"):
+        load_pretrained(tmp_path)
+
+
+def test_layers_that_are_not_plain_are_not_left_out() -> None:
+    model = GPT(GPTConfig(vocab_size=32, block_size=8, n_layer=1, n_head=2, n_embd=16))
+    adapted = copy.deepcopy(model)
+    inject_lora(adapted, LoRAConfig(r=2))
+    with pytest.raises(InputError, match=r"base_layer.weight is of a layer that is not as it was made"):
+        to_hf(adapted)
+    in_4_bits = copy.deepcopy(model)
+    quantize_linears(in_4_bits)
+    with pytest.raises(InputError, match="export before weights are made 4 bits"):
+        to_hf(in_4_bits)
+    model.h[0].mlp.c_fc = nn.Identity()
+    with pytest.raises(InputError, match=r"h\.0\.mlp\.c_fc\.weight is of a layer that is not"):
+        to_hf(model)
 
 
 def test_no_counterpart() -> None:

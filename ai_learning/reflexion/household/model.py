@@ -33,7 +33,7 @@ class LookBackGPT(GPT):
     ) -> Hidden:
         """(B, T) → (B, T, C), as ``GPT.hidden``. Before position 0, and in filling, stands id 0."""
         start = 0 if cache is None else cache.length
-        self._check_input(idx, start)
+        self._check_input(idx, start, positions, mask)
         last = self._before.get(cache) if cache is not None and start else None
         last = torch.zeros_like(idx[:, :1]) if last is None else last
         if cache is not None:
