@@ -186,7 +186,7 @@ class CausalSelfAttention(nn.Module):
         if self.kv_heads < self.n_head:  # each key and value serves several queries (Ainslie et al. 2023)
             group = self.n_head // self.kv_heads
             if T == 1:  # then those can be rows of one head: no key of a long cache is copied
-                q = q.reshape(B, self.kv_heads, group, self.head_size)  # (B, H, 1, D) → (B, kv_heads, group, D)
+                q = q.reshape(B, self.kv_heads, group, -1)  # (B, H, 1, D) → (B, kv_heads, group, D)
             else:
                 k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
         is_causal = mask is None and T > 1
