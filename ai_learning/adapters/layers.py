@@ -217,7 +217,7 @@ class LoRALayer(nn.Module):
         """
         if self.merged:
             raise InputError(f"{self.path} is merged already: unmerge_lora first")
-        self._check_together(names)
+        self.check_together(names)
         base = self.base_layer
         if getattr(base, "max_norm", None) is not None:
             raise InputError(
@@ -256,7 +256,12 @@ class LoRALayer(nn.Module):
         self._kept.to(weight_of(self.base_layer).device).train(self.training)
         self.base_layer, self._kept = self._kept, None
 
-    def _check_together(self, names: Sequence[str]) -> None:
+    def check_together(self, names: Sequence[str]) -> None:
+        """Refuse adapters that cannot be active at the same time.
+
+        Raises:
+            InputError: one of several uses DoRA.
+        """
         if len(names) > 1 and any(self.adapters[name].use_dora for name in names):
             raise InputError(
                 f"{self.path}: DoRA rescales whole rows, so {list(names)} cannot be summed; choose one"
@@ -276,7 +281,7 @@ class LoRALayer(nn.Module):
 
     def _forward_plain(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """The definition, in PyTorch's own operations: any number of adapters, dropout, mixed types."""
-        self._check_together(names)
+        self.check_together(names)
         y = self.base_layer(x)
         for name in names:
             adapter = self.adapters[name]
@@ -379,14 +384,12 @@ class LoRALayer(nn.Module):
             flat = flat @ A.transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
         if not any(self.adapters[name].use_dora for name in names):
             if y.dtype == B.dtype and not torch.is_grad_enabled():
-                y.view(*flat.shape[:2], y.shape[-1]).baddbmm_(
-                    flat, B.transpose(1, 2)
-                )  # y is new: nobody else has it
+                # y was made by this call and nobody else holds it, so it can be added to in place.
+                y.view(*flat.shape[:2], y.shape[-1]).baddbmm_(flat, B.transpose(1, 2))
                 return y
-            return y + (flat @ B.transpose(1, 2)).view(y.shape).to(
-                y.dtype
-            )  # (B, T, R) @ (B, R, O) → (B, T, O)
-        update = (flat @ B.transpose(1, 2)).view(y.shape)
+            update = (flat @ B.transpose(1, 2)).view(y.shape)  # (B, T, R) @ (B, R, O) → (B, ..., O)
+            return y + update.to(y.dtype)
+        update = (flat @ B.transpose(1, 2)).view(y.shape)  # (B, T, R) @ (B, R, O) → (B, ..., O)
         ratio = self._dora_ratios(names)[index]  # (B, O)
         ratio = ratio.view(len(rows), *([1] * (y.dim() - 2)), -1)
         update = (ratio - 1) * self._without_bias(y) + ratio * update
