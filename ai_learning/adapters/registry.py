@@ -296,7 +296,7 @@ def show_biases(model: nn.Module, trained: bool) -> None:
 
 
 def plain_parameters(model: nn.Module, tied: bool = False) -> dict[str, nn.Parameter]:
-    """The model's own parameters by their paths without wrappers; ``tied``: a tied one by each of its paths."""
+    """The model's own parameters by path, wrappers left out; with ``tied``, a tied one by all its paths."""
     return {
         re.sub(r"\.(base_layer|original)(?=\.)", "", name): parameter
         for name, parameter in model.named_parameters(remove_duplicate=not tied)
