@@ -13,7 +13,7 @@ from .model import GPT
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a text costs a model."""
+    """How well a model predicts a text."""
 
     loss: float
     """nats a token"""
