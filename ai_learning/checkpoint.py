@@ -65,7 +65,7 @@ def save_checkpoint(
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            if path.exists() and _is_intact(path):  # else the older one is the only good one: leave it
+            if path.exists() and _is_intact(path):  # a damaged file must not replace a good previous one
                 _keep(path)
         _note_intact(path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
@@ -76,7 +76,7 @@ def save_checkpoint(
 
 
 def _plain(value: Any, name: str) -> Any:
-    """What can be read with ``weights_only``: NumPy's numbers and arrays become Python's and tensors."""
+    """``value`` as ``weights_only`` can read it: NumPy's numbers become Python's, its arrays tensors."""
     if isinstance(value, np.generic):
         return _plain(value.item(), name)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
@@ -97,7 +97,7 @@ def _plain(value: Any, name: str) -> Any:
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint with ``weights_only=True``: nothing in the file is executed.
 
-    A truncated or corrupt file is told in a warning and the previous one is read in its place.
+    Where the file is truncated or corrupt, a warning says so and the previous one is read instead.
 
     Returns:
         The dict that was saved; ``build_model`` makes a ``GPT`` of it.
@@ -224,7 +224,7 @@ def open_model(
 def _open_weights(
     source: Path | str, device: torch.device | str = "cpu", revision: str | None = None
 ) -> tuple[GPT, dict[str, Any] | None, Path]:
-    """The model that ``open_model`` opens, the checkpoint if it is one, and the folder where it lies."""
+    """The model in ``source``, its checkpoint (``None`` if in transformers' format), and its folder."""
     from .pretrained import load_pretrained
     from .pretrained.folders import download
 
@@ -270,7 +270,7 @@ def check_tokenizer(
 def open_with_tokenizer(
     source: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """`open_model`, for those who cannot do without the tokenizer.
+    """`open_model` for callers that need the tokenizer.
 
     Raises:
         InputError: none is named.
@@ -285,14 +285,14 @@ def _template_beside(tokenizer_folder: Path) -> dict[str, Any]:
     """The chat template there, by the names that checkpoints have for it; empty where there is none."""
     try:
         found = read_chat_template(tokenizer_folder)
-    except InputError as error:  # whoever only wants the model need not do without it
+    except InputError as error:  # the model can be used without it
         warnings.warn(f"left out: {error}", stacklevel=3)
         return {}
     return {} if found is None else {"chat_template": found[0], "special_tokens": found[1]}
 
 
 def tokenizer_reference(tokenizer: Tokenizer, folder: str = "tokenizer") -> dict[str, str]:
-    """What a checkpoint says of its tokenizer: class, fingerprint, and the folder beside the checkpoint."""
+    """A checkpoint's entry about its tokenizer: class, fingerprint, and the folder beside the checkpoint."""
     return {
         "class": type(tokenizer).__name__,
         "fingerprint": tokenizer.fingerprint,
@@ -334,16 +334,22 @@ def model_config(model: nn.Module) -> Any:
     return config
 
 
+def gpt_config(model: nn.Module) -> Any:
+    """The language model's config: the model's own, or the GPT's inside a task model's."""
+    config = model_config(model)
+    return getattr(config, "gpt", config)
+
+
 def previous_path(path: Path) -> Path:
     """Where ``save_checkpoint`` keeps the file that stood at ``path`` before."""
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
 class _CorruptError(CheckpointError):
-    """Damage, as opposed to malice: the previous file may stand in."""
+    """A damaged file, for which the previous one may be read; one that asks to run code is refused."""
 
 
-# What reading a damaged archive can end in.
+# What reading a damaged archive can raise.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError, ValueError, KeyError,
     NotImplementedError,
@@ -364,7 +370,7 @@ def _keep(path: Path) -> None:
         os.replace(spare, previous)
 
 
-# Files that this process wrote or read whole, with their size and time: they need no second look.
+# Files that this process wrote or read whole, with size and time of change: they are not checked again.
 _intact: dict[Path, tuple[int, int]] = {}
 
 
@@ -388,7 +394,7 @@ def _check_records(path: Path) -> None:
     """Compare the checksums, which ``torch.load`` does not: a flipped bit would be a wrong weight."""
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
-            # PyTorch's own reader would take such a record for a folder, or for packed, and read nothing.
+            # PyTorch's reader would take such a record for a folder or for compressed, and read nothing.
             if (
                 record.compress_type != zipfile.ZIP_STORED
                 or record.flag_bits & 1

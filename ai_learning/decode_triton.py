@@ -38,7 +38,7 @@ _MADE_OF = (
 
 
 def suits(model: nn.Module) -> bool:
-    """Whether it is GPT-2 as published, on a GPU, watched by nobody, in a dtype that Triton multiplies."""
+    """Whether the model is GPT-2 as published, on a GPU, without hooks, in a dtype that Triton multiplies."""
     if type(model) is not GPT or torch_module._has_any_global_hook():
         return False
     config, D = model.config, model.config.head_size
@@ -233,7 +233,7 @@ def _block(n: int) -> int:
 
 @cache
 def _kernels() -> Any:
-    """The compiled functions; importing Triton waits until somebody needs them."""
+    """The compiled functions; Triton is imported at the first call."""
     from .kernels import decode_triton_kernels
 
     return decode_triton_kernels

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from .checkpoint import model_config
+from .checkpoint import gpt_config
 from .distributed import World
 from .errors import InputError
 from .model import BLOCKS, GPT, GPTConfig, matrix_params
@@ -43,7 +43,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def own_device(device: torch.device, here: World) -> torch.device:
-    """Of the machine's GPUs, this process's.
+    """The GPU of this process, where ``torchrun`` started one process for each.
 
     Raises:
         InputError: more processes than GPUs.
@@ -58,14 +58,14 @@ def own_device(device: torch.device, here: World) -> torch.device:
 
 
 def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """Of the matrix products: ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    """The dtype of matrix products: ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere."""
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Callable[[], AbstractContextManager]:
-    """Makes the context in which products are taken in ``dtype``."""
+    """A function that makes the context in which PyTorch computes products in ``dtype``."""
     if dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=dtype)
@@ -85,17 +85,17 @@ def machine_memory() -> int | None:
     return total
 
 
-# The least that each optimizer makes of a parameter: weight, gradient and its state.
+# Bytes a parameter needs at least with each optimizer: weight, gradient and the optimizer's state.
 _BYTES_A_PARAMETER = {"adamw": 16, "muon": 12, "paged_adamw": 8, "paged_adamw8bit": 8}
 
 
 def check_size(
     config: GPTConfig, batch_size: int, device: torch.device, here: World, optimizer: str, sharded: bool
 ) -> None:
-    """Refuse a training that plainly has no room, before anything is made: it would hang, or be killed.
+    """Refuse a run that cannot fit into memory, before anything is built: it would hang, or be killed.
 
-    What is counted is the least that it can do with (weights, gradients, the optimizer's state, and what
-    recomputation keeps: each block's input), so what passes may still be too much.
+    The estimate is a lower bound (weights, gradients, optimizer state, and each block's input, which is all
+    that recomputation keeps), so a run that passes may still be too large.
 
     Raises:
         InputError: it needs more than the device has, or the model more than main memory.
@@ -125,7 +125,7 @@ def check_size(
 
 
 def _gigabytes(size: int) -> str:
-    """In whole numbers: sizes that are mistyped may be beyond floating point."""
+    """1.5 GB, by integer arithmetic: a mistyped size can be too large for a float."""
     return f"{size // 10**9:,}.{size % 10**9 // 10**8} GB"
 
 
@@ -147,8 +147,7 @@ def flops_per_token(model: nn.Module) -> float:
     N leaves out position embeddings, whose look-up multiplies nothing; a tied token embedding counts once,
     as the output head's product.
     """
-    config = model_config(model)
-    config = getattr(config, "gpt", config)  # a task model's config holds the GPT's
+    config = gpt_config(model)
     n = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
     if not config.tie_weights:
         n -= config.vocab_size * config.n_embd
@@ -157,12 +156,12 @@ def flops_per_token(model: nn.Module) -> float:
 
 @contextmanager
 def checkpointed(model: nn.Module, compiles: bool = False) -> Iterator[None]:
-    """Keep of each block its input only, and compute the rest again in the backward pass (Chen et al. 2016).
+    """Activation checkpointing (Chen et al. 2016): keep only each block's input, recompute the rest backward.
 
     Args:
-        model: its blocks are changed until the end.
-        compiles: also ``torch.compile`` what is computed again. A block compiled from outside would find this
-            in place of its forward pass, and compile nothing.
+        model: the ``forward`` of its blocks is replaced inside the ``with`` block.
+        compiles: also ``torch.compile`` each block's forward pass. That must happen in here: compiled from
+            outside, a block would compile nothing, as its ``forward`` is the recomputing one.
 
     Raises:
         InputError: it has no blocks.
@@ -179,11 +178,11 @@ def checkpointed(model: nn.Module, compiles: bool = False) -> Iterator[None]:
         yield
     finally:
         for block in blocks:
-            del block.forward  # what hid the class's own
+            del block.forward  # the instance's attribute: the class's method shows again
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """``torch.compile`` every block in place: alike, they share one compilation.
+    """``torch.compile`` every block in place; as they are alike, they share one compilation.
 
     Raises:
         InputError: it has none.
@@ -204,20 +203,19 @@ def _blocks(model: nn.Module, option: str) -> list[nn.Module]:
 def compile_as_one(model: nn.Module) -> list[GPT]:
     """``torch.compile`` all blocks of a GPT together, for training; sampling and evaluation stay as they are.
 
-    On a CPU that is 1.09 times as fast as block by block, as one call of compiled code is left of many; on an
-    H100 1.015 times. It takes 1.4 (4 blocks) to 2 times (12) as long to compile, and each new shape would be
-    compiled anew.
+    One call of compiled code instead of one for each block: 1.09 times as fast on a CPU, 1.015 times on an
+    H100. Compiling takes 1.4 (4 blocks) to 2 times (12) as long, once for every shape of input.
 
     Returns:
-        What was compiled; ``del gpt.run_blocks`` undoes it.
+        The GPTs that were compiled; ``del gpt.run_blocks`` undoes it.
     """
     found = [module for module in model.modules() if isinstance(module, GPT)]
     for gpt in found:
         plain, compiled = gpt.run_blocks, torch.compile(gpt.run_blocks)
 
         def run_blocks(*args: Any, gpt: GPT = gpt, plain: Any = plain, compiled: Any = compiled) -> Tensor:
-            states: Tensor = (compiled if gpt.training else plain)(*args)
-            return states
+            hidden: Tensor = (compiled if gpt.training else plain)(*args)
+            return hidden
 
         setattr(gpt, "run_blocks", run_blocks)  # noqa: B010
     return found
@@ -225,7 +223,7 @@ def compile_as_one(model: nn.Module) -> list[GPT]:
 
 @contextmanager
 def compiled(model: nn.Module, as_one: bool) -> Iterator[None]:
-    """A model compiled block by block, or ``as_one`` where it can be."""
+    """Compile a model block by block, or with ``as_one`` all blocks of each GPT together."""
     found = compile_as_one(model) if as_one else []
     if not found:
         compile_blocks(model)
@@ -248,19 +246,18 @@ _ATTENTION_BACKENDS = [
 def on_a_gpu(
     model: nn.Module, device: torch.device, dtype: torch.dtype, fixed_shapes: bool
 ) -> Iterator[None]:
-    """What makes a training step faster on a GPU and is no matter of the model.
+    """Make training steps on a GPU faster, without the model knowing of it.
 
-    Under autocast the residual stream is kept in 16 bits as well, as it is under FSDP: what is between the
-    products is read and written at half the size (5 % of a step of GPT-2 124M on an H100). Evaluation is left
-    as it is.
+    Under autocast the residual stream is kept in 16 bits too, as under FSDP, which halves the traffic of all
+    that happens between the matrix products (5 % of a step of GPT-2 124M on an H100). Evaluation does not
+    change.
 
     Args:
-        model: any; the GPTs in it are changed until the end.
-        device: nothing is done where it is no GPU.
+        model: any; the GPTs in it have a hook inside the ``with`` block.
+        device: on anything but a GPU nothing happens.
         dtype: of the products.
-        fixed_shapes: whether every batch has the same: then attention is cuDNN's where it can be, which
-            prepares itself anew for each shape. On Hopper and later it is 1.3 times as fast as
-            FlashAttention 2.
+        fixed_shapes: whether every batch has the same shape. Attention is then cuDNN's where possible: on
+            Hopper and later 1.3 times as fast as FlashAttention 2, but slow to prepare for each new shape.
     """
 
     def narrow(module: nn.Module, args: Any, x: Tensor) -> Tensor:
@@ -276,7 +273,7 @@ def on_a_gpu(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a batch, however nested in dicts, lists and tuples, named ones too; all else stays."""
+    """Move every tensor of a batch to ``device``, however nested in dicts, lists and tuples; all else stays."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):

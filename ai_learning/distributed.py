@@ -68,7 +68,7 @@ def world() -> World:
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """Add up a CPU tensor of the same shape from every process; alone, it is the sum."""
+    """The sum of all processes' ``value``, CPU tensors of one shape; of a single process ``value`` itself."""
     if dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)
@@ -81,11 +81,11 @@ _groups: list[Any] = []
 
 
 def leave() -> None:
-    """End what ``init_process_group`` began, so that the process may end right after it.
+    """Destroy the process group, so that the process can exit right after.
 
-    A gloo thread needs the GIL to let go of the tensors of the last exchange. One that gets it only when
-    Python is shutting down takes the whole process with it ("terminate called without an active exception"),
-    so it is given its turn here.
+    A gloo thread needs the GIL to release the tensors of the last exchange. If it gets the GIL only while
+    Python is shutting down, it aborts the process ("terminate called without an active exception"): the pause
+    lets it run before.
     """
     time.sleep(0.2)
     dist.destroy_process_group()
@@ -98,7 +98,9 @@ class PeerLostError(RuntimeError):
 
 
 class Team:
-    """What the training loop asks of the other processes; alone, it answers at once.
+    """The processes of one training: how the model is shared and what they tell each other.
+
+    With a single process every method returns at once.
 
     Args:
         parallel: ``ddp`` (each process holds the whole model; Li et al. 2020), ``fsdp`` (each holds a share
@@ -182,7 +184,7 @@ class Team:
         return root
 
     def synchronised(self, root: nn.Module, last: bool) -> AbstractContextManager:
-        """Around forward and backward of one of several batches: only the last one exchanges gradients."""
+        """The context of one of several batches whose gradients add up: only the last exchanges them."""
         if self.sharded:
             root.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(root, nn.parallel.DistributedDataParallel) and not last:
@@ -190,7 +192,7 @@ class Team:
         return nullcontext()
 
     def settle(self, root: nn.Module) -> None:
-        """After a pass without a backward: give back what FSDP still holds gathered."""
+        """After a forward pass without a backward pass: free the whole parameters that FSDP has gathered."""
         if self.sharded:
             root.reshard()  # type: ignore[operator]
 
@@ -205,7 +207,7 @@ class Team:
         return total / self.world.size
 
     def highest(self, value: int) -> int:
-        """The largest of a number over the processes (on the CPU: it does not wait for the GPU's queue)."""
+        """The largest ``value`` of all processes (exchanged on the CPU, which does not wait for the GPU)."""
         if self.world.size == 1:
             return value
         tensor = torch.tensor(value)
@@ -214,7 +216,7 @@ class Team:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Bad input found by one process (rank 0's folder is in use) is raised by all, so that none waits."""
+        """Raise one process's ``InputError`` (rank 0's folder is in use) in all, so that none waits."""
         error = None
         try:
             yield
@@ -236,7 +238,7 @@ class Team:
         return box[0]
 
     def union(self, values: dict[str, T]) -> dict[str, T]:
-        """Every process's entries together."""
+        """One dict with the entries of every process."""
         if self.world.size == 1:
             return values
         found: list[dict[str, T]] = [{} for _ in range(self.world.size)]
@@ -244,7 +246,7 @@ class Team:
         return {name: value for part in found for name, value in part.items()}
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait until every process has come here."""
         self.highest(0)
 
     def whole(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,7 +264,7 @@ class Team:
 
 
 def _agents_store(restarts: int) -> dist.Store:
-    """Where the processes find each other, apart from what an attempt before this one left there.
+    """The store through which the processes find each other, free of what an earlier attempt left there.
 
     torchrun keeps one store over restarts, old addresses included. On one machine the attempt's number keeps
     them apart; on several each machine counts for itself, and only torchrun can make a fresh store.
@@ -286,7 +288,7 @@ def _agents_store(restarts: int) -> dist.Store:
 
 
 class _Root(nn.Module):
-    """Calls a function of the model inside one forward pass: there the hooks of DDP and FSDP act."""
+    """Calls any function of the model inside ``forward``, since the hooks of DDP and FSDP act there."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -302,11 +304,11 @@ _LOST = re.compile(r"(?i)gloo|nccl|socket|connection|by peer|timed out|tcpstore|
 
 @contextmanager
 def peers_in_reach(here: World, state: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed exchange into one line.
+    """Raise ``PeerLostError`` where communication fails in the ``with`` block.
 
     Args:
         here: this process.
-        state: what was saved and how to go on.
+        state: gives the end of the message: what was saved, and how to go on.
 
     Raises:
         PeerLostError: another process is gone.
@@ -320,7 +322,7 @@ def peers_in_reach(here: World, state: Callable[[], str]) -> Iterator[None]:
 
 
 def first_to_say(message: str) -> bool:
-    """Whether no other process of this job has said the same: an error that all share is told once."""
+    """Whether this process is the first of its job to print ``message``: a shared error is printed once."""
     here = world()
     if here.size == 1:
         return True
@@ -356,9 +358,10 @@ def latest(folder: Path) -> Path | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """What `latest` names, whole or not, and the whole ones before it, newest first.
+    """The run's distributed checkpoints, newest first: the one that ``latest`` names, and whole older ones.
 
-    One that comes after it was left by a run that died before all of it was written.
+    A newer one than ``latest`` names is left out: the run died while writing it. The one that is named may be
+    damaged.
     """
     home = folder / "checkpoints"
     try:
@@ -377,7 +380,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def step_of(path: Path) -> int:
-    """The step that a distributed checkpoint was made after."""
+    """The step after which a distributed checkpoint was saved, from its folder's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -389,15 +392,15 @@ def save_shards(
     state: Mapping[str, Any],
     previous: Path | None = None,
 ) -> Path:
-    """Write a checkpoint of all processes; a crash at any moment leaves the one before as the latest.
+    """Write a distributed checkpoint; after a crash at any moment ``latest`` still names the one before.
 
     Args:
         team: every process of it calls this.
-        folder: the run's.
-        step: names it.
-        tensors: by name; shares (DTensors) are written by their owners, equal ones once.
-        state: plain values for ``state.json``; rank 0's count.
-        previous: another one that stays; all others are deleted in the end.
+        folder: the run's folder.
+        step: the step that was finished; it names the checkpoint.
+        tensors: by name; shares (DTensors) are written by their owners, tensors that all hold only once.
+        state: plain values for ``state.json``; those of rank 0 are written.
+        previous: an older checkpoint to keep; all others are deleted in the end.
 
     Returns:
         The checkpoint's folder.
@@ -434,6 +437,7 @@ def save_shards(
 
 @contextmanager
 def _told_in_one_line(path: Path) -> Iterator[None]:
+    """Turn a failure to write ``path`` into a ``CheckpointError``; a lost process stays what it is."""
     try:
         yield
     except (OSError, RuntimeError, dcp.CheckpointException) as error:
@@ -444,11 +448,11 @@ def _told_in_one_line(path: Path) -> Iterator[None]:
         ) from error
 
 
-_SUMS, _SEAL = "checksums", "crc32"  # in state.json: of the files beside it, and of itself
+_SUMS, _SEAL = "checksums", "crc32"  # keys in state.json: checksums of the other files, and its own
 
 
 def _sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """With a checksum of everything else in it."""
+    """``state`` with a checksum of its other entries."""
     plain = {name: value for name, value in state.items() if name != _SEAL}
     return {**plain, _SEAL: f"{zlib.crc32(json.dumps(plain).encode()):08x}"}
 
@@ -482,7 +486,7 @@ def check_shards(team: Team, path: Path) -> None:
 
     Args:
         team: every process of it calls this, and reads its share of the files.
-        path: the checkpoint's folder; one from before there were checksums passes.
+        path: the checkpoint's folder; an old one that has no checksums passes.
 
     Raises:
         CheckpointError: damaged, or not whole; on every process.
@@ -508,11 +512,11 @@ def load_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     reader = _SafeReader(path)
     try:
-        index = reader.read_metadata().state_dict_metadata  # by itself: what is wrong with it is said plainly
+        index = reader.read_metadata().state_dict_metadata  # read first, for an error that names it
         for name, tensor in tensors.items():
             if getattr(index.get(name), "size", None) != tensor.size():
                 raise ValueError(f"it has no {name} of shape {tuple(tensor.size())}")
-        with warnings.catch_warnings():  # that there is one process is no news
+        with warnings.catch_warnings():  # reading in a single process is meant
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(dict(tensors), storage_reader=reader)
     except (dcp.CheckpointException, pickle.UnpicklingError, EOFError, *_DAMAGE) as error:
@@ -521,12 +525,12 @@ def load_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"cannot read {path}: {_last_line(error)}") from error
 
 
-# What reading a damaged index can end in.
+# What reading a damaged index can raise.
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, AttributeError, TypeError, IndexError, AssertionError)
 
 
 def _last_line(error: BaseException) -> str:
-    """The reason: of a ``CheckpointException``, which carries tracebacks, a failed process's own."""
+    """The reason in one line; of a ``CheckpointException``, which carries tracebacks, the first failure's."""
     for failure, _ in getattr(error, "failures", {}).values():
         return _last_line(failure)
     if isinstance(error, OSError) and error.strerror:
@@ -546,7 +550,7 @@ class _SafeReader(dcp.FileSystemReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows what an index of tensors is made of, and nothing else."""
+    """Loads only the types that an index of tensors consists of, and refuses all others."""
 
     _names = frozenset(
         {
@@ -570,14 +574,14 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _member(kind: Any, name: str) -> Any:
-    """Of an enumeration: all that an index needs `getattr` for."""
+    """``getattr`` for members of an ``Enum`` only, which is all that an index needs it for."""
     if not (isinstance(kind, type) and issubclass(kind, Enum)):
         raise pickle.UnpicklingError(f"it asks to run code ({kind!r}.{name})")
     return kind[name]
 
 
 def spread(full: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as ``like`` is held: this process's share of it, or all of it."""
+    """A whole tensor in the form of ``like``: sharded or whole as that is, on its device, of its dtype."""
     full = full.to(like.device, like.dtype)
     if isinstance(like, DTensor):
         return distribute_tensor(full, like.device_mesh, like.placements)

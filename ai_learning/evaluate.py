@@ -16,7 +16,7 @@ TokenIds = np.ndarray | Shards | Tensor | list[int]
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a text costs a model."""
+    """How well a model predicts a text."""
 
     loss: float
     """nats a token"""

@@ -151,7 +151,7 @@ def next_token(
 
 
 def check_request(idx: Tokens, max_new_tokens: int, seed: int | None) -> None:
-    """What every way to continue a prompt asks of its arguments.
+    """Refuse arguments with which no prompt can be continued.
 
     Raises:
         ValueError: ``idx`` is not (B, T), or a number is out of its range.
@@ -204,7 +204,7 @@ def seed_of_sample(seed: int | None, number: int) -> int | None:
 
 @contextmanager
 def evaluation_mode(*models: GPT) -> Iterator[None]:
-    """Without dropout; afterwards each model is in the mode that it was in."""
+    """Put models in evaluation mode (no dropout) for a ``with`` block; each returns to its own mode after."""
     modes = [model.training for model in models]
     for model in models:
         model.eval()
@@ -246,28 +246,27 @@ def stream(
     generator = seeded(seed, idx.device)
     B, T = idx.shape
     end = T + max_new_tokens
-    tokens = idx  # (B, ≥ length): grows by doubling, filled as we go
+    tokens = idx  # (B, ≥ length): prompt and continuation; grows by doubling, like a list
     cache = None
     if use_cache and T <= block_size:
         cache = KVCache(model.config, B, min(end, block_size), model.wte.weight.dtype, idx.device)
     pick = _picker(model, sampling, B, max_new_tokens, generator)
-    alone = cache is not None and B == 1 and padding is None
-    alone = alone and min(end, block_size) - T >= decode_triton.WORTH_STEPS
-    decoder: decode_triton.Decoder | None = None  # once the prompt is in the cache
+    may_decode = cache is not None and B == 1 and padding is None
+    may_decode = may_decode and min(end, block_size) - T >= decode_triton.WORTH_STEPS
+    decoder: decode_triton.Decoder | None = None  # made when the prompt is in the cache
     with evaluation_mode(model):
         for length in range(T, end):
+            context = tokens[:, :length]
             start = max(0, length - block_size)  # the window slides once the context is full
-            if alone and length == T + 1 and decode_triton.suits(model):
+            if may_decode and length == T + 1 and decode_triton.suits(model):
                 decoder = decode_triton.Decoder(model, cast(KVCache, cache))
             if decoder is not None and start == 0:
-                chosen = _next_of(decoder, tokens[:, :length], sampling, generator)
-            elif cache is not None and start == 0:
-                state = _last_state(model, tokens[:, cache.length : length], cache, padding)
-                chosen = pick(state, tokens[:, :length])
-            else:
+                chosen = _decode_step(decoder, context, sampling, generator)
+            elif cache is not None and start == 0:  # only the tokens that are not in the cache
+                chosen = pick(_last_hidden(model, context[:, cache.length :], cache, padding), context)
+            else:  # the whole window again
                 left = None if padding is None else (padding - start).clamp(min=0)
-                state = _last_state(model, tokens[:, start:length], None, left)
-                chosen = pick(state, tokens[:, :length])
+                chosen = pick(_last_hidden(model, context[:, start:], None, left), context)
             if length == tokens.size(1):
                 tokens = torch.cat([tokens, torch.empty_like(tokens)], dim=1)
             tokens[:, length] = chosen
@@ -345,8 +344,9 @@ def generate_batch(
 ) -> list[list[int]]:
     """Continue prompts of different lengths together; each as if it were alone.
 
-    Shorter ones are filled up on the left, where nothing looks, and every row counts its own positions.
-    Samples depend on who shares the batch, since one generator serves all; greedy ids do not.
+    Shorter ones are padded on the left; the padding is hidden by a mask, and each row counts its positions
+    from its own first id. Greedy ids do not depend on the other rows; samples do, since one random generator
+    serves them all.
 
     Args:
         model: any ``GPT``.
@@ -374,7 +374,7 @@ def generate_batch(
     stops = set(_stop_ids(stop))
     prompts = [[operator.index(token) for token in prompt] for prompt in prompts]
     T = max(map(len, prompts))
-    # Filled up with the row's own first id: a repetition penalty then counts nothing that is not there.
+    # Padded with the row's own first id, so that a repetition penalty finds no id that the prompt lacks.
     rows = [[prompt[0]] * (T - len(prompt)) + list(prompt) for prompt in prompts]
     device = model.wte.weight.device
     padding = torch.tensor([T - len(prompt) for prompt in prompts], device=device)
@@ -488,7 +488,7 @@ def generate_text(
 
 
 def _stop_ids(stop: StopIds) -> list[int]:
-    """Whatever holds whole numbers: one of Python's, NumPy's or PyTorch's, or several."""
+    """The ids as a list: ``stop`` is one whole number or several, of Python's, NumPy's or PyTorch's types."""
     if stop is None:
         return []
     try:
@@ -504,28 +504,31 @@ def _stop_ids(stop: StopIds) -> list[int]:
 def _picker(
     model: GPT, sampling: Sampling, rows: int, n: int, generator: torch.Generator | None
 ) -> Callable[[Tensor, Tokens], Tensor]:
-    """What turns hidden states (B, C) that follow ``idx`` into ids (B,), for ``n`` steps."""
+    """A function of (B, C) last hidden states and their (B, T) context that gives the next (B,) ids.
+
+    Greedy decoding of many tokens does not need all the logits where the head `suits` a shortlist.
+    """
     if sampling.is_greedy and n >= shortlist.WORTH_STEPS and shortlist.suits(model.lm_head):
         if rows == 1 or shortlist.takes_batches(model.lm_head):
             short = shortlist.Shortlist(model.lm_head)
-            return lambda state, idx: short.likeliest(state)
+            return lambda hidden, idx: short.likeliest(hidden)
         if rows >= shortlist.WORTH_A_BATCH:
-            return lambda state, idx: shortlist.likeliest_of_batch(model.lm_head, state)
-    return lambda state, idx: next_token(model.lm_head(state), idx, sampling, generator)
+            return lambda hidden, idx: shortlist.likeliest_of_batch(model.lm_head, hidden)
+    return lambda hidden, idx: next_token(model.lm_head(hidden), idx, sampling, generator)
 
 
-def _next_of(
+def _decode_step(
     decoder: decode_triton.Decoder, idx: Tokens, sampling: Sampling, generator: torch.Generator | None
 ) -> Tensor:
-    """(1,): what follows ``idx``, whose last id the decoder has not read yet."""
+    """(1, T) ``idx``, all but the last id in the decoder's cache → the next id, (1,)."""
     decoder.step(idx[:, -1:])
     if sampling.is_greedy:
         return decoder.likeliest.clone()
     return next_token(decoder.logits, idx, sampling, generator)
 
 
-def _last_state(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor | None = None) -> Tensor:
-    """(B, C): what the head is asked for, the last position only."""
+def _last_hidden(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor | None = None) -> Tensor:
+    """(B, C) hidden states of the last position, the only one whose logits are needed."""
     if padding is None:
         return model.hidden(idx, cache=cache)[:, -1]
     start = 0 if cache is None else cache.length
@@ -534,12 +537,12 @@ def _last_state(model: GPT, idx: Tokens, cache: KVCache | None, padding: Tensor 
 
 
 def left_padded(padding: Tensor, start: int, T: int) -> tuple[Tensor, Tensor]:
-    """What ``GPT.hidden`` is told of rows that begin with filling.
+    """Positions and mask for ``GPT.hidden``, where rows are padded on the left.
 
     Args:
-        padding: (B,) how many places of filling each row begins with.
-        start: places that are in the cache already.
-        T: places that are computed now.
+        padding: (B,) padding ids at the beginning of each row.
+        start: columns that are in the cache already.
+        T: columns that are computed now.
 
     Returns:
         (B, T) positions, each row counting from its own first id, and the (B, 1, T, S) mask.
@@ -548,5 +551,5 @@ def left_padded(padding: Tensor, start: int, T: int) -> tuple[Tensor, Tensor]:
     queries = columns[start:]
     positions = (queries - padding[:, None]).clamp(min=0)
     shown = columns >= padding[:, None]  # (B, S)
-    own = columns == queries[:, None]  # (T, S): filling sees itself, so that no row of weights is empty
+    own = columns == queries[:, None]  # (T, S): padding sees itself, since a softmax over nothing is NaN
     return positions, shown[:, None, None, :] | own

@@ -1,4 +1,4 @@
-"""What layers of ours are called in transformers, and how they lie there: for weights and adapters' files.
+"""The names of our layers in transformers, and how their weights are stored: for models and adapter files.
 
 GPT-2 has our names. GPT-1 has others for its embeddings, Llama and Qwen 3 for most, and three matrices where
 ours has one: c_attn's rows are those of `LLAMA_C_ATTN`, one below the other.

@@ -1,4 +1,7 @@
-"""The training loss and what is read off it, without holding the logits of all positions at once."""
+"""The next-token loss, computed a chunk of positions at a time, and the measures derived from it.
+
+The logits of a batch, positions × vocabulary, are its largest tensor by far: they are never all in memory.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,12 +18,13 @@ from .kernels.products import PANEL, by_pytorch, mm
 from .kernels.tied_embedding import Tie, row_gradients
 from .shapes import Hidden, Scalar, Tokens
 
-IGNORE_INDEX = -100  # a target that does not count, PyTorch's convention
-# A chunk of logits of about this many bytes: small enough for the cache, large enough for the matrix product.
+IGNORE_INDEX = -100
+"""a target that does not count (PyTorch's convention)"""
 CHUNK_BYTES = 32 * 2**20
-_FEW_LOGITS = 2**18  # elements
+"""logits of one chunk: small enough for the cache, large enough for a fast matrix product"""
+_FEW_LOGITS = 2**18  # up to here all logits are taken at once: chunks would save nothing
+_WORTH_COMPILED = 2**22  # logits of a chunk from which the compiled softmax pays: fewer stay in the cache
 _LOOPS = Loops("kernels.training_kernels")
-_WORTH_COMPILED = 2**22  # logits of a chunk; with fewer, they stay in the cache in any case
 
 
 def reference_next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens) -> Scalar:
@@ -59,8 +63,8 @@ def next_token_loss(model: nn.Module, idx: Tokens, targets: Tokens, **inputs: An
         _check_targets(flat, head.weight.size(0))
         return F.cross_entropy(model(idx, **inputs).flatten(0, 1), flat, ignore_index=IGNORE_INDEX)
     with row_gradients(model, head.weight) as tie:
-        states = hidden(idx, **inputs)
-    return _linear_cross_entropy(states, head.weight, targets, None, tie)
+        x = hidden(idx, **inputs)  # (B, T, C)
+    return _linear_cross_entropy(x, head.weight, targets, None, tie)
 
 
 def linear_cross_entropy(
@@ -109,26 +113,41 @@ def bits_per_byte(total_nats: float, n_bytes: int) -> float:
     return total_nats / math.log(2) / n_bytes
 
 
-# --- how the chunks are taken ------------------------------------------------------------------------------
+def held_bytes(n_logits: int, trains_head: bool, like: Tensor) -> int:
+    """How many bytes of logits the loss holds at once, at most.
+
+    Args:
+        n_logits: positions × vocabulary, of the whole batch.
+        trains_head: whether the head's weight needs a gradient.
+        like: a tensor with the device and dtype of the hidden states.
+    """
+    if triton_use.usable(like):
+        return min(4 * n_logits, loss_triton.CHUNK_BYTES)
+    by_columns = not trains_head and frozen_head_loss.by_columns(n_logits, like)
+    return min(4 * n_logits, frozen_head_loss.BLOCK_BYTES if by_columns else CHUNK_BYTES)
+
+
+# --- inside -------------------------------------------------------------------------------------------------
 
 
 def _linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, position_weights: Tensor | None, tie: Tie | None
 ) -> Scalar:
+    """``linear_cross_entropy``; by ``tie`` a tied head's gradient is handed to the embedding (`Tie`)."""
     flat_targets = targets.reshape(-1).long()
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(flat_targets, weight.size(0))
     by_triton = hidden.dtype != torch.float64 and triton_use.usable(hidden, weight, targets)
     if torch.is_autocast_enabled(hidden.device.type):
-        # What is written to a given place is not cast: give it what the matrix product would have been given.
+        # Autocast does not reach products that are written into a given buffer: cast their operands here.
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, tie = hidden.to(dtype), None  # the embedding's is another weight
+        hidden, tie = hidden.to(dtype), None  # the cast weight is not the embedding's, so nothing is tied
         weight = weight if by_triton else weight.to(dtype)
-    if not torch.is_grad_enabled():  # a custom function is not told, and would compute gradients for nobody
+    if not torch.is_grad_enabled():  # an autograd.Function cannot see this: it would compute the gradients
         hidden, weight = hidden.detach(), weight.detach()
-    flat = hidden.reshape(-1, hidden.size(-1))
+    flat = hidden.reshape(-1, hidden.size(-1))  # (..., C) → (N, C)
     whole = position_weights is None and hidden.dtype in (torch.float32, torch.float64)
-    if whole and len(flat) * len(weight) <= _FEW_LOGITS:  # nothing to save
+    if whole and len(flat) * len(weight) <= _FEW_LOGITS:
         return F.cross_entropy(F.linear(flat, weight), flat_targets, ignore_index=IGNORE_INDEX)
     counted = (flat_targets != IGNORE_INDEX).to(torch.promote_types(hidden.dtype, torch.float32))
     shares = counted / counted.sum() if position_weights is None else position_weights.reshape(-1) * counted
@@ -137,14 +156,6 @@ def _linear_cross_entropy(
     else:
         loss = _LinearCrossEntropy.apply(flat, weight, flat_targets.clamp(min=0), shares, tie)
     return loss
-
-
-def held_bytes(n_logits: int, trains_head: bool, like: Tensor) -> int:
-    """Most bytes of ``n_logits`` logits that the loss holds at once, for states like a tensor."""
-    if triton_use.usable(like):
-        return min(4 * n_logits, loss_triton.CHUNK_BYTES)
-    by_columns = not trains_head and frozen_head_loss.by_columns(n_logits, like)
-    return min(4 * n_logits, frozen_head_loss.BLOCK_BYTES if by_columns else CHUNK_BYTES)
 
 
 def _check_targets(targets: Tensor, vocab_size: int) -> None:
@@ -163,8 +174,18 @@ def _logit_gradients(
 ) -> tuple[Tensor, Tensor | float]:
     """Fill ``out`` (n, V) with ``sums · (softmax(hidden @ weight.T) − one_hot(target))``.
 
+    ``sums`` are what the compiled loop leaves undivided: each row's sum of exponentials, by which softmax
+    divides. The caller divides the (n, C) result instead, which is narrower.
+
+    Args:
+        hidden: (n, C).
+        weight: (V, C).
+        target: (n, 1) ids.
+        out: (n, V) float32 or float64.
+        product: `products.mm`, or PyTorch's own.
+
     Returns:
-        Each row's loss ``-log p(target)`` (n, 1), and ``sums`` (n, 1), or 1.
+        Each row's loss ``-log p(target)`` (n, 1), and ``sums`` (n, 1), or 1 where the softmax is normalised.
     """
     if hidden.dtype == out.dtype:
         product(hidden, weight.T, out)
@@ -175,13 +196,13 @@ def _logit_gradients(
         job = (out, target, sums, loss)
         run(_LOOPS.unnormalised_softmax, 0, len(out), out.numel(), out.shape, job)
         return loss, sums
-    if out.device.type == "cpu":  # one kernel that takes a row at a time through the cache
+    if out.device.type == "cpu":  # softmax in place: one kernel that reads each row from the cache
         p = torch.softmax(out, dim=1, out=out).gather(1, target)
         loss = -p.log()
-        lost = (p < torch.finfo(p.dtype).tiny).squeeze(1)  # too unlikely for the format: made again
-        if lost.any():
-            again = (hidden[lost] @ weight.T).to(p.dtype)
-            loss[lost] = again.logsumexp(dim=1, keepdim=True) - again.gather(1, target[lost])
+        underflowed = (p < torch.finfo(p.dtype).tiny).squeeze(1)  # log p is lost: from the logits once more
+        if underflowed.any():
+            logits = (hidden[underflowed] @ weight.T).to(p.dtype)
+            loss[underflowed] = logits.logsumexp(dim=1, keepdim=True) - logits.gather(1, target[underflowed])
     else:
         log_norm = out.logsumexp(dim=1, keepdim=True)
         loss = log_norm - out.gather(1, target)
@@ -191,7 +212,10 @@ def _logit_gradients(
 
 
 def _equal_chunks(N: int, fitting: int) -> int:
-    """Positions of a chunk: a small rest is slow for its size. Large ones are whole panels (`products`)."""
+    """Positions a chunk, so that ``N`` is split into nearly equal chunks of at most ``fitting``.
+
+    A small last chunk would take long for its size. Large chunks are whole panels (see `products`).
+    """
     unit = PANEL if fitting >= 4 * PANEL else 1
     units, fitting = -(-N // unit), fitting // unit
     return min(N, -(-units // -(-units // fitting)) * unit)
@@ -204,16 +228,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, tie: Tie | None
     ) -> Tensor:
+        # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts in the sum
         ctx.tie = tie
-        total = _LinearCrossEntropy._by(mm, ctx, hidden, weight, targets, shares)
-        # By tiles infinity becomes NaN (see `products`), and it can be meant: an id that is ruled out.
-        may_ask = total.is_cpu and not torch.compiler.is_compiling()  # an accelerator would be stalled
+        compute = _LinearCrossEntropy._by_chunks
+        if not ctx.needs_input_grad[1] and frozen_head_loss.by_columns(
+            len(hidden) * len(weight), hidden, weight, shares
+        ):
+            compute = _LinearCrossEntropy._with_frozen_head
+        total = compute(mm, ctx, hidden, weight, targets, shares)
+        # Our own product makes NaN of infinity (see `products`), which a head may hold to rule out an id. The
+        # loss is not finite then. Asking for its value would stall an accelerator.
+        may_ask = total.is_cpu and not torch.compiler.is_compiling()
         if may_ask and not total.isfinite() and (weight.isinf().any() or hidden.isinf().any()):
-            total = _LinearCrossEntropy._by(by_pytorch, ctx, hidden, weight, targets, shares)
+            total = compute(by_pytorch, ctx, hidden, weight, targets, shares)
         return total
 
     @staticmethod
-    def _by(
+    def _with_frozen_head(
         product: Callable[..., Tensor],
         ctx: Any,
         hidden: Tensor,
@@ -221,35 +252,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         shares: Tensor,
     ) -> Tensor:
-        # hidden (N, C), weight (V, C), targets (N,), shares (N,): what each position counts
-        if not ctx.needs_input_grad[1] and frozen_head_loss.by_columns(
-            len(hidden) * len(weight), hidden, weight, shares
-        ):
-            total, d_hidden = frozen_head_loss.with_frozen_head(
-                hidden, weight, targets, shares, ctx.needs_input_grad[0], product
-            )
-            ctx.save_for_backward(d_hidden, None)
-            return total
+        total, d_hidden = frozen_head_loss.with_frozen_head(
+            hidden, weight, targets, shares, ctx.needs_input_grad[0], product
+        )
+        ctx.save_for_backward(d_hidden, None)
+        return total
+
+    @staticmethod
+    def _by_chunks(
+        product: Callable[..., Tensor],
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        shares: Tensor,
+    ) -> Tensor:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         N, V = hidden.size(0), weight.size(0)
         dtype, shares = shares.dtype, shares.unsqueeze(1)  # float32 or wider; (N, 1)
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # Summed over many chunks: in bfloat16 each sum would lose a little more.
+        # Summed over many chunks in float32 at least: in bfloat16 each addition would lose a little.
         d_weight = torch.empty_like(weight, dtype=dtype) if needs_weight else None
         chunk = _equal_chunks(N, max(1, CHUNK_BYTES // (V * total.element_size())))
-        # One buffer for all chunks: what is freed and allocated again is not always given back in between.
+        # One buffer for all chunks: a freed one is not always reused for the next.
         buffer = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
             target, share = targets[rows].unsqueeze(1), shares[rows]  # (n, 1)
             p = buffer[: rows.stop - start]  # (n, V)
             loss, sums = _logit_gradients(hidden[rows], weight, target, p, product)
-            total += (loss * share).masked_fill_(share == 0, 0).sum()  # where nothing counts, nothing matters
+            total += (loss * share).masked_fill_(share == 0, 0).sum()  # also an infinite loss × 0
             if not (needs_hidden or needs_weight):
                 continue
             share = share / sums  # d loss / d logits = share · (softmax − one_hot)
-            if hidden.dtype == dtype:  # scaling what is C wide is cheaper than what is V wide
+            if hidden.dtype == dtype:  # scale tensors that are C wide, not V wide: that is cheaper
                 if d_hidden is not None:
                     product(p, weight, d_hidden[rows]).mul_(share)
                 if d_weight is not None:
@@ -269,8 +306,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
-        # A loss at the end of the graph has a gradient of 1: then nothing is copied. (Asking an accelerator
-        # would stall it, and its memory is faster.)
+        # A loss at the end of the graph has the gradient 1, and nothing need be scaled. (An accelerator would
+        # be stalled by the question, and scales faster.)
         if not (grad.device.type == "cpu" and grad.item() == 1):
             d_hidden = None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype)
             d_weight = None if d_weight is None else d_weight * grad.to(d_weight.dtype)
@@ -280,13 +317,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _LossByTriton(_LinearCrossEntropy):
-    """The same on a GPU."""
+    """The same by Triton kernels on a GPU."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, tie: Tie | None
     ) -> Tensor:
-        ctx.tie = None  # on a GPU the embedding hands its rows back by itself
+        ctx.tie = None  # on a GPU the embedding returns its rows as a sparse gradient
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         loss, *gradients = loss_triton.loss_and_gradients(hidden, weight, targets, shares, needs)
         ctx.save_for_backward(*gradients)

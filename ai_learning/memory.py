@@ -1,8 +1,8 @@
-"""What a training step will need, before it starts: weights, gradients, optimizer, activations.
+"""The memory of a training step, predicted before it starts: weights, gradients, optimizer, activations.
 
-Weights, gradients and optimizer state follow from the parameters. What the forward pass keeps for the
-backward one is counted on the model itself, in one pass over a short batch, and scaled to the real one: so
-the figure holds for every architecture, adapter and quantization without a formula for each.
+Weights, gradients and optimizer state follow from the parameters. The activations that the forward pass keeps
+for the backward pass are measured: one pass of the model over a short batch, scaled to the size of the real
+one. So the prediction holds for every architecture, adapter and quantization without a formula for each.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import model_config
+from .checkpoint import gpt_config
 from .kernels import cpu_attention, gelu, row_layers
 from .kernels.loops import Loops, ready
 from .loss import held_bytes
@@ -47,7 +47,7 @@ _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimize
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of each kind, and of all at the moment when they are most."""
+    """Bytes of each kind, and their peak: the most that is held at one time."""
 
     weights: int
     gradients: int
@@ -58,7 +58,7 @@ class MemoryPlan:
     peak: int
 
     def lines(self) -> list[tuple[str, int]]:
-        """(name, bytes) to be shown."""
+        """(name, bytes) of each kind, for a report."""
         return [
             ("weights", self.weights),
             ("gradients", self.gradients),
@@ -102,8 +102,7 @@ def plan_memory(
     gradients = _bytes_of(trained)
     state = sum(_state_bytes(p, optimizer) for p in trained)
 
-    config = model_config(model)
-    config = getattr(config, "gpt", config)
+    config = gpt_config(model)
     width, head = config.n_embd, config.vocab_size * config.n_embd * 4
     kept, casts = _kept_per_token(model, loss_fn, probe, context)
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -155,9 +154,10 @@ def plan_memory(
 
 
 def _warm_up(device: torch.device) -> None:
-    """Load what is not the model's: 25 MB of PyTorch with the first optimizer step, 50 with a compiled loop.
+    """Load what a first step loads in any case, so that it is not taken for the model's memory.
 
-    (140 MB more where a loop was not compiled on this machine before: that takes numba.)
+    That is 25 MB of PyTorch with the first optimizer step, and 50 with a compiled loop (140 more, numba's,
+    where this machine has not compiled the loops yet).
     """
     p = torch.zeros(1, device=device, requires_grad=True)
     p.grad = torch.zeros_like(p)
@@ -190,7 +190,7 @@ def _state_bytes(parameter: Tensor, optimizer: str) -> int:
 
 
 def _share_between_kept(model: nn.Module, cast: bool) -> float:
-    """Of what is kept, how much more lies unused between it."""
+    """Unused memory between the activations that are kept, as a share of those."""
     if _multiplies_in_16_bits(model) and not cast:
         return _SHARE_16_BIT
     adapters = [a for module in model.modules() for a in getattr(module, "adapters", {}).values()]
@@ -214,7 +214,12 @@ def _kept_per_token(
     probe: Any,
     context: Callable[[], AbstractContextManager],
 ) -> tuple[float, int]:
-    """Bytes that autograd keeps between the passes: for each position of the probe, and casts of weights."""
+    """Bytes that autograd keeps for the backward pass.
+
+    Returns:
+        Bytes for each position of the probe, and bytes of weights that autocast has cast, which do not grow
+        with the batch.
+    """
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
     matrices: set[int] = set()  # in 16 bits
@@ -250,15 +255,14 @@ def _kept_per_token(
 
 def _head_bytes(model: nn.Module) -> int:
     """Of the head's gradient, which the loss keeps: it does not grow with the batch."""
-    config = model_config(model)
-    config = getattr(config, "gpt", config)
+    config = gpt_config(model)
     return int(config.vocab_size * config.n_embd * 4)
 
 
 class PeakMemory:
-    """Measures what was held most inside a ``with``, above what was there at ``start``.
+    """The peak of memory inside a ``with`` block, in ``bytes``, above what was held at ``start``.
 
-    On a GPU what PyTorch allocated; else the process's resident set (Linux; ``None`` elsewhere).
+    On a GPU it is what PyTorch allocated; on a CPU the process's resident set (Linux; ``None`` elsewhere).
 
     Example:
         >>> with PeakMemory() as peak:
@@ -295,9 +299,9 @@ class PeakMemory:
 
 
 def resident_bytes() -> int | None:
-    """Of this process, now, with what it has freed given back; ``None`` where the system does not say."""
+    """Resident memory of this process, without what it has freed; ``None`` where the system does not say."""
     gc.collect()
-    # Else what comes next lives in the memory of what came before, and seems to need none.
+    # Return freed memory first: what is allocated next would reuse it, and seem to need none.
     _glibc("malloc_trim", 0)
     return _status("VmRSS")
 
@@ -305,9 +309,9 @@ def resident_bytes() -> int | None:
 def give_back_freed_memory() -> None:
     """Let glibc give every freed block of 1 MB or more back to the system at once, from now on.
 
-    By default it soon keeps blocks of up to 32 MB, in pieces that what comes next may not fit into. Where
-    activations are computed again, block by block, a process then held 410 MB of which 178 were in use, and
-    202 after this. Fresh memory takes time: those steps took a third longer.
+    By default glibc keeps freed blocks of up to 32 MB, in pieces that the next allocation may not fit into:
+    a process that recomputed its activations block by block held 410 MB, of which 178 were in use; after this
+    call it held 202. The price is time: fresh memory made those steps a third slower.
     """
     _glibc("mallopt", -3, 2**20)  # M_MMAP_THRESHOLD
 
@@ -328,5 +332,5 @@ def _status(name: str) -> int | None:
 
 
 def megabytes(size: int) -> str:
-    """Bytes to be read: 12.3 MB, 4.56 GB."""
+    """A number of bytes for people: 12.3 MB, 4.56 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Which parameters decay, how they are stepped, and how the learning rate moves."""
+"""Optimizers and learning-rate schedules: AdamW, Muon, gradient clipping, warm-up and decay."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from .adapters.qlora import OPTIMIZERS as ADAMW_FORMS
 from .kernels.fast_adamw import WORTH_IT, FastAdamW, suits
+
+OPTIMIZERS = ("adamw", "muon", *(name for name in ADAMW_FORMS if name != "adamw"))
+SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -79,9 +82,9 @@ def muon_with_adamw(
     Raises:
         ValueError: nothing to train.
     """
-    own = dict(lr_by_name or {})
+    rates = dict(lr_by_name or {})
     matrices: list[Tensor] = []
-    groups: dict[tuple[float, float], list[Tensor]] = {}  # by rate and decay
+    groups: dict[tuple[float, float], list[Tensor]] = {}  # by learning rate and weight decay
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -89,16 +92,16 @@ def muon_with_adamw(
             matrices.append(parameter)
         else:
             decay = weight_decay if parameter.dim() >= 2 else 0.0
-            groups.setdefault((own.get(name, lr), decay), []).append(parameter)
+            groups.setdefault((rates.get(name, lr), decay), []).append(parameter)
     if not (groups or matrices):
         raise ValueError("every parameter is frozen: nothing to train")
-    found: list[torch.optim.Optimizer] = []
+    optimizers: list[torch.optim.Optimizer] = []
     if groups:
         adam = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
-        found.append(_adamw(adam, lr, betas, eps))
+        optimizers.append(_adamw(adam, lr, betas, eps))
     if matrices and muon_lr is not None:
-        found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
-    return found
+        optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+    return optimizers
 
 
 class Together:
@@ -119,21 +122,21 @@ class Together:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Of all of them, in order."""
+        """The parameter groups of all optimizers, in order."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def step(self) -> None:
-        """Step each."""
+        """Step every optimizer."""
         for optimizer in self.optimizers:
             optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Reset all gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """One dict for all."""
+        """The state of all optimizers, as one optimizer would give it."""
         whole: dict[str, Any] = {"state": {}, "param_groups": []}
         for optimizer, first in self._numbered():
             part = optimizer.state_dict()
@@ -145,7 +148,7 @@ class Together:
         return whole
 
     def load_state_dict(self, whole: dict[str, Any]) -> None:
-        """What ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave."""
         groups = list(whole["param_groups"])
         for optimizer, first in self._numbered():
             own = [groups.pop(0) for _ in optimizer.param_groups]
@@ -165,11 +168,11 @@ def clip_and_step(optimizer: torch.optim.Optimizer | Together, max_norm: float) 
     """Step on gradients scaled so that their common norm is at most ``max_norm`` (Pascanu et al. 2013).
 
     Args:
-        optimizer: its parameters' gradients are meant, and used up: forget them afterwards.
-        max_norm: ``math.inf`` scales nothing.
+        optimizer: its parameters' gradients are clipped. They may be overwritten: reset them afterwards.
+        max_norm: ``math.inf`` does not clip.
 
     Returns:
-        The norm before.
+        The norm before clipping.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -206,9 +209,9 @@ def reference_adamw_step(
         v: running mean of its square.
         step: counts from 1.
         lr: learning rate.
-        betas: how slowly the two means move.
-        eps: added to the root.
-        weight_decay: share of the weight, times ``lr``, that is taken away.
+        betas: decay rates of the two running means.
+        eps: added to the root, against division by zero.
+        weight_decay: share of the weight, times ``lr``, that is subtracted.
 
     Returns:
         New ``(p, m, v)``; the inputs stay as they are.
@@ -249,7 +252,3 @@ def lr_factor(step: int, total: int, schedule: str = "cosine", warmup: int = 0, 
     progress = min(1.0, max(0.0, (step - start) / max(1, total - start)))
     shape = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
     return floor + (1 - floor) * shape
-
-
-OPTIMIZERS = ("adamw", "muon", *(name for name in ADAMW_FORMS if name != "adamw"))
-SCHEDULES = ("cosine", "wsd", "linear", "constant")

@@ -15,7 +15,7 @@ from .optim import muon_with_adamw
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration, how its weights begin, and how they are trained."""
+    """A model's configuration, its initialisation, and how it is trained."""
 
     model: GPTConfig
     """sizes and parts"""
@@ -28,7 +28,7 @@ class Recipe:
     embedding_std: float | None = None
     """of the token embedding at the start; the model's own when ``None``"""
     zero_projections: bool = False
-    """what ends a branch, and the head, begins at zero"""
+    """the last layer of each branch, and the head, begin at zero"""
     lr: float = 1e-3
     """AdamW's peak rate"""
     embedding_lr: float | None = None
@@ -55,7 +55,7 @@ class Recipe:
     """windows of ``block_size`` tokens"""
 
     def build(self) -> nn.Module:
-        """The model with its first weights, from the global generator."""
+        """The model, initialised from the global random generator."""
         model = RecordGPT(self.model, self.softcap) if self.record else GPT(self.model)
         for name, parameter in model.named_parameters():
             last = name.endswith("c_proj.weight") or (name == "lm_head.weight" and not self.model.tie_weights)
@@ -68,7 +68,7 @@ class Recipe:
         return model
 
     def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """What trains it; every group's ``lr`` is its peak."""
+        """The optimizers of the model; every group's ``lr`` is its peak."""
         return muon_with_adamw(
             model,
             lr=self.lr,

@@ -1,8 +1,8 @@
-"""A run as it stands: written to its folder, found there again, and put back.
+"""The state of a training run: how it is saved in the run's folder, and restored from there.
 
-Beside the weights: the optimizer's state, random state, step and figures. Batches are a function of the step,
-so that is the whole position in the data. One process writes ``last.pt``; many write distributed checkpoints
-on the way, which open on any number of processes.
+Besides the weights it holds the optimizer's state, the random state, the step and the metrics. Batches are a
+function of the step, so nothing else is needed to find the position in the data. One process writes
+``last.pt``; several write distributed checkpoints on the way, which open on any number of processes.
 """
 
 import json
@@ -34,7 +34,7 @@ from .run_folder import RunFolder
 if TYPE_CHECKING:
     from .train import TrainConfig
 
-# Fields that may differ between a run and its continuation: they change no weight.
+# Fields of TrainConfig that may differ between a run and its continuation: they change no weight.
 _FREE_FIELDS = {
     "eval_every", "save_every", "sample_every", "log_every", "device", "compile", "checkpoint_activations",
     "parallel", "tensorboard",
@@ -43,37 +43,37 @@ _FREE_FIELDS = {
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run has come."""
 
     step: int = 0
     """optimizer steps taken"""
     loss: float = math.nan
-    """of the last step"""
+    """training loss of the last step"""
     best: float | None = None
     """lowest held-out loss"""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """the last held-out figures"""
+    """held-out metrics, as last evaluated"""
     best_metrics: dict[str, Any] = field(default_factory=dict)
-    """those of the weights in ``best.pt``"""
+    """held-out metrics of the weights in ``best.pt``"""
     elapsed: float = 0.0
-    """seconds, over all its continuations"""
+    """seconds, summed over interruptions"""
 
 
 @dataclass
 class RunState:
-    """What a run consists of, and where it is kept.
+    """Everything that a run is made of, and its saving and restoring.
 
     Attributes:
-        model: in training; under FSDP its parameters are shared out.
-        optimizer: of its parameters.
-        config: how it is trained.
-        folder: the run's.
-        team: the processes.
-        device: this process's.
-        identity: what else decides the weights; a run goes on only where it is the same.
+        model: the model in training; under FSDP each process holds a share of its parameters.
+        optimizer: of the model's parameters.
+        config: how the model is trained.
+        folder: the run's folder.
+        team: the processes of the run.
+        device: this process's device.
+        identity: what else decides the weights; a run is resumed only where it is the same.
         extra: what to add to every checkpoint.
-        progress: how far it is.
-        notes: what `start` has to say to who looks on.
+        progress: how far the run has come.
+        notes: messages for the user that ``start`` leaves.
         shards: the last distributed checkpoint that is known to be good.
     """
 
@@ -90,7 +90,15 @@ class RunState:
     shards: Path | None = None
 
     def save(self, path: Path, resumable: bool) -> Path:
-        """Write a checkpoint; where it stands in the end."""
+        """Write a checkpoint.
+
+        Args:
+            path: the file; many processes write a folder of shards instead until the last step.
+            resumable: with the optimizer's and the random state, not only the weights.
+
+        Returns:
+            Where the checkpoint is.
+        """
         at = self.progress
         state: dict[str, Any] = {
             "step": at.step,
@@ -104,7 +112,7 @@ class RunState:
             self._write(path, state)
             return path
         state |= {"loss": at.loss, "metrics": at.metrics, "elapsed_s": at.elapsed}
-        # Batches are a function of (seed, number): this is the whole position in the data.
+        # Batches are a function of the seed and this number: the whole position in the data.
         state["next_batch"] = at.step * self.config.grad_accum
         state["world_size"] = self.team.world.size
         if self.team.distributed:
@@ -134,7 +142,7 @@ class RunState:
         return f"rng.{self.team.world.rank}."
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Weights and the optimizer's state by name, in place: to be written, or to be filled."""
+        """Weights and optimizer state by name, not copied: to be saved, or to be overwritten in place."""
         aliases = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         aliases -= {name for name, _ in self.model.named_parameters()}  # tied weights stand once
         tensors = {
@@ -147,10 +155,14 @@ class RunState:
         return tensors
 
     def start(self, resume: bool) -> None:
-        """Begin, or go on from what the folder holds.
+        """Begin a new run, or restore the one that the folder holds.
+
+        The newest of ``last.pt`` and the distributed checkpoints is taken; if it is damaged, the one before,
+        with a warning.
 
         Raises:
-            InputError: a run is there and ``resume`` is off, or it was made otherwise.
+            InputError: the folder holds a run and ``resume`` is off, or that run has other settings.
+            CheckpointError: no checkpoint in the folder can be read.
         """
         file, shards = self.folder.last, checkpoints(self.folder.path)
         has_file = file.exists() or previous_path(file).exists()
@@ -245,7 +257,7 @@ class RunState:
             )
 
     def _allocate_optimizer_state(self) -> None:
-        """A step that changes nothing: optimizers make their state at the first one."""
+        """Make the optimizer allocate its state, which it does at its first step: one with a rate of 0."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
@@ -271,7 +283,7 @@ class RunState:
         elif at.best is not None and not self.team.from_main(self._has_best()):  # only last.pt was moved here
             at.best, at.best_metrics = None, {}
             self.notes.append(f"{self.folder.best} is gone: the best weights are chosen from here on")
-        if rng is None:  # another number of processes: dropout draws anew
+        if rng is None:  # saved by another number of processes: dropout cannot go on where it was
             torch.manual_seed(seed_of(self.config.seed, self.team.world.rank, at.step))
         else:
             torch.set_rng_state(rng["cpu"])
@@ -281,12 +293,12 @@ class RunState:
 
 
 def seed_of(seed: int, rank: int, step: int = 0) -> int:
-    """Of dropout: another on each process; rank 0's first is the run's own."""
+    """The seed of dropout: another on each process; rank 0's, at step 0, is the run's ``seed`` itself."""
     return seed + 1_000_003 * rank + 7_919 * step
 
 
 def _as_now(saved: dict[str, Any], config: type[Any]) -> dict[str, Any]:
-    """A config as a checkpoint keeps it, with the defaults of the fields that have come since."""
+    """A saved config, completed by the defaults of fields that are newer than the checkpoint."""
     try:
         return asdict(config(**saved))
     except (TypeError, ValueError):  # of another kind of model
@@ -305,14 +317,14 @@ def _random_state(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
 
 
 def check_is_free(path: Path) -> None:
-    """Refuse before long preparations what `RunState.start` would: a folder that holds a run, or no folder.
+    """Refuse what `RunState.start` would, but before long preparations: a folder that holds a run, or a file.
 
     Raises:
-        InputError: it does, or is none.
+        InputError: the folder holds a run, or is a file.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, not a folder: choose another")
-    if world().launched:  # torchrun may have started it again, after which it goes on
+    if world().launched:  # torchrun may have restarted this job, which then resumes
         return
     file = RunFolder(path).last
     if file.exists() or previous_path(file).exists() or checkpoints(path):

@@ -18,16 +18,16 @@ from .shapes import Tokens
 
 @dataclass
 class Acceptance:
-    """How the guesses fared."""
+    """How many of the draft's guesses the model accepted."""
 
     guessed: int = 0
     accepted: int = 0
     passes: int = 0
-    """of the large model"""
+    """forward passes of the large model"""
 
     @property
     def rate(self) -> float:
-        """Share of the guesses that were kept."""
+        """Share of the guesses that were accepted."""
         return self.accepted / max(1, self.guessed)
 
 
@@ -45,7 +45,7 @@ def speculative_stream(
 ) -> Iterator[int]:
     """Yield up to ``max_new_tokens`` ids that continue ``idx``.
 
-    Where the draft's context ends nothing is guessed any more; where the model's ends, it slides as in
+    Once the text is longer than the draft's context, the model goes on alone; its own context slides as in
     ``generate.stream``.
 
     Args:
@@ -97,47 +97,48 @@ def _continued(
     seed: int | None,
     stats: Acceptance,
 ) -> Iterator[int]:
+    """Algorithm 1, repeated: γ guesses, one pass of the model, the accepted guesses and one token more."""
     generator = seeded(seed, idx.device)
     end = idx.size(1) + max_new_tokens
-    rooms = [m.config.block_size for m in (model, draft)]
-    caches = [
-        KVCache(m.config, 1, min(end, room), m.wte.weight.dtype, idx.device)
-        for m, room in zip((model, draft), rooms, strict=True)
-    ]
+    model_context, draft_context = model.config.block_size, draft.config.block_size
+    model_cache, draft_cache = (
+        KVCache(m.config, 1, min(end, m.config.block_size), m.wte.weight.dtype, idx.device)
+        for m in (model, draft)
+    )
     text: list[int] = idx[0].tolist()
     while len(text) < end:
         guesses: list[int] = []
-        wished: list[Tensor] = []  # the draft's distributions, one a guess
-        # The model reads all guesses, the draft all but the last: both within their contexts.
-        for _ in range(min(n_guesses, end - len(text) - 1, rooms[0] - len(text), rooms[1] - len(text) + 1)):
-            q = _next(draft, caches[1], text + guesses, 1, sampling)[0]
-            wished.append(q)
-            guesses.append(_draw(q, generator))
-        p = _next(model, caches[0], text + guesses, len(guesses) + 1, sampling)  # (γ + 1, V): one pass
+        q: list[Tensor] = []  # (V,) the draft's distribution of each guess
+        # The model reads all guesses, the draft all but the last: both must stay within their contexts.
+        room = min(model_context - len(text), draft_context - len(text) + 1)
+        for _ in range(min(n_guesses, end - len(text) - 1, room)):
+            q.append(_next(draft, draft_cache, text + guesses, 1, sampling)[0])
+            guesses.append(_draw(q[-1], generator))
+        p = _next(model, model_cache, text + guesses, len(guesses) + 1, sampling)  # (γ + 1, V): one pass
         stats.passes += 1
         stats.guessed += len(guesses)
-        kept = 0
-        for guess, own, wish in zip(guesses, p, wished, strict=False):
-            if torch.rand((), generator=generator, device=idx.device) * wish[guess] >= own[guess]:
+        accepted = 0
+        for guess, p_i, q_i in zip(guesses, p, q, strict=False):  # accept with probability p / q
+            if torch.rand((), generator=generator, device=idx.device) * q_i[guess] >= p_i[guess]:
                 break
-            kept += 1
-        stats.accepted += kept
-        if kept < len(guesses):  # what the draft wished for too much is taken away before drawing anew
-            left = (p[kept] - wished[kept]).clamp(min=0)
+            accepted += 1
+        stats.accepted += accepted
+        if accepted < len(guesses):  # the rejected guess is replaced by a draw from max(0, p − q), normalised
+            left = (p[accepted] - q[accepted]).clamp(min=0)
             last = _draw(left / left.sum(), generator)
         else:
-            last = _draw(p[kept], generator)
-        new = [*guesses[:kept], last]
+            last = _draw(p[accepted], generator)
+        new = [*guesses[:accepted], last]
         text += new
-        for cache in caches:  # keys and values of rejected guesses
+        for cache in (model_cache, draft_cache):  # forget keys and values of rejected guesses
             cache.truncate(min(cache.length, len(text) - 1))
         yield from new
 
 
 def _next(model: GPT, cache: KVCache, text: list[int], n: int, sampling: Sampling) -> Tensor:
-    """(n, V) distributions of what follows each of the last ``n`` tokens; reads what the cache lacks.
+    """(n, V) distributions of the token after each of the last ``n``; computes only what the cache lacks.
 
-    Past the context it reads the last ``block_size`` tokens anew: their positions have all moved.
+    A text longer than the context is computed anew, its last ``block_size`` tokens: all positions have moved.
     """
     room, device = model.config.block_size, model.wte.weight.device
     if len(text) > room:

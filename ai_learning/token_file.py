@@ -41,7 +41,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenFileWriter:
-    """Append ids of any number of documents in bounded memory; the file appears only when all is written.
+    """Write the ids of any number of documents in bounded memory; the file appears when all is written.
 
     Args:
         path: the file to make.
@@ -66,13 +66,13 @@ class TokenFileWriter:
             temporary = stack.enter_context(atomic_path(self.path))
             self._file = stack.enter_context(temporary.open("wb"))
             self._file.write(b" " * _HEADER_BYTES)
-            # Left in the reverse order: finish, close, commit. What fails at one step undoes the next ones.
+            # On exit these run in reverse: finish, close, rename. If one fails, the file is not renamed.
             stack.push(self._finish_unless_failed)
             self._stack = stack.pop_all()
         return self
 
     def add(self, ids: Iterable[int] | np.ndarray) -> None:
-        """Append ids to the document under way."""
+        """Append ids to the current document."""
         array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids), np.int64)
         if array.size and not (0 <= array.min() and array.max() < self.vocab_size):
             raise InputError(
@@ -82,16 +82,16 @@ class TokenFileWriter:
         self.n_tokens += array.size
 
     def end_document(self) -> None:
-        """Mark the end of the document under way."""
+        """End the current document."""
         self._ends.append(self.n_tokens)
 
     def sync(self) -> None:
-        """Wait until the disk has what was written so far, so that there is less to wait for at the end."""
+        """Flush what was written so far to disk, so that closing the file takes less time."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def add_documents(self, ids: np.ndarray, ends: np.ndarray) -> None:
-        """Append ids in which documents end at the positions ``ends`` (the last one may go on)."""
+        """Append several documents, which end at the positions ``ends`` of ``ids`` (the last may go on)."""
         self._ends.extend((ends + self.n_tokens).tolist())
         self.add(ids)
 
@@ -221,13 +221,13 @@ def _check_layout(header: dict, n_bytes: int) -> None:
 
 
 def is_token_file(path: Path) -> bool:
-    """Whether a file is one by its beginning, whatever its name."""
+    """Whether a file is a token file, by its first bytes, whatever its name."""
     with path.open("rb") as file:
         return file.read(8 + len(_MARK))[8:] == _MARK
 
 
 def holds_tokens(folder: Path) -> bool:
-    """Whether a folder is one of token files."""
+    """Whether a folder holds token files."""
     return any(folder.glob("*" + SUFFIX))
 
 
@@ -257,7 +257,7 @@ class Shards:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def part(self, place: slice) -> "Shards":
-        """The same without a copy, however long."""
+        """A slice as ``Shards``, without copying, however long."""
         return Shards(self._between(place))
 
     def _between(self, place: slice) -> list[np.ndarray]:

@@ -161,7 +161,7 @@ class TrainResult:
 
 
 def _nobody(row: Metrics) -> None:
-    """Listens to nothing."""
+    """A listener that ignores every row."""
 
 
 def train(
@@ -249,10 +249,20 @@ def train(
         elif config.compile:
             fixed_shapes = device.type == "cpu" or getattr(batches, "fixed_shapes", False)
             stack.enter_context(compiled(model, as_one=fixed_shapes and not team.distributed))
-        trainer = _Trainer(
-            model, loss_fn, batches, config, folder, team, evaluate, sample, listener, optimizer,
-            identity or {}, extra or {},
-        )  # fmt: skip
+        trainer = Trainer(
+            model,
+            loss_fn,
+            batches,
+            config,
+            folder,
+            team,
+            evaluate=evaluate,
+            sample=sample,
+            listener=listener,
+            optimizer=optimizer,
+            identity=identity or {},
+            extra=extra or {},
+        )
         with team.agreed():
             restarted = team.highest(here.restarts) > 0  # torchrun started again what had failed
             trainer.state.start(resume or restarted)
@@ -271,14 +281,51 @@ def train(
 
 
 def _saved(out: Path) -> str:
-    """What is left of a run that broke off, and what to do."""
+    """For a run that broke off: which checkpoint is left, and how to go on from it."""
     found = latest(out)
     if found is None and not (out / "last.pt").exists():
         return "no checkpoint was saved yet: start again"
     return f"the last checkpoint is {found or out / 'last.pt'}: run the same command with --resume"
 
 
-class _Trainer:
+class _Clock:
+    """Seconds of a run, and its speed, in which pauses for saving, evaluating and the like do not count.
+
+    Args:
+        elapsed: seconds that the run took before it was resumed.
+    """
+
+    def __init__(self, elapsed: float) -> None:
+        self._run_began = time.perf_counter() - elapsed
+        self.restart()
+
+    def elapsed(self) -> float:
+        """Seconds since the run began, pauses included."""
+        return time.perf_counter() - self._run_began
+
+    def restart(self) -> None:
+        """Measure the speed from here on."""
+        self._began, self._tokens = time.perf_counter(), 0
+
+    def count(self, tokens: int) -> None:
+        """Tokens that were trained on since the last call."""
+        self._tokens += tokens
+
+    def tokens_per_s(self) -> float:
+        """Since the last ``restart``."""
+        return self._tokens / (time.perf_counter() - self._began)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the ``with`` block out of the speed."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+
+class Trainer:
+    """The loop of ``train``, once device, folder and processes are set up; see there for the arguments."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -287,6 +334,7 @@ class _Trainer:
         config: TrainConfig,
         folder: RunFolder,
         team: Team,
+        *,
         evaluate: Callable[[nn.Module], Metrics] | None,
         sample: Callable[[nn.Module], str] | None,
         listener: Callable[[Metrics], None],
@@ -301,7 +349,7 @@ class _Trainer:
         self.flops_per_token = flops_per_token(model)
         self.dtype = dtype = pick_dtype(self.device, config.dtype)
         self.fixed_shapes: bool = getattr(batches, "fixed_shapes", False)
-        self.root = team.wrap(model, dtype)  # before the optimizer: FSDP puts other parameters in place
+        self.root = team.wrap(model, dtype)  # before the optimizer: FSDP replaces the parameters
         self.optimizer: torch.optim.Optimizer | Together = (
             optimizer_of(model, config) if optimizer is None else optimizer(model)
         )
@@ -313,64 +361,63 @@ class _Trainer:
         self.progress = self.state.progress
         self.peak_flops = peak_flops(self.device)
         self.board = _tensorboard(folder.path) if config.tensorboard and team.world.is_main else None
+        self._first_steps: list[float] = []  # seconds of the first two, in a compiled run
 
     def run(self, stop_requested: Callable[[], int | None]) -> TrainResult:
-        at = self.progress
-        config = self.config
-        before, started = at.elapsed, time.perf_counter()
+        """Train up to step ``config.steps``, and log, evaluate, sample and save on the way.
+
+        Args:
+            stop_requested: asked after every step; the number of the signal that asks to stop, if one came.
+        """
+        at, config = self.progress, self.config
+        clock = _Clock(at.elapsed)
         if at.step == 0:
             self._evaluate()
         self.model.train()
-        since, tokens = time.perf_counter(), 0  # of training alone: saving and the like are left out
-        step_seconds: list[float] = []  # of the first two, if they compile
+        clock.restart()
         while at.step < config.steps:
-            step_started = time.perf_counter()
-            loss, grad_norm, n_tokens, lr = self._train_step()
-            tokens += n_tokens
-            done = at.step == config.steps
-            signum = self.team.highest(stop_requested() or 0)  # all stop after the same step
-            wants_save = done or signum != 0 or at.step % config.save_every == 0
-            wants_eval = done or at.step % config.eval_every == 0
-            wants_log = done or at.step % config.log_every == 0 or at.step == 1
+            step_began = time.perf_counter()
+            loss, grad_norm, n_tokens, lr = self.train_step()
+            clock.count(n_tokens)
+            signum = self.team.highest(stop_requested() or 0)  # every process stops after the same step
+            is_last = at.step == config.steps
+            wants_save = is_last or signum != 0 or at.step % config.save_every == 0
+            wants_eval = is_last or at.step % config.eval_every == 0
+            wants_log = is_last or at.step % config.log_every == 0 or at.step == 1
             if wants_log or wants_save or wants_eval or self.device.type == "cpu":
                 at.loss = float(self.team.mean(loss))  # waits for an accelerator: not every step
                 self._check_finite("loss", at.loss)
                 self._check_finite("gradient norm", float(grad_norm))
-            at.elapsed = before + time.perf_counter() - started
-            if config.compile and len(step_seconds) < 2:
-                step_seconds.append(self._finished() - step_started)
+            at.elapsed = clock.elapsed()
+            compile_s = self._compile_seconds(step_began)
             if wants_log:
-                rate = tokens / (time.perf_counter() - since)
                 row = {"step": at.step, "loss": at.loss, "lr": lr, "grad_norm": float(grad_norm)}
-                self._log({**row, **self._speed(rate), "elapsed_s": round(at.elapsed, 3)})
-                since, tokens = time.perf_counter(), 0
-            if config.compile and len(step_seconds) == 2:  # the first compiled
-                self._log({"step": at.step, "compile_s": round(step_seconds[0] - step_seconds[1], 2)})
-                step_seconds.append(0.0)
-                since, tokens = time.perf_counter(), 0
-            paused = time.perf_counter()
-            if wants_eval:
-                self._evaluate()
-            if config.sample_every and self.sample and at.step % config.sample_every == 0:
-                self._log({"step": at.step, "sample": self._in_eval_mode(self.sample)})
-            if wants_save:
-                at.elapsed = before + time.perf_counter() - started
-                self._check_weights()
-                saved = self.state.save(self.folder.last, resumable=True)
-            since += time.perf_counter() - paused
-            if signum and not done:
+                self._log({**row, **self._speed(clock.tokens_per_s()), "elapsed_s": round(at.elapsed, 3)})
+                clock.restart()
+            if compile_s is not None:
+                self._log({"step": at.step, "compile_s": round(compile_s, 2)})
+                clock.restart()
+            with clock.paused():
+                if wants_eval:
+                    self._evaluate()
+                if config.sample_every and self.sample and at.step % config.sample_every == 0:
+                    self._log({"step": at.step, "sample": self._in_eval_mode(self.sample)})
+                if wants_save:
+                    at.elapsed = clock.elapsed()
+                    self._check_weights()
+                    saved = self.state.save(self.folder.last, resumable=True)
+            if signum and not is_last:
                 raise Interrupted(signum, at.step, saved)
         return TrainResult(at.step, at.loss, at.best, at.elapsed, at.metrics, at.best_metrics)
 
-    def _finished(self) -> float:
-        """The time when all that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def train_step(self) -> tuple[Tensor, Tensor, int, float]:
+        """One optimizer step, on the mean gradient of ``grad_accum`` batches.
 
-    def _train_step(self) -> tuple[Tensor, Tensor, int, float]:
-        at = self.progress
-        config = self.config
+        Returns:
+            This process's mean loss, the gradient norm before clipping, the tokens of all processes, and the
+            learning rate.
+        """
+        at, config = self.progress, self.config
         factor = lr_factor(at.step, config.steps, config.schedule, config.warmup, config.lr_floor)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
@@ -385,13 +432,22 @@ class _Trainer:
                     loss = self.root(self.loss_fn, batch)
                 (loss / config.grad_accum).backward()
             total += loss.detach() / config.grad_accum
-            n_tokens += _first(batch).numel() * self.team.world.size
+            n_tokens += _first_tensor(batch).numel() * self.team.world.size
         grad_norm = clip_and_step(self.optimizer, config.grad_clip or math.inf)
         if isinstance(grad_norm, DTensor):  # each process has the norm of its share
             grad_norm = grad_norm.full_tensor()
         self.optimizer.zero_grad(set_to_none=True)
         at.step += 1
         return total, grad_norm, n_tokens, config.lr * factor
+
+    def _compile_seconds(self, step_began: float) -> float | None:
+        """After the second step of a compiled run: how much longer the first one took, which compiled."""
+        if not self.config.compile or len(self._first_steps) == 2:
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._first_steps.append(time.perf_counter() - step_began)
+        return self._first_steps[0] - self._first_steps[1] if len(self._first_steps) == 2 else None
 
     def _check_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
@@ -419,7 +475,7 @@ class _Trainer:
         found = self._in_eval_mode(self.evaluate)
         if "val_loss" not in found:
             raise ValueError(f"evaluate must give val_loss, which chooses the best model; it gave {found}")
-        # NumPy's numbers and tensors of one become Python's
+        # NumPy scalars and one-element tensors become plain Python numbers.
         at.metrics = {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
         self._check_finite("held-out loss", at.metrics["val_loss"])
         self._log({"step": at.step, **at.metrics})
@@ -445,12 +501,12 @@ class _Trainer:
                     self.board.add_scalar(name, value, row["step"])
 
     def say(self, note: str) -> None:
-        """Words for the listener; they are no metrics."""
+        """Tell the listener something in words; it does not go into the metrics."""
         if self.team.world.is_main:
             self.listener({"step": self.progress.step, "note": note})
 
     def _check_weights(self) -> None:
-        """Weights that the last step ruined show only in the next loss: look before they are saved."""
+        """Compute the next batch's loss: only there it shows that the last step ruined the weights."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             batch = to_device(self.batches(self.progress.step * self.config.grad_accum), self.device)
             loss = self._in_eval_mode(lambda model: self.loss_fn(model, batch))
@@ -458,7 +514,7 @@ class _Trainer:
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
-    """What ``config.optimizer`` names; every group's ``lr`` is its peak."""
+    """The optimizer that ``config.optimizer`` names; every group's ``lr`` is its peak."""
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adamw":
         return adamw(model, config.lr, config.weight_decay, betas)
@@ -472,11 +528,11 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     return make_optimizer(groups, config.optimizer, lr=config.lr, betas=betas)
 
 
-def _first(batch: Batch) -> Tensor:
-    """Of a batch's tensors: by its elements its tokens are counted."""
+def _first_tensor(batch: Batch) -> Tensor:
+    """The ids of a batch, however nested: their number is that of its tokens."""
     if isinstance(batch, Tensor):
         return batch
-    return _first(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
+    return _first_tensor(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
 def _tensorboard(path: Path) -> Any:
@@ -489,7 +545,11 @@ def _tensorboard(path: Path) -> Any:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], int | None]]:
-    """Turn SIGINT and SIGTERM into a question asked after every step; a second SIGINT interrupts at once."""
+    """Note SIGINT and SIGTERM instead of dying, so that the step can be finished; a second SIGINT interrupts.
+
+    Yields:
+        A function that gives the first signal's number, or ``None``.
+    """
     received: list[int] = []
 
     def note(signum: int, frame: Any) -> None:

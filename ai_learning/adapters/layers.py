@@ -1,4 +1,4 @@
-"""The modules that stand in a model's place while adapters are on it: `LoRALayer` and `SavedModule`."""
+"""The modules that replace a model's layers while it has adapters: `LoRALayer` and `SavedModule`."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ Rows = Sequence[str | None]  # one adapter name for each row of a batch; None is
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a layer needs to know of one adapter beside its weights."""
+    """The settings of one adapter in one layer."""
 
     r: int
     scaling: float
@@ -30,7 +30,7 @@ class Adapter:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """``module.weight``, for a type checker a tensor."""
+    """``module.weight``, asserted to be a tensor for the type checker."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
@@ -123,14 +123,14 @@ class LoRALayer(nn.Module):
         self.active = tuple(active for active in self.active if active != name)
 
     def contents(self) -> dict[str, Any]:
-        """Which adapters there are: the very tensors, for `put_back`."""
+        """A snapshot for `put_back`: the adapters, by reference, and which are active."""
         weights = {name: dict(getattr(self, name).items()) for name in _WEIGHTS}
         layers = {"base_layer": self.base_layer, "_kept": self._kept}
         return {**weights, **layers, "adapters": dict(self.adapters), "active": self.active}
 
     def put_back(self, contents: dict[str, Any]) -> None:
-        """What `contents` gave, whatever has happened since."""
-        for name in _WEIGHTS:  # in place: whoever swaps files in knows these dicts
+        """Return to a snapshot that `contents` gave."""
+        for name in _WEIGHTS:  # in place: other code may hold these dicts
             weights = getattr(self, name)
             weights.clear()
             weights.update(contents[name])
@@ -207,7 +207,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
-        """Stand a layer with the weight ``W + Σ s·B·A`` in for the frozen one, which is kept.
+        """Replace the frozen layer by one with the weight ``W + Σ s·B·A``; `unmerge` puts it back.
 
         A 4-bit layer becomes the plain one it was made from, in the model's dtype (or ``dtype``): rounded
         back to 4 bits, the sum would lose most of the update. A tied weight is not written to: the new weight
@@ -218,7 +218,7 @@ class LoRALayer(nn.Module):
         """
         if self.merged:
             raise InputError(f"{self.path} is merged already: unmerge_lora first")
-        self._check_together(names)
+        self.check_together(names)
         base = self.base_layer
         if getattr(base, "max_norm", None) is not None:
             raise InputError(
@@ -251,7 +251,7 @@ class LoRALayer(nn.Module):
         self._kept, self._merged_dtype = base, W.dtype
 
     def unmerge(self) -> None:
-        """Put the frozen layer back: the very module, so nothing can have drifted."""
+        """Put the frozen layer back: the same module, so its weight is bit for bit what it was."""
         if self._kept is None:
             return
         merged = weight_of(self.base_layer)
@@ -260,7 +260,12 @@ class LoRALayer(nn.Module):
         self._kept.to(device=merged.device, dtype=cast).train(self.training)
         self.base_layer, self._kept = self._kept, None
 
-    def _check_together(self, names: Sequence[str]) -> None:
+    def check_together(self, names: Sequence[str]) -> None:
+        """Refuse adapters that cannot be active at the same time.
+
+        Raises:
+            InputError: one of several uses DoRA.
+        """
         if len(names) > 1 and any(self.adapters[name].use_dora for name in names):
             raise InputError(
                 f"{self.path}: DoRA rescales whole rows, so {list(names)} cannot be summed; choose one"
@@ -269,7 +274,7 @@ class LoRALayer(nn.Module):
     # ---- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (..., in_features), or ids (...) for an embedding. Returns (..., out_features)."""
+        """(..., in_features), or ids (...) for an embedding → (..., out_features)."""
         if self.rows is not None:
             return self._forward_rows(x, self.rows)
         if self.merged or not self.active:
@@ -279,8 +284,8 @@ class LoRALayer(nn.Module):
         return self._forward_plain(x, self.active)
 
     def _forward_plain(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """The definition, in PyTorch's own operations: any number of adapters, dropout, mixed types."""
-        self._check_together(names)
+        """The definition, in PyTorch's own operations: any number of adapters, dropout, mixed dtypes."""
+        self.check_together(names)
         y = self.base_layer(x)
         for name in names:
             adapter = self.adapters[name]
@@ -303,8 +308,11 @@ class LoRALayer(nn.Module):
         return y
 
     def _look_up(self, ids: Tensor, A: Tensor) -> Tensor:
-        """ids (...) → columns of A (..., R), as the embedding itself does it: no gradient for its padding,
-        and scaled if it scales what it finds (``embed_scale``, as Gemma's)."""
+        """ids (...) → columns of A (..., R), with the embedding's own padding and scale.
+
+        Its padding id gets no gradient, and the result is scaled where the embedding scales its own
+        (``embed_scale``, in Gemma).
+        """
         padding = self.base_layer.padding_idx if isinstance(self.base_layer, nn.Embedding) else None
         found = F.embedding(ids, A.t(), padding)
         scale = getattr(self.base_layer, "embed_scale", None)
@@ -314,7 +322,7 @@ class LoRALayer(nn.Module):
         return y if self.bias is None else y - self.bias
 
     def _fusable(self, x: Tensor, name: str) -> bool:
-        """One adapter, one dtype, a frozen weight, no dropout: what the written-out gradients are for."""
+        """Whether the written-out gradients apply: one dtype, a frozen weight, no dropout, no hooks."""
         base, A = self.base_layer, self.lora_A[name]
         if self.is_embedding or torch.is_autocast_enabled(x.device.type):
             return False
@@ -325,7 +333,7 @@ class LoRALayer(nn.Module):
         if hooked or weight.requires_grad:
             return False
         if isinstance(base, NF4Linear):
-            if torch.compiler.is_compiling():  # has an operation of its own for graphs
+            if torch.compiler.is_compiling():  # NF4Linear has its own operation for compiled graphs
                 return False
             return x.dtype == A.dtype == base.compute_dtype_for(x) == torch.float32
         own_forward = type(base).forward not in (plain.forward for plain in PLAIN) and not is_conv1d(base)
@@ -349,7 +357,7 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _weight_norm2(self, W: Tensor | None) -> Tensor:
         """‖W‖² of every row, kept while the frozen weight stays the same tensor with the same content."""
-        if torch.compiler.is_compiling():  # no address to tell it by
+        if torch.compiler.is_compiling():  # a graph has no data pointers to compare
             return _square_norm(self.dense_weight() if W is None else W)
         weight = weight_of(self.base_layer)
         key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
@@ -367,7 +375,7 @@ class LoRALayer(nn.Module):
                 "give one name for each row"
             )
         names = sorted({name for name in rows if name is not None and name in self.adapters})
-        if self.training and any(self.adapters[name].dropout for name in names):  # each row has its own
+        if self.training and any(self.adapters[name].dropout for name in names):  # adapters differ in dropout
             own = [(name,) if name in names else () for name in rows]
             return torch.cat([self._forward_plain(r, n) for r, n in zip(x.split(1), own, strict=True)])
         y = self.base_layer(x)
@@ -383,14 +391,12 @@ class LoRALayer(nn.Module):
             flat = flat @ A.transpose(1, 2)  # (B, T, I) @ (B, I, R) → (B, T, R)
         if not any(self.adapters[name].use_dora for name in names):
             if y.dtype == B.dtype and not torch.is_grad_enabled():
-                y.view(*flat.shape[:2], y.shape[-1]).baddbmm_(
-                    flat, B.transpose(1, 2)
-                )  # y is new: nobody else has it
+                # y was made by this call and nobody else holds it, so it can be added to in place.
+                y.view(*flat.shape[:2], y.shape[-1]).baddbmm_(flat, B.transpose(1, 2))
                 return y
-            return y + (flat @ B.transpose(1, 2)).view(y.shape).to(
-                y.dtype
-            )  # (B, T, R) @ (B, R, O) → (B, T, O)
-        update = (flat @ B.transpose(1, 2)).view(y.shape)
+            update = (flat @ B.transpose(1, 2)).view(y.shape)  # (B, T, R) @ (B, R, O) → (B, ..., O)
+            return y + update.to(y.dtype)
+        update = (flat @ B.transpose(1, 2)).view(y.shape)  # (B, T, R) @ (B, R, O) → (B, ..., O)
         ratio = self._dora_ratios(names)[index]  # (B, O)
         ratio = ratio.view(len(rows), *([1] * (y.dim() - 2)), -1)
         update = (ratio - 1) * self._without_bias(y) + ratio * update
@@ -453,7 +459,7 @@ def _square_norm(W: Tensor) -> Tensor:
 
 
 class _Unknown(Tensor):
-    """Stands where no tensor would be right: it has a shape and a dtype, and refuses everything else."""
+    """Stands for a weight that does not exist: shape and dtype can be read, any other use raises."""
 
     path = ""
 
@@ -480,7 +486,7 @@ _KNOWN = {getattr(Tensor, name).__get__ for name in _ASKED} | {
 
 
 class SavedModule(nn.Module):
-    """A module that adapters train whole: the original, and a copy for each adapter that asked for one."""
+    """A module that adapters train whole (``modules_to_save``): the original, and one copy an adapter."""
 
     def __init__(self, original: nn.Module, path: str) -> None:
         super().__init__()
@@ -496,11 +502,11 @@ class SavedModule(nn.Module):
         self.copies[name] = copy.deepcopy(self.original).requires_grad_(True)
 
     def contents(self) -> dict[str, Any]:
-        """Which copies there are: the very modules, for `put_back`."""
+        """A snapshot for `put_back`: the copies, by reference, and which are active."""
         return {"copies": dict(self.copies.items()), "active": self.active, "merged": self.merged}
 
     def put_back(self, contents: dict[str, Any]) -> None:
-        """What `contents` gave, whatever has happened since."""
+        """Return to a snapshot that `contents` gave."""
         self.copies.clear()
         self.copies.update(contents["copies"])
         self.active, self.merged = contents["active"], contents["merged"]

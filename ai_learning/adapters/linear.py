@@ -147,5 +147,5 @@ def dora_norm(W: Tensor, weight_norm2: Tensor, A: Tensor, B: Tensor, s: float) -
 
 
 def not_zero(norm: Tensor) -> Tensor:
-    """1 where a row's length is 0: its direction is none, and whatever it is divided by stays 0."""
+    """``norm`` with 1 in place of 0: a row of zeros has no direction, and stays zero when divided by this."""
     return norm.masked_fill(norm == 0, 1)

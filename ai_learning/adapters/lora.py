@@ -123,7 +123,7 @@ def set_adapter(model: nn.Module, names: str | Sequence[str] | None) -> None:
         if layer.merged:
             raise InputError(f"{layer.path} is merged: unmerge_lora before choosing adapters")
         if isinstance(layer, LoRALayer):
-            layer._check_together([name for name in chosen if name in layer.adapters])
+            layer.check_together([name for name in chosen if name in layer.adapters])
         elif len([name for name in chosen if name in layer.copies]) > 1:
             raise InputError(
                 f"{layer.path}: {chosen} each trained their own copy of it, so only one can be active"

@@ -26,35 +26,40 @@ PREFIX = "base_model.model."
 """before every name in PEFT's files"""
 LORA_KEY = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$")
 DEFAULT_OF_PEFT = 8
-"""``r`` and ``lora_alpha`` where a config does not say"""
+"""PEFT's default of ``r`` and ``lora_alpha``"""
 _UPDATE = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"}
-_COMPILED = "_orig_mod"  # `torch.compile` puts a module around what it compiles: files know nothing of it
+_COMPILED = "_orig_mod"  # the module that `torch.compile` wraps around another; its name is not in files
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a file's tensor goes that is only a part of one of ours."""
+    """A tensor of a file that is only a part of one of our tensors."""
 
     key: str
-    """of ours, up to the names of layers"""
+    """key of our tensor; its layers still have transformers' names"""
     where: tuple[slice, ...]
+    """the part of our tensor that it fills"""
     factor: float = 1.0
+    """by which it is multiplied"""
 
 
 @dataclass
 class Joined:
-    """A file's tensors and config, where several there are one of ours."""
+    """A file's tensors and config, after those that are one tensor in our model were joined."""
 
     weights: dict[str, Tensor]
     config: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
-    """by the file's keys: all that was joined"""
+    """by the file's keys, where each joined tensor went"""
     alike: list[list[str]] = field(default_factory=list)
-    """keys whose tensors are the same ones: without that, the parts would be others"""
+    """keys whose tensors were found equal, which ``parts`` relies on"""
 
 
 class Names:
-    """Translates paths between a module and the same model in transformers; here, any module's own."""
+    """Translates names between our model ("here") and the same model in transformers ("there").
+
+    This class is for any other model, whose names and tensors are the same on both sides.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -62,11 +67,11 @@ class Names:
         self._compiled = {_plain(path): path for path in compiled}
 
     def there(self, path: str) -> str:
-        """A path of this module → in transformers."""
+        """The path in transformers of our ``path``."""
         return self._there(_plain(path))
 
     def here(self, path: str) -> str:
-        """A path in transformers → of this module."""
+        """Our path of transformers' ``path``."""
         path = self._here(path)
         around = [plain for plain in self._compiled if not plain or path.startswith(f"{plain}.")]
         if not around:
@@ -75,23 +80,23 @@ class Names:
         return f"{self._compiled[innermost]}.{path[len(innermost) :].removeprefix('.')}"
 
     def layers_there(self, path: str) -> list[str]:
-        """The layers in transformers that are this module's layer at ``path``."""
+        """The layers in transformers that together are our layer at ``path``."""
         return [self.there(path)]
 
     def is_transposed(self, path: str) -> bool:
-        """Whether ``path`` is a linear weight stored the other way round there."""
+        """Whether transformers stores the linear weight at ``path`` transposed, (in, out)."""
         return False
 
     def tensor(self, path: str, tensor: Tensor) -> Tensor:
-        """A weight of one side in the layout of the other."""
+        """The weight at ``path`` from one side in the layout of the other."""
         return tensor.t() if self.is_transposed(path) and tensor.dim() == 2 else tensor
 
     def parted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A file's tensors, where one of ours is several there."""
+        """Split those of our tensors that are several in transformers."""
         return state
 
     def joined(self, weights: dict[str, Tensor], config: dict[str, Any]) -> Joined:
-        """A file's tensors and config, where several there are one of ours."""
+        """Join a file's tensors that are one in our model, and adapt its config."""
         return Joined(weights, config)
 
     def _there(self, path: str) -> str:
@@ -107,7 +112,7 @@ class GPTNames(Names):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         blocks: Any = getattr(model, _COMPILED, model).h
-        # transformers' GPT-1, which alone has its norms after the sums, has other names for the embeddings.
+        # transformers' GPT-1, the only post-norm model, has other names for the embeddings.
         post_norm = len(blocks) > 0 and getattr(blocks[0], "norm_first", True) is False
         self._embeddings = GPT1_EMBEDDINGS if post_norm else {}
 
@@ -125,16 +130,16 @@ class GPTNames(Names):
 
 
 class LlamaNames(Names):
-    """Our Llama and Qwen 3."""
+    """Our Llama and Qwen 3, whose ``c_attn`` is ``q_proj``, ``k_proj`` and ``v_proj`` in transformers."""
 
     def layers_there(self, path: str) -> list[str]:
-        """See `Names`: c_attn is three."""
+        """See `Names`: three layers for c_attn."""
         there = self.there(path)
         head, _, name = there.rpartition(".")
         return [f"{head}.{kind}" for kind in LLAMA_C_ATTN] if name == "c_attn" else [there]
 
     def parted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `Names`: what has a row for each of c_attn's outputs is cut, the rest (A) is in all three."""
+        """See `Names`: tensors with a row for each output of c_attn are cut; A is copied to all three."""
         found: dict[str, Tensor] = {}
         for key, tensor in state.items():
             before, dot, after = key.partition(".c_attn.")
@@ -147,7 +152,7 @@ class LlamaNames(Names):
         return found
 
     def joined(self, weights: dict[str, Tensor], config: dict[str, Any]) -> Joined:
-        """See `Names`. Three updates are one of the ranks' sum, whose B is zero off its blocks."""
+        """See `Names`. Three updates become one: its rank is the sum of theirs, its B block-diagonal."""
         key_of = re.compile(rf"(.+\.self_attn)\.({'|'.join(LLAMA_C_ATTN)})\.(.+)$")
         found = Joined(dict(weights), config)
         layers: dict[str, dict[str, dict[str, Tensor]]] = {}
@@ -163,7 +168,10 @@ class LlamaNames(Names):
                 for kind in LLAMA_C_ATTN  # in the order of the rows
                 if {"lora_A.weight", "lora_B.weight"} <= by_kind.get(kind, {}).keys()
             }
-            for kind, tensors in by_kind.items():  # what is not of an update is left as it is: too much
+            for (
+                kind,
+                tensors,
+            ) in by_kind.items():  # tensors that belong to no update stay, and are reported as unexpected
                 rest = tensors.keys() - (_UPDATE if kind in updates else set())
                 found.weights |= {f"{before}.{kind}.{name}": tensors[name] for name in rest}
             if updates:
@@ -175,7 +183,7 @@ class LlamaNames(Names):
     def _join_whole(
         self, found: Joined, before: str, by_kind: dict[str, dict[str, Tensor]], rows: Mapping[str, int]
     ) -> None:
-        """Move what has one row for each of c_attn's outputs from ``by_kind`` into ``found``."""
+        """Move weights and biases of all three layers from ``by_kind`` into ``found``, as c_attn's."""
         for name in ("weight", "bias", "base_layer.weight", "base_layer.bias"):
             if all(name in by_kind.get(kind, {}) for kind in LLAMA_C_ATTN):
                 key = f"{before}.c_attn.{name}"
@@ -185,7 +193,7 @@ class LlamaNames(Names):
     def _join_updates(
         self, found: Joined, before: str, updates: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, int]
     ) -> dict[str, float]:
-        """Put c_attn's one update into ``found``; its ``alpha_pattern``."""
+        """Put the joined update of c_attn into ``found``; return the ``alpha_pattern`` it needs."""
         path, whole = before.removeprefix(PREFIX), f"{before}.c_attn"
         ranks = {kind: len(tensors["lora_A.weight"]) for kind, tensors in updates.items()}
         scales = {kind: _scaling(found.config, f"{path}.{kind}", ranks[kind]) for kind in updates}
@@ -227,7 +235,7 @@ class LlamaNames(Names):
         }
 
     def _rows(self, before: str) -> list[int]:
-        """Of queries, keys and values in c_attn; ``before``: a key up to there."""
+        """How many outputs of c_attn are queries, keys and values; ``before`` is a key up to the layer."""
         path = before.removeprefix(PREFIX)
         try:
             attention: Any = self.model.get_submodule(self.here(path))
@@ -275,7 +283,7 @@ class LlamaNames(Names):
 
 
 def names_of(model: nn.Module) -> Names:
-    """Which of them a model's are."""
+    """The translation that fits a model."""
     plain = getattr(model, _COMPILED, model)
     children = {name for name, _ in plain.named_children()}
     if not {"wte", "h", "ln_f"} <= children or "transformer" in children:
@@ -294,13 +302,13 @@ def _plain(path: str) -> str:
 
 
 def _scaling(config: Mapping[str, Any], path: str, r: int) -> float:
-    """``s`` of a layer in transformers, as PEFT finds it."""
+    """``s``, the factor of an update, as PEFT computes it for the layer at ``path``."""
     usual = DEFAULT_OF_PEFT if config.get("lora_alpha") is None else config["lora_alpha"]
     alpha = by_pattern(config.get("alpha_pattern") or {}, path, usual)
     return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
 def _blocks(sizes: Mapping[str, int]) -> dict[str, slice]:
-    """Which rows are whose, one after the other."""
+    """The slice of each name, when blocks of these sizes lie one after the other."""
     ends = list(itertools.accumulate(sizes.values()))
     return {name: slice(end - n, end) for (name, n), end in zip(sizes.items(), ends, strict=True)}

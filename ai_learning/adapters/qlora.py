@@ -24,6 +24,14 @@ from .registry import (
     put_module,
 )
 
+OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "torchao_adamw8bit")
+"""names that ``make_optimizer`` knows"""
+_BITSANDBYTES = {
+    "adamw8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW",
+    "paged_adamw8bit": "PagedAdamW8bit",
+}
+
 
 def quantize_linears(
     model: nn.Module,
@@ -70,18 +78,7 @@ def quantize_linears(
         done = any(isinstance(module, NF4Linear) for module in model.modules())
         raise InputError(f"{error}{'; others are in 4 bits already' if done else ''}") from None
     for path in paths:
-        weight = weight_of(candidates[path])
-        if is_bnb_4bit(candidates[path]):
-            check_is_quantized(candidates[path])
-        elif weight.dim() != 2 or weight.dtype not in FLOATS:
-            raise InputError(
-                f"{path} has a {weight.dtype} weight of shape {tuple(weight.shape)}, which cannot be "
-                "quantized: leave it out"
-            )
-        if sum(weight is p for _, p in model.named_parameters(remove_duplicate=False)) > 1:
-            raise InputError(
-                f"{path} shares its weight with another layer, so it cannot be quantized; leave it out"
-            )
+        _check_quantizable(model, path, candidates[path])
     for path in paths:
         if is_bnb_4bit(candidates[path]):
             put_module(model, path, NF4Linear.from_bnb(candidates[path]))
@@ -95,6 +92,21 @@ def quantize_linears(
         )
         put_module(model, path, layer)
     return paths
+
+
+def _check_quantizable(model: nn.Module, path: str, layer: nn.Module) -> None:
+    weight = weight_of(layer)
+    if is_bnb_4bit(layer):
+        check_is_quantized(layer)
+    elif weight.dim() != 2 or weight.dtype not in FLOATS:
+        raise InputError(
+            f"{path} has a {weight.dtype} weight of shape {tuple(weight.shape)}, which cannot be "
+            "quantized: leave it out"
+        )
+    if sum(weight is p for _, p in model.named_parameters(remove_duplicate=False)) > 1:
+        raise InputError(
+            f"{path} shares its weight with another layer, so it cannot be quantized; leave it out"
+        )
 
 
 def prepare_qlora(
@@ -128,7 +140,7 @@ def prepare_qlora(
         InputError: see `quantize_linears` and `inject_lora`.
     """
     config = config or LoRAConfig()
-    # What is wrong shows before anything is quantized.
+    # Refuse what inject_lora would refuse before anything is quantized.
     check_adapter_name(adapter_name)
     planned_layers(model, config)
     if gradient_checkpointing:
@@ -148,8 +160,7 @@ def prepare_qlora(
 
 
 def checkpoint_blocks(model: nn.Module) -> int:
-    """Recompute each block of every nn.ModuleList in the backward pass (Chen et al. 2016); only while
-    training.
+    """Recompute each block of every nn.ModuleList in the backward pass while training (Chen et al. 2016).
 
     Returns:
         The number of blocks.
@@ -185,25 +196,22 @@ def _tensors_of(parameters: Iterable[Any]) -> Iterator[torch.Tensor]:
         yield from (p["params"] if isinstance(p, dict) else [p])
 
 
-OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "torchao_adamw8bit")
-
-
 def make_optimizer(
     parameters: Iterable[Any], name: str = "adamw", *, lr: float = 2e-4, **settings: Any
 ) -> torch.optim.Optimizer:
     """An optimizer by name; the 8-bit and paged ones keep their state small (QLoRA, section 3).
 
     Args:
-        parameters: or parameter groups (`lora_plus_groups`); those that need no gradient are left out.
+        parameters: parameters, named or not, or groups of them (`lora_plus_groups`); frozen ones are skipped.
         name: ``adamw`` (PyTorch), ``adamw8bit``, ``paged_adamw``, ``paged_adamw8bit`` (bitsandbytes; paging
             needs a GPU) or ``torchao_adamw8bit``.
         lr: learning rate.
-        settings: passed on.
+        settings: passed on to the optimizer.
 
     Raises:
         InputError: an unknown name, a paged one without a GPU, or the library it comes from is not installed.
     """
-    chosen = [p[1] if isinstance(p, tuple) else p for p in parameters]  # named_parameters() will do as well
+    chosen = [p[1] if isinstance(p, tuple) else p for p in parameters]  # of (name, parameter)
     chosen = [p for p in chosen if isinstance(p, dict) or p.requires_grad]
     if name == "adamw":
         return torch.optim.AdamW(chosen, lr=lr, **settings)
@@ -215,18 +223,15 @@ def make_optimizer(
     try:
         if library == "torchao":
             from torchao.optim import AdamW8bit  # type: ignore[import-not-found]
+
+            optimizer_class = AdamW8bit
         else:
             import bitsandbytes
 
-            kind = {
-                "adamw8bit": "AdamW8bit",
-                "paged_adamw": "PagedAdamW",
-                "paged_adamw8bit": "PagedAdamW8bit",
-            }
-            AdamW8bit = getattr(bitsandbytes.optim, kind[name])
+            optimizer_class = getattr(bitsandbytes.optim, _BITSANDBYTES[name])
     except ImportError:
         raise InputError(
             f"optimizer {name!r} needs {library}: pip install {library}, or use 'adamw'"
         ) from None
-    optimizer: torch.optim.Optimizer = AdamW8bit(chosen, lr=lr, **settings)
+    optimizer: torch.optim.Optimizer = optimizer_class(chosen, lr=lr, **settings)
     return optimizer

@@ -1,6 +1,6 @@
-"""What a model is while adapters are on it: which came, where they stand, and what was there before.
+"""Bookkeeping of a model's adapters: which there are, in which layers, and what the model was before.
 
-`lora` changes models by these; `peft`, `qlora` and `combine` look at them.
+`lora` changes models with these functions; `peft`, `qlora` and `combine` read them.
 """
 
 import re
@@ -24,28 +24,32 @@ REGISTRY = "_lora_registry"
 
 @dataclass
 class Registry:
-    """What the model was like before adapters came, and which came. Kept on the model itself."""
+    """A model's adapters, and what it was before the first of them. Kept on the model itself."""
 
     requires_grad: dict[str, bool]
-    # The values that each trained bias does not have now: the frozen ones while the adapter that trains them
-    # is active (`biases_trained`), the trained ones at other times.
+    """by parameter, before adapters were added"""
     biases: dict[str, Tensor] = field(default_factory=dict)
+    """the other value of each trained bias: the frozen one while ``biases_trained``, else the trained one"""
     biases_trained: bool = False
+    """whether the model's biases have their trained values now"""
     configs: dict[str, LoRAConfig] = field(default_factory=dict)
-    swaps: dict[str, Any] = field(default_factory=dict)  # how `load_peft` copies a file of the same layout
-    task_types: dict[str, str | None] = field(default_factory=dict)  # that PEFT's files name
+    """by adapter name"""
+    swaps: dict[str, Any] = field(default_factory=dict)
+    """by adapter name, how ``load_peft`` copies a file of the same layout"""
+    task_types: dict[str, str | None] = field(default_factory=dict)
+    """by adapter name, the task type that PEFT's file gives"""
 
     def copy(self) -> "Registry":
-        """One that does not change with this one."""
+        """A copy with dicts of its own."""
         dicts: Any = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
         return replace(self, **dicts)
 
 
 def registry_of(model: nn.Module) -> Registry:
-    """A model's.
+    """The model's registry.
 
     Raises:
-        InputError: no adapters have come.
+        InputError: the model has no adapters.
     """
     registry: Registry | None = getattr(model, REGISTRY, None)
     if registry is None:
@@ -54,7 +58,7 @@ def registry_of(model: nn.Module) -> Registry:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """Names of the adapters on a model, in the order they came; empty without any."""
+    """Names of a model's adapters, in the order in which they were added; empty without any."""
     registry: Registry | None = getattr(model, REGISTRY, None)
     return list(registry.configs) if registry else []
 
@@ -79,10 +83,10 @@ def adapter_config(model: nn.Module, adapter_name: str = DEFAULT) -> LoRAConfig:
 
 
 def check_adapter_name(adapter_name: str) -> None:
-    """Refuse a name that cannot be one.
+    """Refuse a name that PyTorch's containers cannot hold.
 
     Raises:
-        InputError: empty, with dots, or a word of PyTorch's containers.
+        InputError: empty, with dots, or the name of a method of those containers.
     """
     if not adapter_name or "." in adapter_name:
         raise InputError(f"adapter_name={adapter_name!r} must be a name without dots")
@@ -91,7 +95,7 @@ def check_adapter_name(adapter_name: str) -> None:
 
 
 def lora_candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can carry an adapter, by path; a wrapped layer appears unwrapped, under its own."""
+    """The layers that can carry an adapter, by path; a wrapped layer appears as its base layer."""
     found: dict[str, nn.Module] = {}
 
     def visit(module: nn.Module, path: str) -> None:
@@ -106,17 +110,17 @@ def lora_candidates(model: nn.Module) -> dict[str, nn.Module]:
             visit(child, f"{path}.{name}" if path else name)
 
     visit(model, "")
-    found.pop("", None)  # a bare layer has no parent to be exchanged in
+    found.pop("", None)  # the model itself has no parent in which it could be replaced
     return found
 
 
 def wrapped_layers(model: nn.Module) -> dict[str, LoRALayer | SavedModule]:
-    """The layers that adapters stand in, by path."""
+    """The wrappers of all adapted layers, by path."""
     return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer | SavedModule)}
 
 
 def wrap(model: nn.Module, path: str, kind: type[Any]) -> Any:
-    """The wrapper of this kind at ``path``; made if there is none."""
+    """The wrapper of class ``kind`` at ``path``, created if there is none."""
     module = model.get_submodule(path)
     if isinstance(module, kind):
         return module
@@ -128,13 +132,13 @@ def wrap(model: nn.Module, path: str, kind: type[Any]) -> Any:
 
 
 def put_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in another's place."""
+    """Replace the module at ``path``."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
 def planned_layers(model: nn.Module, config: LoRAConfig) -> tuple[list[str], list[str]]:
-    """The paths that get an update, and those that are trained whole."""
+    """The paths that a config would give a low-rank update, and those that it would train whole."""
     whole = modules_named(model, config.modules_to_save)
     candidates = lora_candidates(model)
     inside = {path for path in candidates if any(f"{path}.".startswith(f"{saved}.") for saved in whole)}
@@ -143,7 +147,10 @@ def planned_layers(model: nn.Module, config: LoRAConfig) -> tuple[list[str], lis
 
 
 def output_heads(model: nn.Module) -> set[str]:
-    """Output heads, which ``all-linear`` leaves out: by name, by transformers' word, or by a tied weight."""
+    """The output heads, which ``all-linear`` leaves out.
+
+    They are known by their name, by transformers' ``get_output_embeddings``, or by a tied weight.
+    """
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
     names = {"lm_head"}
@@ -157,7 +164,11 @@ def output_heads(model: nn.Module) -> set[str]:
 
 
 def modules_named(model: nn.Module, names: Sequence[str], option: str = "modules_to_save") -> list[str]:
-    """The paths that an option like ``modules_to_save`` means."""
+    """The paths of the modules that an option such as ``modules_to_save`` names.
+
+    Raises:
+        InputError: a name that matches no module.
+    """
     paths = [path for path, _ in model.named_modules() if path]
     inside = tuple(f"{path}." for path in wrapped_layers(model))
     paths = [path for path in paths if not path.startswith(inside)] if inside else paths
@@ -174,7 +185,11 @@ def modules_named(model: nn.Module, names: Sequence[str], option: str = "modules
 
 
 def _not_adapted(model: nn.Module, whole: list[str], targets: Sequence[str]) -> list[str]:
-    """The modules that are trained whole, once it is sure that nothing in them carries an update."""
+    """``whole``, after a check that no module inside them carries an update.
+
+    Raises:
+        InputError: one does.
+    """
     wrapped = list(wrapped_layers(model))  # by other adapters
     for path in whole:
         inside_it = [p for p in [*targets, *wrapped] if p.startswith(path + ".")]
@@ -187,7 +202,7 @@ def _not_adapted(model: nn.Module, whole: list[str], targets: Sequence[str]) -> 
 
 
 def _shares_weight(model: nn.Module, module: nn.Module, further: Sequence[nn.Module] = ()) -> bool:
-    """Whether another module has the very same weight, of the model's or of the further ones."""
+    """Whether another module, of the model or of ``further``, has the same weight tensor."""
     weight = module.weight
     return any(
         other is not module and any(p is weight for p in other._parameters.values())
@@ -196,7 +211,13 @@ def _shares_weight(model: nn.Module, module: nn.Module, further: Sequence[nn.Mod
 
 
 def was_tied(model: nn.Module, layer: LoRALayer | SavedModule, kept: Sequence[nn.Module]) -> bool:
-    """Whether a merged layer's own weight was another's too; ``kept``: what stood where layers are merged."""
+    """Whether a merged layer's frozen weight was tied to another module's.
+
+    Args:
+        model: with adapters.
+        layer: one of its wrappers.
+        kept: the frozen layers that merged ones have replaced.
+    """
     if isinstance(layer, SavedModule):
         return any(
             p is q
@@ -211,7 +232,7 @@ def was_tied(model: nn.Module, layer: LoRALayer | SavedModule, kept: Sequence[nn
 
 
 def mark_untied(model: nn.Module) -> None:
-    """Have a model's config say that head and embedding are not tied."""
+    """Note in the model's config that head and embedding are not tied any more."""
     config: Any = getattr(model, "config", None)
     if is_dataclass(config) and getattr(config, "tie_weights", False):
         model.config = replace(config, tie_weights=False)  # type: ignore[assignment, type-var]
@@ -234,7 +255,7 @@ def mark_dense(model: nn.Module) -> None:
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """The tensors themselves that `lora_state_dict` shows."""
+    """The tensors of `lora_state_dict`, not detached."""
     config = adapter_config(model, adapter_name)
     state: dict[str, Tensor] = {}
     for path, layer in wrapped_layers(model).items():
@@ -259,7 +280,7 @@ def layer_tensors(layer: LoRALayer, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def trained_biases(model: nn.Module, config: LoRAConfig, adapter_name: str) -> dict[str, Tensor]:
-    """The biases that the adapter trains, by the path they have without adapters; see `Registry.biases`."""
+    """The biases that the adapter trains, by their path in the model without adapters."""
     if config.bias == "none":
         return {}
     registry, wrappers = registry_of(model), wrapped_layers(model)
@@ -269,7 +290,7 @@ def trained_biases(model: nn.Module, config: LoRAConfig, adapter_name: str) -> d
     found: dict[str, Tensor] = {}
     for path, parameter in plain_parameters(model).items():
         layer, _, name = path.rpartition(".")
-        if name != "bias" or path.startswith(whole):  # what is trained whole has its own
+        if name != "bias" or path.startswith(whole):  # a module trained whole has its own bias
             continue
         wrapper = wrappers.get(layer)
         if config.bias == "all" or (isinstance(wrapper, LoRALayer) and adapter_name in wrapper.adapters):
@@ -290,7 +311,7 @@ def show_biases(model: nn.Module, trained: bool) -> None:
 
 
 def plain_parameters(model: nn.Module, tied: bool = False) -> dict[str, nn.Parameter]:
-    """The frozen model's parameters by the paths they have without wrappers; ``tied``: by all their paths."""
+    """The model's own parameters by path, wrappers left out; with ``tied``, a tied one by all its paths."""
     return {
         re.sub(r"\.(base_layer|original)(?=\.)", "", name): parameter
         for name, parameter in model.named_parameters(remove_duplicate=not tied)
@@ -300,7 +321,7 @@ def plain_parameters(model: nn.Module, tied: bool = False) -> dict[str, nn.Param
 
 @contextmanager
 def as_it_was_on_error(model: nn.Module) -> Iterator[None]:
-    """Put back, when something fails, what adapters the model had: the very tensors, and which are active."""
+    """Restore the model's adapters and parameters if the ``with`` block raises."""
     wrappers = wrapped_layers(model)
     contents = {path: layer.contents() for path, layer in wrappers.items()}
     registry: Registry | None = getattr(model, REGISTRY, None)

@@ -192,7 +192,7 @@ def write_report(out: Path, model: GPT, samples: list[str], results: _Results) -
     report.text(
         f"A GPT-1 of {model.n_params():,} parameters (post-norm, {model.config.n_layer} layers, "
         f"{model.config.n_head} heads, {model.config.n_embd} wide, context {model.config.block_size} bytes), "
-        f"trained from nothing with PyTorch {torch.__version__} on {_hardware()}."
+        f"trained from nothing with PyTorch {torch.__version__} on {hardware()}."
     )
     report.heading("1 · Pre-training")
     best = results.pretrain.best_val_loss or float("nan")
@@ -271,7 +271,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """The GPU's name, or the kind of CPU and how many threads PyTorch uses: reports say what they ran on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

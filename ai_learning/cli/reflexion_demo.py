@@ -34,7 +34,7 @@ from ..reflexion.household.world import MAX_ACTIONS, PLACES, draw_task, split_pa
 from ..run_folder import RunFolder
 from ..viz import plot_lines
 from .common import TrainingProgress, console, parse
-from .demo import _hardware as hardware
+from .demo import hardware
 from .report import Report
 
 

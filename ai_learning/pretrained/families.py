@@ -1,4 +1,4 @@
-"""What each architecture of transformers is in ours: its configuration, its names, its layout of weights.
+"""The architectures of transformers in our classes: configurations, names and layouts of weights.
 
 GPT-2 stores its projections as ``Conv1D`` (input × output); ours are ``nn.Linear`` (output × input), so those
 four matrices a block are turned. Llama keeps queries, keys and values in three matrices; ours holds them in
@@ -31,23 +31,23 @@ class Family(Protocol):
     """``config.model_type``"""
 
     def ours(self, config: Any) -> GPTConfig:
-        """Our configuration of theirs."""
+        """Our configuration for transformers' ``config``."""
 
     def theirs(self, config: GPTConfig) -> Any:
-        """Their configuration of ours."""
+        """transformers' configuration for our ``config``."""
 
     def model_class(self) -> Any:
-        """Their language model."""
+        """transformers' class of language models."""
 
     def has(self, config: GPTConfig) -> bool:
-        """Whether it can hold a model of our configuration."""
+        """Whether this architecture can hold a model of our configuration."""
 
     def parts(self, name: str, config: GPTConfig) -> Sequence[tuple[str, int | None]]:
-        """Their tensors, stripped of ``model.`` or ``transformer.``, that lie row below row in ours called
-        ``name``, each with its number of rows (``None``: all that there are)."""
+        """transformers' tensors (``model.`` or ``transformer.`` cut off) that, stacked by rows, are ``name``;
+        each with its number of rows, ``None`` where there is only one."""
 
     def turned(self, name: str) -> bool:
-        """Whether theirs is stored (input × output)."""
+        """Whether transformers stores this weight transposed, (input, output)."""
 
 
 class GPT2:

@@ -1,4 +1,4 @@
-"""From an example to ids, and to which of them the model is to learn: the answers, not the questions."""
+"""Examples to ids, and which ids the model learns to predict: the answers', not the questions'."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..tokenizers import Tokenizer
 from .examples import BadRows, Example, Message
 
-Part = tuple[str, bool]  # a text, and whether it is to be learned
+Part = tuple[str, bool]  # a text, and whether the model learns to predict it
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Template:
 
     Attributes:
         source: Jinja; ``None`` writes prompt and response one after the other, as they are.
-        variables: what else it asks for, such as ``bos_token``.
+        variables: the template's other variables, such as ``bos_token``.
     """
 
     source: str | None = None
     variables: Mapping[str, str] | None = None
 
     def parts(self, example: Example) -> list[Part]:
-        """The example's text in pieces, alternately given and to be learned.
+        """The example's text in pieces: prompt and answer in turn.
 
         Raises:
             ValueError: the template does not write a conversation as its beginning and what follows.
@@ -43,7 +43,7 @@ class Template:
         return self._chat_parts(source, example.messages, example.tools)
 
     def prompt(self, messages: Iterable[Message], chat: bool = False) -> str:
-        """What to give a model so that it answers."""
+        """The prompt after which the model writes its answer."""
         source = self.source or (CHATML if chat else None)
         if source is None:
             return "\n\n".join(message.text for message in messages)
@@ -52,11 +52,11 @@ class Template:
     def _chat_parts(
         self, source: str, messages: tuple[Message, ...], tools: Sequence[Mapping[str, Any]]
     ) -> list[Part]:
-        """Around each answer: what begins it is given, and white space after it is nobody's."""
+        """Cut around each answer: its header belongs to the prompt, white space after it to the next one."""
         parts: list[Part] = []
         done = ""
         for number, message in enumerate(messages):
-            if not message.is_target:  # an answer of weight 0 is context, as the questions are
+            if not message.is_target:  # an answer of weight 0 is context, like the questions
                 continue
             before = self._render(source, messages[:number], tools, add_generation_prompt=True)
             after = self._render(source, messages[: number + 1], tools)
@@ -77,7 +77,7 @@ class Template:
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = False,
     ) -> str:
-        # A template that knows tools writes the calls as its model was taught to; others get them as JSON.
+        # A template that handles tool calls formats them as its model was taught; others get them as JSON.
         knows_tools = "tool_calls" in source
         turns = [
             {"role": message.role, "content": message.content if knows_tools else message.text}
@@ -225,7 +225,7 @@ def _encode(example: Example, tokenizer: Tokenizer, template: Template) -> tuple
 
 
 def _ids(text: str, tokenizer: Tokenizer, example: Example, template: Template) -> list[int]:
-    """A template's own markup becomes special tokens; what stands in the data never does."""
+    """Encode one piece; only the template's own markup becomes special tokens, never text of the data."""
     special: set[str] = getattr(tokenizer, "special_tokens_set", set())
     if example.text is None and (template.source is not None or example.chat):
         for token in special:

@@ -186,12 +186,12 @@ def _compile_template(template: str) -> tuple[Callable[[str], list[str]], ...]:
     classes = (unicode_table.LETTER, unicode_table.NUMBER, unicode_table.SPACE)
     return (
         fill("A-Za-z", "0-9", r"\t-\r "),
-        fill(*(_character_class(ranges, 0xFFFF) for ranges in classes)),
-        fill(*(_character_class(ranges) for ranges in classes)),
+        fill(*(character_class(ranges, 0xFFFF) for ranges in classes)),
+        fill(*(character_class(ranges) for ranges in classes)),
     )
 
 
-def _character_class(ranges: str, up_to: int = 0x10FFFF) -> str:
+def character_class(ranges: str, up_to: int = 0x10FFFF) -> str:
     """``ranges`` as ``re`` writes them; each lies on one side of U+FFFF."""
     return "".join(rf"\U{first:08x}-\U{last:08x}" for first, last in parse_ranges(ranges) if last <= up_to)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, AnyStr, BinaryIO
 
 from . import fast, special, unicode_table
-from .pretokenize import SplitPattern, _character_class
+from .pretokenize import SplitPattern, character_class
 from .special import SpecialSet
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _CONTINUATION = bytes(range(0x80, 0xC0))  # of UTF-8: all bytes of a character b
 def _cut_pattern() -> re.Pattern[str]:
     """Between a letter or number and a character of another class: every named pattern starts a word there,
     whatever stands before and after. (Before a space after a letter, mostly.)"""
-    letters, numbers = _character_class(unicode_table.LETTER), _character_class(unicode_table.NUMBER)
+    letters, numbers = character_class(unicode_table.LETTER), character_class(unicode_table.NUMBER)
     return re.compile(f"(?<=[{letters}])(?=[^{letters}])|(?<=[{numbers}])(?=[^{numbers}])")
 
 

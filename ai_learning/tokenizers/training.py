@@ -141,9 +141,8 @@ class _Settings:
         self.n_merges = vocab_size - 256 - len(self.special_tokens)
         if self.n_merges < 0:
             raise InputError(
-                f"vocab_size={vocab_size} is too small: 256 bytes and {len(self.special_tokens)} special "
-                f"tokens "
-                f"need {256 + len(self.special_tokens)}"
+                f"vocab_size={vocab_size} is too small: 256 bytes and {len(self.special_tokens)} "
+                f"special tokens need {256 + len(self.special_tokens)}"
             )
         if tie_break not in TIE_BREAKS:
             raise InputError(f"tie_break={tie_break!r} is not known; use {', '.join(TIE_BREAKS)}")
@@ -156,11 +155,11 @@ class _Settings:
         self.pattern = split_pattern(pattern)
         self.tie_break = TIE_BREAKS[tie_break]
         self.min_count = max(1, min_frequency)
-        # first-seen order cannot be told from counts that were collected side by side
+        # workers that count in parallel lose the order of first appearance, which minbpe's rule needs
         self.num_workers = 1 if tie_break == "minbpe" else num_workers
 
     def key(self, source: Any) -> dict[str, Any]:
-        """What word counts depend on."""
+        """The settings that word counts depend on, kept with them in a counts file."""
         return {"pattern": self.pattern.regex, "special_tokens": self.special_tokens, "source": source}
 
 
@@ -185,8 +184,8 @@ def _train(
         )
     if len(merges) < settings.n_merges:
         warnings.warn(
-            f"only {len(merges)} of {settings.n_merges} merges: no other pair occurs {settings.min_count} "
-            f"times",
+            f"only {len(merges)} of {settings.n_merges} merges: "
+            f"no other pair occurs {settings.min_count} times",
             stacklevel=4,
         )
     tokens = [bytes([byte]) for byte in settings.tie_break.byte_order]
@@ -201,6 +200,8 @@ def _train(
 
 
 class _Bars:
+    """Receives progress, and shows nothing."""
+
     def counting(self, n_characters: int) -> None:
         pass
 
@@ -257,7 +258,7 @@ def _count(
         raise InputError("compiled=True needs numba and a named pattern (or none)")
     first: list[Chunk] = []
     size = 0
-    if compiled is None:  # look whether there is enough to be worth loading the kernels
+    if compiled is None:  # read on until there is text enough to make loading the kernels worth it
         compiled = possible and fast.is_loaded()
         while possible and not compiled and (chunk := next(chunks, None)) is not None:
             first.append(chunk)
@@ -267,7 +268,7 @@ def _count(
     if compiled:
         return _count_compiled(settings, everything, report)
     is_small = compiled is False and len(first) > 0
-    workers = 1 if is_small else settings.num_workers or 1  # no other processes for less than a second's work
+    workers = 1 if is_small else settings.num_workers or 1  # starting processes would take longer
     return _count_plain(settings, everything, report, workers)
 
 
@@ -331,8 +332,8 @@ def _count_compiled(
         for piece in pieces():
             counters[0].add(piece)
         return counters[0].result()
-    # One counter a thread, each with every workers-th batch: which one gets what never depends on timing.
-    # Batches of small documents, because handing one over costs as much as counting some kilobytes.
+    # Each thread has a counter and takes every n-th batch, so the result never depends on timing. Small
+    # documents go in batches: handing one over costs as much as counting some kilobytes.
     with ThreadPoolExecutor(workers) as pool:
         batches = _batches(_small_enough(pieces(), settings))
         while turn := [batch for _, batch in zip(range(workers), batches, strict=False)]:
@@ -343,7 +344,7 @@ def _count_compiled(
 
 
 def _small_enough(pieces: Iterator[bytes], settings: _Settings) -> Iterator[bytes]:
-    """Cut what is so long that the other threads would wait for it."""
+    """Cut pieces that are so long that the other threads would have to wait for the one that has them."""
     for piece in pieces:
         while len(piece) > 2 * _BATCH and settings.pattern.family in ("gpt2", "gpt4"):
             cut = safe_cut_bytes(piece[:_BATCH])
@@ -398,7 +399,7 @@ def learn_merges(
         compiled = fast.is_loaded() or len(counts.data) > _COMPILED_FROM // 4
     longest = int(np.diff(counts.offsets).max(initial=0))
     if tie_break.name == "cs336" and longest > 4096:
-        compiled = False  # room for the bytes of all tokens could not be foreseen
+        compiled = False  # the kernels could not know beforehand how much memory the tokens' bytes need
     if compiled and fast.can_load() and len(counts.data) < 2**31:
         with fast.announced("the fast trainer"):
             from .fast_trainer import learn_compiled

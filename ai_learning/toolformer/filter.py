@@ -52,7 +52,7 @@ def weighted_loss(losses: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A call that was sampled, with all that the verdict on it rests on."""
+    """A sampled call, with the losses that decide whether it is kept."""
 
     position: int
     """i: the call would stand before this token of the document (from 0)"""
@@ -117,9 +117,9 @@ def filter_calls(
     """Compute L⁺ and L⁻ of every executed call, and judge it.
 
     Args:
-        model: what the losses are of: a ``LanguageModel``, or a model with ``tokenizer``. Its tokenizer may
-            be another than the annotator's: i is where its own token begins at the candidate's ``offset``, or
-            else the token that ``offset`` lies in: that one is the first of those that count.
+        model: computes the losses: a ``LanguageModel``, or a model with ``tokenizer``. Its tokenizer may be
+            another than the annotator's: then i is the token of its own that begins at the candidate's
+            ``offset``, or the one that ``offset`` lies in, and the losses are counted from there.
         documents: with their candidates, as ``annotate`` gives them.
         threshold: τ_f, one for all tools or by tool; the paper's when ``None``.
         position: ``"prefix"`` puts e(c, r) before the text, as the paper does for a model that has seen no
@@ -128,9 +128,9 @@ def filter_calls(
         tokenizer: of a model that is no ``LanguageModel`` yet.
 
     Returns:
-        The same documents, their candidates with losses and verdicts. A candidate without a result, one whose
-        sequence is longer than the model's context, or one behind text that the tokenizer does not give back
-        as it was (with a warning), keeps NaN and is not kept.
+        The same documents, their candidates with losses and verdicts. The losses stay NaN, and the call is
+        not kept, where it has no result, where its sequence is longer than the model's context, or where it
+        stands after text that the tokenizer does not decode to what it was (with a warning).
 
     Example:
         >>> guess = Candidate(position=4, offset=7, call=Call("Calculator", "3 + 4"), result="7")
@@ -142,10 +142,10 @@ def filter_calls(
     number: dict[_Scored, int] = {}  # each distinct sequence is scored once
     plans: list[list[list[int]]] = []
     for document in documents:
-        own = _Borders(lm, document.text)
+        offsets = _TokenOffsets(lm, document.text)
         plans.append(
             [
-                [number.setdefault(row, len(number)) for row in _rows_of(lm, own, candidate, position)]
+                [number.setdefault(row, len(number)) for row in _rows_of(lm, offsets, candidate, position)]
                 for candidate in document.candidates
             ]
         )
@@ -169,7 +169,7 @@ def filter_calls(
 def refilter(
     documents: Iterable[Annotated], threshold: float | Settings | dict[str, Settings] | None = None
 ) -> list[Annotated]:
-    """New verdicts from the losses that are there: τ_f can be changed without sampling again.
+    """Judge the calls anew by the losses they have: τ_f can be changed without sampling again.
 
     Raises:
         InputError: NaN for a threshold, which would drop every call.
@@ -196,15 +196,15 @@ def _with_losses(candidate: Candidate, result: float, nothing: float, call: floa
 _Scored = tuple[tuple[int, ...], int]  # a sequence, and how many tokens at its end count
 
 
-class _Borders:
-    """A text as a model's own ids, and where in its characters each of them begins."""
+class _TokenOffsets:
+    """A text as the ids of a model's tokenizer, and the character at which each of them begins."""
 
     def __init__(self, lm: LanguageModel, text: str) -> None:
         self.lm, self.text, self.ids = lm, text, lm.encode(text)
         self._at: dict[int, int | None] = {}
 
     def at(self, n: int) -> int | None:
-        """How many characters of the text the first n ids are; ``None`` where they are something else."""
+        """Characters in the first n ids; ``None`` where those do not decode to the beginning of the text."""
         if n not in self._at:
             before = self.lm.decode(self.ids[:n])
             self._at[n] = len(before) if self.text.startswith(before) else None
@@ -212,7 +212,10 @@ class _Borders:
 
     @cached_property
     def starts(self) -> dict[int, int]:
-        """Characters → ids. The first of several: ids inside a character may decode to nothing."""
+        """Number of characters → number of ids that hold them.
+
+        The smallest where there are several: ids inside a character may decode to nothing.
+        """
         found: dict[int, int] = {}
         for n in range(len(self.ids) + 1):
             if (characters := self.at(n)) is not None:
@@ -220,20 +223,20 @@ class _Borders:
         return found
 
     def place(self, candidate: Candidate) -> int | None:
-        """i: the last id that begins at the offset or before it; ``None`` where that is not known."""
+        """i: the last id that begins at the candidate's offset or before; ``None`` where that is unknown."""
         i, offset = min(candidate.position, len(self.ids)), candidate.offset
         if self.at(i) == offset and (i == 0 or self.at(i - 1) != offset):  # it is the annotator's tokenizer
             return i
         before = max(characters for characters in self.starts if characters <= offset)
-        # What is not given back as it was (but in lower case, say) has no place, nor has all that follows.
+        # Text that decodes to something else (lower case, say) has no known place, nor has what follows it.
         return self.starts[before] if before == offset or max(self.starts) > offset else None
 
 
-def _rows_of(lm: LanguageModel, own: _Borders, candidate: Candidate, position: str) -> list[_Scored]:
+def _rows_of(lm: LanguageModel, offsets: _TokenOffsets, candidate: Candidate, position: str) -> list[_Scored]:
     """The sequences of L_i(e(c, r)), L_i(ε) and L_i(e(c, ε)); none where they cannot be scored."""
     if candidate.result is None:
         return []
-    i, ids = own.place(candidate), own.ids
+    i, ids = offsets.place(candidate), offsets.ids
     if i is None:
         warnings.warn(
             "the tokenizer that judges does not give some text back as it was: calls after it are dropped",

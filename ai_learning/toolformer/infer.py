@@ -1,7 +1,7 @@
 """Generation that calls tools (Schick et al. 2023, section 2, "Inference", and 4.2).
 
-Decoding goes on as usual until ``<API>`` is among the k likeliest next tokens (k = 10). Then a call is
-written up to ``→``, the tool is asked, its result and ``</API>`` are put in, and decoding goes on from there.
+Decoding proceeds as usual until ``<API>`` is among the k likeliest next tokens (k = 10). Then the model
+writes a call up to ``→``, the tool is called, its result and ``</API>`` are appended, and decoding goes on.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class ToolUse:
 
     Attributes:
         call: what was asked; ``None`` where it was not well formed.
-        result: what the tool said; ``None`` where it failed, and the call was then taken back.
+        result: the tool's answer; ``None`` where it failed, and the call was then removed from the text.
         error: why it failed.
         written: what the model wrote after ``<API>``.
     """
@@ -167,7 +167,7 @@ def _write_text(
     max_calls: int,
     stop: Callable[[str], bool] | None,
 ) -> None:
-    """Each goes on until ``<API>`` is likely enough, or its text ends."""
+    """Continue every prompt until ``<API>`` is likely enough, or its text ends."""
     for writer in now:
         writer.calling = False
 
@@ -194,7 +194,7 @@ def _write_text(
 
 
 def _sampler(now: list[_Writer], calling: int, seed: int, temperature: float) -> Chooser:
-    """A prompt's draws depend on its number and on what it has written, not on the others."""
+    """Random draws that depend on a prompt's number and its calls so far, not on the other prompts."""
     keys = [(writer.number << 16) + 2 * len(writer.uses) + calling for writer in now]
     return sampler(np.array(keys, dtype=np.uint64), seed, temperature)
 
@@ -206,7 +206,7 @@ def _make_calls(
     tools: dict[str, Tool],
     max_call_tokens: int,
 ) -> None:
-    """Each writes a call up to ``→``; the tools answer; what failed is as if it had not been written."""
+    """Let each prompt's model write a call up to ``→``, and call the tools; a failed call leaves no text."""
     end = CallEnd(lm)
     rows = [[*w.ids, lm.start_id] for w in now]
     new = lm.continue_rows(rows, max_call_tokens, choose=draw, ends=lambda _, ids: end(ids))

@@ -1,8 +1,7 @@
-"""What the method asks of a language model: losses, probabilities of ``<API>``, and continuations, in
-batches.
+"""The interface to a language model: losses, probabilities of ``<API>`` and continuations, in batches.
 
-A backend (``models.py``) has one method, ``logits``, and knows how to pick rows of its cache. Everything else
-is written once, on top of that, in batches of rows of like length.
+A backend (``models.py``) implements ``logits`` and the handling of its cache. Everything else is written
+here, once for all backends, in batches of sequences of similar length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,12 +56,12 @@ class LanguageModel:
         first = eos if bos is None else bos
         self.bos: list[int] = [] if first is None else [first]
 
-    # --- what a backend writes ---------------------------------------------------------------------------
+    # --- what a backend implements -----------------------------------------------------------------------
 
     def logits(self, ids: Tokens, padding: Tensor | None, keep: int, cache: Any = None) -> Logits:
         """(B, T) ids → (B, keep, V) logits of the last ``keep`` positions; extends ``cache`` in place.
 
-        ``padding`` (B,) says how many ids at each row's left only fill it up; ``None`` when none do.
+        ``padding`` (B,) is the number of padding ids at the left of each row; ``None`` where there are none.
         """
         raise NotImplementedError
 
@@ -71,7 +70,7 @@ class LanguageModel:
         raise NotImplementedError
 
     def pick_rows(self, cache: Any, rows: Tensor) -> Any:
-        """The cache of some rows only, or of some several times."""
+        """The cache for the given rows of the batch; a row may be left out, or given several times."""
         raise NotImplementedError
 
     # --- text and ids ------------------------------------------------------------------------------------
@@ -104,7 +103,7 @@ class LanguageModel:
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """The text of every id alone."""
+        """The text of each id by itself."""
         return [self.decode([i]) for i in range(self.vocab_size)]
 
     def _fitting_format(self) -> CallFormat:
@@ -115,13 +114,22 @@ class LanguageModel:
     def batches(
         self, lengths: Sequence[int], most_rows: int = 512, most_logits: int | None = None
     ) -> Iterator[list[int]]:
-        """Numbers of rows, shortest first, so that a batch wastes little on padding and fits memory."""
+        """Split sequences into batches that need little padding and fit into memory.
+
+        Args:
+            lengths: of the sequences, in tokens.
+            most_rows: sequences in a batch.
+            most_logits: positions of a sequence whose logits are asked for; all when ``None``.
+
+        Yields:
+            Indices into ``lengths``, the shortest sequences first.
+        """
         batch: list[int] = []
         budget = max(1, _LOGIT_BYTES // (4 * self.vocab_size))  # positions whose logits are held at once
         for row in sorted(range(len(lengths)), key=lengths.__getitem__):
             held = lengths[row] if most_logits is None else min(most_logits, lengths[row])
             full = len(batch) == most_rows or (len(batch) + 1) * held > budget
-            # Rows of one length need no mask, which is faster: not worth a small batch, though.
+            # Rows of equal length need no mask, which is faster; a small batch would cost more than that.
             other = len(batch) >= 64 and lengths[row] != lengths[batch[0]]
             if batch and (full or other or (len(batch) + 1) * lengths[row] > 32768):
                 yield batch
@@ -131,7 +139,7 @@ class LanguageModel:
             yield batch
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tokens, Tensor | None]:
-        """(B, T) ids filled up on the left, and (B,) how many of them fill."""
+        """(B, T) ids padded on the left, and the (B,) numbers of padding ids; ``None`` without padding."""
         T = max(map(len, rows))
         ids = torch.tensor([[0] * (T - len(row)) + list(row) for row in rows], device=self.device)
         padding = torch.tensor([T - len(row) for row in rows], device=self.device)
@@ -162,7 +170,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def start_probabilities(self, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
-        """p(``<API>`` | all before) at the last ``counts[r]`` places of each row; the last: after its end."""
+        """p(``<API>`` | all before) at the last ``counts[r]`` places of each row, the last being its end."""
         found: list[list[float]] = [[] for _ in rows]
         for batch in self.batches(list(map(len, rows)), most_logits=max(counts, default=0)):
             ids, padding = self.pad([rows[row] for row in batch])
@@ -183,7 +191,7 @@ class LanguageModel:
         ends: Callable[[int, list[int]], bool],
         copies: int = 1,
     ) -> list[list[int]]:
-        """New ids after each row: with the cache, the row itself read once for all its copies.
+        """Continue each row ``copies`` times; the row itself is read once, with the cache.
 
         Args:
             rows: lists of ids, none empty.
@@ -196,8 +204,8 @@ class LanguageModel:
             ``len(rows) · copies`` lists.
         """
         new: list[list[int]] = [[] for _ in range(len(rows) * copies)]
-        # A row near the end of the context must not cut short the others in its batch: it goes with its
-        # equals.
+        # All rows of a batch get as many steps as the longest has room for: group them by the room they have,
+        # so that one near the end of the context does not cut the others short.
         room = {row: self.block_size - len(ids) for row, ids in enumerate(rows)}
         groups: dict[int, list[int]] = {}
         for row in range(len(rows)):

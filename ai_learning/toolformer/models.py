@@ -1,4 +1,4 @@
-"""The language models there are: our GPT, and any ``AutoModelForCausalLM`` of transformers."""
+"""The backends of ``LanguageModel``: our GPT, and any ``AutoModelForCausalLM`` of transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ class GPTModel(LanguageModel):
         return self.model.wte.weight.device
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See ``LanguageModel``; ids that only round the vocabulary up are no text."""
+        """See ``LanguageModel``; ids beyond the tokenizer's, which pad the vocabulary, have no text."""
         known = getattr(self.tokenizer, "vocab_size", self.vocab_size)
         return super().decode([i for i in ids if i < known])
 
@@ -43,7 +43,7 @@ class GPTModel(LanguageModel):
             start = 0 if cache is None else cache.length
             positions, mask = left_padded(padding, start, ids.size(1))
         hidden = self.model.hidden(ids, cache=cache, positions=positions, mask=mask)
-        # In one piece: else PyTorch takes the rows one by one and reads the head's weight for each.
+        # Contiguous: else PyTorch multiplies row by row and reads the head's weight for each.
         return self.model.lm_head(hidden[:, -keep:].contiguous())
 
     def new_cache(self, rows: int, length: int) -> KVCache:
@@ -116,7 +116,7 @@ class TransformersModel(LanguageModel):
 
 
 def as_language_model(model: Any, tokenizer: Any = None, how: CallFormat | None = None) -> LanguageModel:
-    """A ``LanguageModel`` of our GPT or of transformers' model and its tokenizer; one that is one stays.
+    """Wrap our GPT or a transformers model as a ``LanguageModel``; one that is one is returned as it is.
 
     Example:
         >>> from ai_learning.model import GPTConfig
@@ -135,10 +135,10 @@ def as_language_model(model: Any, tokenizer: Any = None, how: CallFormat | None 
 def open_language_model(
     source: str | Path, device: str = "cpu", how: CallFormat | None = None, dtype: str = "auto"
 ) -> LanguageModel:
-    """A model by where it is: a checkpoint of ours (.pt), a folder of transformers, or a name on the hub.
+    """Open a checkpoint of ours (.pt), a folder in transformers' format, or a model on the hub.
 
     Args:
-        source: where; weights of transformers are read from safetensors only.
+        source: its path or name; weights of transformers are read from safetensors only.
         device: where to put it.
         how: marks of calls; chosen to fit when ``None``.
         dtype: of the weights of transformers' models; ``auto`` as they are stored.
@@ -148,7 +148,7 @@ def open_language_model(
     """
     from ..device import pick_device
 
-    place = pick_device(device)  # before all is read, and read as damaged for the device's sake
+    place = pick_device(device)  # first: a wrong device would look like a damaged file
     path = Path(source)
     if path.suffix == ".pt" or path.is_file():
         from ..checkpoint import open_with_tokenizer

@@ -186,18 +186,18 @@ def _stop_after(step: int, args: list, capsys: pytest.CaptureFixture[str]) -> No
     """Run a command and have the system's signal arrive while ``step`` is being made."""
     from ai_learning import train as module
 
-    original = module._Trainer._log
+    original = module.Trainer._log
 
     def log(self: Any, row: dict) -> None:
         original(self, row)
         if row["step"] == step - 1 and "loss" in row:
             signal.raise_signal(signal.SIGINT)
 
-    module._Trainer._log = log  # type: ignore[method-assign]
+    module.Trainer._log = log  # type: ignore[method-assign]
     try:
         code, _, err = call(capsys, *args, "--log-every", 1)
     finally:
-        module._Trainer._log = original  # type: ignore[method-assign]
+        module.Trainer._log = original  # type: ignore[method-assign]
     assert code == 130 and "stopped by SIGINT" in err
 
 

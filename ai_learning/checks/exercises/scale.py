@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...batches import TokenBatches
 from ...device import flops_per_token
-from ...train import _Trainer
+from ...train import Trainer
 from ..engine import Exercise, Mutant, Step, Wrong, equals, leaves_inputs, same_form
 
 
@@ -136,7 +136,7 @@ def accumulate(gradients, counts):
     """
     raise NotImplementedError
 ''',
-    solution=_Trainer._train_step,
+    solution=Trainer.train_step,
     reference=_accumulate,
     steps=(
         same_form(_accumulate, _accumulate_cases, "a tensor of the gradients' shape"),
