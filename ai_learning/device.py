@@ -273,7 +273,7 @@ def on_a_gpu(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a batch to ``device``, however nested in dicts, lists and tuples; all else stays."""
+    """Move every tensor of a batch, in dicts, lists and tuples however nested, to ``device``."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
