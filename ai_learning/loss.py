@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .kernels import frozen_head_loss, loss_triton, triton_use
 from .kernels.loops import Loops, ready, run, usable
@@ -73,8 +72,14 @@ def linear_cross_entropy(
         position_weights: (...) what each position counts in the sum; ``None`` gives the mean.
 
     Raises:
-        ValueError: a target outside the vocabulary, or none that counts.
+        ValueError: a target outside the vocabulary, or none that counts; ``position_weights`` that want a
+            gradient.
+        RuntimeError: in the backward pass, a gradient of the gradient is wanted (``create_graph=True``).
     """
+    if position_weights is not None and position_weights.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "position_weights get no gradient: detach them, or take F.cross_entropy of all logits"
+        )
     return _linear_cross_entropy(hidden, weight, targets, position_weights, None)
 
 
@@ -250,8 +255,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # the gradients are constants by now: no second derivative
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        # The gradients are constants by now. PyTorch's `once_differentiable` would not tell: it complains
+        # only where the loss's own gradient has one, and the 1 that a backward pass begins with has none.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "this loss has no second derivative (create_graph=True): take reference_next_token_loss, or "
+                "F.cross_entropy of all logits"
+            )
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
         # A loss at the end of the graph has a gradient of 1: then nothing is copied. (Asking an accelerator
