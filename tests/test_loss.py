@@ -470,6 +470,14 @@ def test_two_losses_of_one_model_do_not_mix() -> None:
     torch.testing.assert_close(found, model.wte.weight.grad)
 
 
+def test_losses_of_two_threads_may_meet(tiny_gpt: GPT) -> None:
+    """Both may have found the embedding as it was before either changed it."""
+    with tied_embedding.row_gradients(tiny_gpt, tiny_gpt.lm_head.weight) as tie:
+        assert tie is not None
+        del tiny_gpt.wte.forward  # the other is done first
+    assert "forward" not in vars(tiny_gpt.wte)
+
+
 @pytest.mark.parametrize("takes_part", [True, False])
 def test_an_embedding_that_the_loss_does_not_lead_to(takes_part: bool) -> None:
     """Its node runs for other reasons, or not at all: the head's gradient is not lost with it."""
