@@ -48,8 +48,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out) in the dtype of ``x``."""
-        y: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, True)
-        return y.to(x.dtype)
+        rows = torch.atleast_2d(x.float())  # PyTorch's kernel takes no single vector
+        y: Tensor = torch.ops.quantized.linear_dynamic(rows, self.packed, True)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """A checkpoint would lack this layer, and nobody would know before it is needed.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .kernels import frozen_head_loss, loss_triton, triton_use
 from .kernels.loops import Loops, ready, run, usable
@@ -86,6 +85,7 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes that differ, a target outside the vocabulary, or none that counts; weights that
             want a gradient.
+        RuntimeError: in the backward pass, where a gradient of the gradient is wanted (``create_graph``).
     """
     for name, tensor in (("targets", targets), ("position_weights", position_weights)):
         if tensor is not None and tensor.shape != hidden.shape[:-1]:
@@ -93,7 +93,9 @@ def linear_cross_entropy(
                 f"{name} {tuple(tensor.shape)} must have the shape of hidden {tuple(hidden.shape)} without C"
             )
     if position_weights is not None and position_weights.requires_grad and torch.is_grad_enabled():
-        raise ValueError("position_weights want a gradient, and get none here: detach them")
+        raise ValueError(
+            "position_weights get no gradient: detach them, or take F.cross_entropy of all logits"
+        )
     return _linear_cross_entropy(hidden, weight, targets, position_weights, None)
 
 
@@ -302,8 +304,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # the gradients are constants by now: no second derivative
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        # The gradients are constants by now. PyTorch's `once_differentiable` would not tell: it complains
+        # only where the loss's own gradient has one, and the 1 that a backward pass begins with has none.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "this loss has no second derivative (create_graph=True): take reference_next_token_loss, or "
+                "F.cross_entropy of all logits"
+            )
         d_hidden, d_weight = ctx.saved_tensors
         (grad,) = grads
         # A loss at the end of the graph has the gradient 1, and nothing need be scaled. (An accelerator would

@@ -187,7 +187,7 @@ class Shortlist:
             self._space = _Space(
                 B,
                 torch.zeros(groups, C // _DEPTH, 2, _STATES, _DEPTH, dtype=torch.int8, device="cpu"),
-                torch.zeros(groups, 4, _STATES, device="cpu"),
+                torch.zeros(groups, 4, _STATES, dtype=torch.float32, device="cpu"),
                 empty((parts, groups, _STATES)),
                 empty((parts, groups), torch.int64),
                 empty((parts, groups, room), torch.int64),

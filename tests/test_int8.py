@@ -34,6 +34,14 @@ def test_rows_have_their_own_scale_and_errors_are_small(bias: bool) -> None:
     assert quantized(x.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (2, 0, 8), (2, 3, 8)])
+def test_any_number_of_rows_as_a_linear_layer(shape: tuple[int, ...]) -> None:
+    layer, x = nn.Linear(8, 5), torch.randn(shape)
+    y = Int8Linear(layer)(x)
+    assert y.shape == (*shape[:-1], 5)
+    torch.testing.assert_close(y, layer(x).detach(), atol=0.1, rtol=0)
+
+
 def test_model_keeps_its_predictions() -> None:
     torch.manual_seed(1)
     model = GPT(CONFIG).eval()

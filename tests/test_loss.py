@@ -185,6 +185,23 @@ def test_position_weights(chunk_rows: int) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_what_has_no_gradient_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a second derivative the part through the loss would be missing, and of weights all of it."""
+    hidden, weight, targets = inputs()
+    loss = linear_cross_entropy(hidden, weight, targets)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+    shares = torch.rand(2, 5, requires_grad=True)
+    with pytest.raises(ValueError, match="detach"):
+        linear_cross_entropy(hidden, weight, targets, shares)
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets, shares)
+    # Of few logits the loss is PyTorch's
+    monkeypatch.setattr(loss_module, "_FEW_LOGITS", 10**6)
+    (first,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden, create_graph=True)
+    assert first.requires_grad
+
+
 def test_frozen_head_and_frozen_body() -> None:
     hidden, weight, targets = inputs()
     (only_hidden,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets), hidden)
@@ -469,6 +486,14 @@ def test_two_losses_of_one_model_do_not_mix() -> None:
     found, model.wte.weight.grad = model.wte.weight.grad, None
     (plain_loss(model, idx) + 3 * plain_loss(model, other)).backward()
     torch.testing.assert_close(found, model.wte.weight.grad)
+
+
+def test_losses_of_two_threads_may_meet(tiny_gpt: GPT) -> None:
+    """Both may have found the embedding as it was before either changed it."""
+    with tied_embedding.row_gradients(tiny_gpt, tiny_gpt.lm_head.weight) as tie:
+        assert tie is not None
+        del tiny_gpt.wte.forward  # the other is done first
+    assert "forward" not in vars(tiny_gpt.wte)
 
 
 @pytest.mark.parametrize("takes_part", [True, False])

@@ -3,7 +3,7 @@
 All tables are fp32 and scaled to a largest magnitude of 1, because a block is divided by its own absmax.
 """
 
-from functools import cache
+from functools import cache, partial
 from statistics import NormalDist
 
 import torch
@@ -24,8 +24,9 @@ def nf4_code() -> Tensor:
     """
     quantile = NormalDist().inv_cdf
     # The probabilities are fp32, as in the authors' code: float64 ones would move some values by up to 6 ulp.
-    positive = [quantile(p) for p in torch.linspace(0.9677083, 0.5, 9).tolist()[:-1]]
-    negative = [-quantile(p) for p in torch.linspace(0.9677083, 0.5, 8).tolist()[:-1]]
+    linspace = partial(torch.linspace, 0.9677083, 0.5, dtype=torch.float32)
+    positive = [quantile(p) for p in linspace(9).tolist()[:-1]]
+    negative = [-quantile(p) for p in linspace(8).tolist()[:-1]]
     values = torch.tensor(sorted([*negative, 0.0, *positive]), dtype=torch.float32)
     return values / values.max()
 

@@ -360,7 +360,10 @@ class LoRALayer(nn.Module):
         if torch.compiler.is_compiling():  # a graph has no data pointers to compare
             return _square_norm(self.dense_weight() if W is None else W)
         weight = weight_of(self.base_layer)
-        key = (id(self.base_layer), weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        if weight.is_inference():  # counts no changes
+            return _square_norm(self.dense_weight() if W is None else W)
+        place = (id(self.base_layer), weight.data_ptr(), weight.device, weight.dtype)
+        key = (*place, weight._version, _some_of(weight))
         if self._norm_cache is None or self._norm_cache[0] != key:
             self._norm_cache = (key, _square_norm(self.dense_weight() if W is None else W))
         return self._norm_cache[1]
@@ -412,7 +415,8 @@ class LoRALayer(nn.Module):
         """
         weights = [(self.lora_A[name], self.lora_B[name]) for name in names]
         key = None
-        if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        counted = not any(weight.is_inference() for pair in weights for weight in pair)
+        if counted and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             versions = [(a.data_ptr(), a._version, b.data_ptr(), b._version) for a, b in weights]
             key = (rows, versions, [self.adapters[name] for name in names])
             if self._rows_cache is not None and self._rows_cache[0] == key:
@@ -451,6 +455,18 @@ class LoRALayer(nn.Module):
     def extra_repr(self) -> str:
         """Names and ranks."""
         return ", ".join(f"{name}: r={adapter.r}" for name, adapter in self.adapters.items())
+
+
+def _some_of(weight: Tensor) -> list[float]:
+    """Numbers of some rows, to tell by that a weight is another.
+
+    Its version does not count what is written through ``.data``, and a new one that is put there may lie
+    where the old one lay. An accelerator would be stalled, and is not asked.
+    """
+    if not weight.is_cpu or weight.numel() == 0:
+        return []
+    some: list[float] = weight.detach()[:: -(-len(weight) // 64), 0].tolist()
+    return some
 
 
 def _square_norm(W: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ class LoRALinearFunction(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])  # (N, O) → (..., O)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, bias, A and B."""
+        _refuse_second_derivative()
         rows, down, A, B = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])  # (..., O) → (N, O)
@@ -108,9 +108,9 @@ class DoRALinearFunction(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])  # (N, O) → (..., O)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, bias, A, B and the magnitude."""
+        _refuse_second_derivative()
         rows, down, A, B, direction, scale, norm = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])  # (..., O) → (N, O)
@@ -122,6 +122,12 @@ class DoRALinearFunction(torch.autograd.Function):
         )
         grad_x = None if grad_x is None else grad_x.view(ctx.shape)
         return grad_x, None, grad_bias, grad_A, grad_B, None, grad_magnitude, None
+
+
+def _refuse_second_derivative() -> None:
+    """Unlike `once_differentiable`, also of a constant gradient: the shares of A and B would be missing."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("an adapted layer has no second derivative: leave create_graph=True away")
 
 
 def _low_rank_backward(

@@ -263,7 +263,7 @@ def quantize_blockwise(
 def _rounding_table() -> Tensor:
     """The code of each of 65,536 bins that divide [−1, 1] evenly (65536,) uint8."""
     table = dynamic_code()
-    bins = torch.arange(65536) / 65535 * 2 - 1
+    bins = torch.arange(65536, dtype=torch.float32, device="cpu") / 65535 * 2 - 1
     return torch.bucketize(bins, (table[:-1] + table[1:]) / 2).to(torch.uint8)
 
 

@@ -69,5 +69,5 @@ def dequantize(
 @cache
 def _pairs(table: tuple[float, ...]) -> Tensor:
     """(256, 2): the two values that each byte of codes stands for."""
-    values = torch.tensor(table, device="cpu")
+    values = torch.tensor(table, dtype=torch.float32, device="cpu")  # kept, whatever the defaults are
     return torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1)

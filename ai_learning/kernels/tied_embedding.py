@@ -66,7 +66,7 @@ def row_gradients(model: nn.Module, head: Tensor) -> Iterator[Tie | None]:
         try:
             yield tie
         finally:
-            del table.forward
+            table.__dict__.pop("forward", None)  # another thread's loss of this model may have taken it
         return
     table.sparse = True
     try:

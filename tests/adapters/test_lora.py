@@ -608,6 +608,47 @@ def test_any_module_with_hooks_autocast_and_attention():
     assert (y - want).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_second_derivative_is_refused(use_dora):
+    """The first one's own gradient is constant: a complaint must not wait for one that is not."""
+    model = inject_lora(nn.Sequential(nn.Linear(6, 5)), LoRAConfig(target_modules=["0"], use_dora=use_dora))
+    x = torch.randn(3, 6, requires_grad=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
+
+
+@torch.no_grad()
+def test_dora_sees_a_weight_that_is_changed_behind_its_back():
+    model = inject_lora(nn.Sequential(nn.Linear(64, 64)), LoRAConfig(target_modules=["0"], use_dora=True))
+    weight, x = model[0].base_layer.weight, torch.randn(3, 64)
+
+    def check() -> None:
+        magnitude = model[0].lora_magnitude_vector["default"]
+        want = x @ (weight / weight.norm(dim=1, keepdim=True)).T * magnitude + model[0].bias
+        assert torch.allclose(model(x), want, atol=1e-5)
+
+    check()
+    weight.data.mul_(2)
+    check()
+    for _ in range(5):  # as offloading does: the new one may lie where the old one lay
+        weight.data = torch.empty(0)
+        weight.data = torch.randn(64, 64)
+        check()
+
+
+def test_dora_on_weights_made_in_inference_mode():
+    """They count no changes, so that nothing can be kept of them."""
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(6, 5))
+        inject_lora(model, LoRAConfig(target_modules=["0"], use_dora=True))
+        x, weight = torch.randn(3, 6), model[0].base_layer.weight
+        for factor in (1, 2):
+            weight.mul_(factor)
+            magnitude = model[0].lora_magnitude_vector["default"]
+            want = x @ (weight / weight.norm(dim=1, keepdim=True)).T * magnitude + model[0].bias
+            assert torch.allclose(model(x), want, atol=1e-6)
+
+
 def test_gradient_through_dropout_path_matches_when_dropout_is_off():
     model, _ = adapted(LoRAConfig(lora_dropout=0.3, use_dora=True))
     want = torch.autograd.grad(next_token_loss(model, ids(), ids()), model.h[0].mlp.c_fc.lora_A["default"])[0]

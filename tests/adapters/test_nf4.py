@@ -17,7 +17,7 @@ from ai_learning.adapters import (
     quantize_nf4,
 )
 from ai_learning.adapters.codes import code_table, dynamic_code, nf4_code, thresholds
-from ai_learning.adapters.nf4 import dequantize_blockwise, quantize_blockwise
+from ai_learning.adapters.nf4 import _rounding_table, dequantize_blockwise, quantize_blockwise
 from ai_learning.errors import InputError
 from ai_learning.kernels import host_memory as pages
 from ai_learning.kernels.loops import threads
@@ -158,6 +158,26 @@ def test_no_default_device_and_no_strange_tensor_leads_astray():
     assert torch.equal(quantize_nf4(negative)[0], quantize_nf4(-x)[0])
     for part in (packed, packed.repeat(1, 2)[:, :1]):  # the second is not in one piece
         assert torch.equal(dequantize_nf4(part, state), back)
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float64])
+def test_tables_that_are_kept_are_float32_whatever_the_default_dtype(other):
+    """Transformers sets it to a model's while it loads one: what is made then is used ever after."""
+    for table in (nf4_fast._pairs, code_table, thresholds, _rounding_table):
+        table.cache_clear()
+    x = torch.randn(1001)  # the last block is not a whole one
+    try:
+        torch.set_default_dtype(other)
+        with torch.device("meta"):
+            packed, state = quantize_nf4(x, compress_statistics=True)
+            back = dequantize_nf4(packed, state)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        for table in (code_table, thresholds, _rounding_table):
+            table.cache_clear()
+    want, want_state = quantize_nf4(x, compress_statistics=True, fast=False)
+    assert torch.equal(packed, want) and torch.equal(state.absmax, want_state.absmax)
+    assert torch.equal(back, dequantize_nf4(want, want_state, fast=False))
 
 
 def test_a_state_with_an_odd_block_size_is_refused():
