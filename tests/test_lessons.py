@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +58,11 @@ def test_notebook_is_its_source_with_outputs(source: Path, build: ModuleType) ->
     assert any("image/png" in output.get("data", {}) for output in outputs), "no picture"
     assert len(text.encode()) <= 1_000_000
     assert "site-packages" not in text, "it shows where its maker's libraries lie"
+    printed = "".join(output.get("text", "") for output in outputs)
+    for shown in re.finditer(r"^# (ai_learning/\S+), line (\d+)\n", printed, re.MULTILINE):
+        lines = (ROOT / shown[1]).read_text(encoding="utf-8").splitlines(keepends=True)
+        now = "".join(inspect.getblock(lines[int(shown[2]) - 1 :])).rstrip()
+        assert printed[shown.end() :].startswith(now), f"{shown[0]} is another now: build the lesson anew"
 
 
 @pytest.mark.parametrize("source", SCRIPTS, ids=lambda p: p.stem)
