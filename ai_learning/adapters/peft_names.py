@@ -168,10 +168,7 @@ class LlamaNames(Names):
                 for kind in LLAMA_C_ATTN  # in the order of the rows
                 if {"lora_A.weight", "lora_B.weight"} <= by_kind.get(kind, {}).keys()
             }
-            for (
-                kind,
-                tensors,
-            ) in by_kind.items():  # tensors that belong to no update stay, and are reported as unexpected
+            for kind, tensors in by_kind.items():  # those of no update stay, and are reported
                 rest = tensors.keys() - (_UPDATE if kind in updates else set())
                 found.weights |= {f"{before}.{kind}.{name}": tensors[name] for name in rest}
             if updates:

@@ -241,8 +241,10 @@ def mark_untied(model: nn.Module) -> None:
 
 
 def mark_dense(model: nn.Module) -> None:
-    """Have a model of transformers that bitsandbytes had quantized say that it is not, once no layer is in 4
-    bits: saved as a quantized one, its merged weights would be taken for codes."""
+    """Note in the config of a model that bitsandbytes had quantized that it is not, once no layer has 4 bits.
+
+    Saved as a quantized one, its merged weights would be taken for codes.
+    """
     config: Any = getattr(model, "config", None)
     if not getattr(getattr(config, "quantization_config", None), "load_in_4bit", False):
         return
