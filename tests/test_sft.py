@@ -453,6 +453,11 @@ def test_special_tokens_come_from_the_template_and_never_from_the_data() -> None
     ids = encode_examples([example], tokenizer, 99)[0][0].tolist()
     assert ids[0] == tokenizer.special_tokens["<|im_start|>"]
     assert ids[-2:] == [tokenizer.special_tokens["<|im_end|>"], tokenizer.eos_id]
+    thinks = BPETokenizer(
+        tokenizer.vocab, tokenizer.merges, [*marks, "<think>"], tokenizer.pattern, plain_tokens=["<think>"]
+    )
+    (thought,) = read_examples([{"messages": [{"role": "assistant", "content": "<think>hello"}]}])
+    assert thinks.special_tokens["<think>"] in encode_examples([thought], thinks, 99)[0][0]
     (sly,) = read_examples([{"messages": [{"role": "assistant", "content": "a<|im_end|>"}]}])
     with pytest.raises(InputError, match=r"holds the text of the special token '<\|im_end\|>'"):
         encode_examples([sly], tokenizer, 99)

@@ -47,11 +47,14 @@ class BPETokenizer:
             splitting.
         whole_words: a word that is itself a token is that token, whether merges reach it or not
             (Hugging Face's ``ignore_merges``). tiktoken does so; for a trained vocabulary it changes nothing.
+        plain_tokens: those of ``special_tokens`` that any text may hold, and that are their id wherever they
+            stand: Hugging Face's added tokens with ``special=False``, such as Qwen's ``<think>``.
 
     Attributes:
         vocab: id → bytes, special tokens included.
         merges: pairs of bytes, the earliest learned first.
         special_tokens: text → id.
+        plain_tokens: which of them are no secret of the model's makers, but text.
         pattern: the ``SplitPattern`` in use.
 
     Raises:
@@ -73,6 +76,7 @@ class BPETokenizer:
         pattern: str | SplitPattern | None = "gpt2",
         *,
         whole_words: bool = False,
+        plain_tokens: Iterable[str] = (),
     ) -> None:
         self.pattern = split_pattern(pattern)
         self.merges: list[tuple[bytes, bytes]] = list(map(tuple, merges))  # type: ignore[arg-type]
@@ -80,6 +84,9 @@ class BPETokenizer:
         self.special_tokens = special.number(self.vocab, special_tokens)
         self.vocab |= {i: text.encode() for text, i in self.special_tokens.items()}
         self.whole_words = whole_words
+        self.plain_tokens = frozenset(plain_tokens)
+        if unknown := self.plain_tokens - self.special_tokens.keys():
+            raise InputError(f"plain_tokens={sorted(unknown)} are not among the special_tokens")
         if not self.vocab or min(self.vocab) < 0:
             raise InputError("token ids must be 0 or more, and there must be some")
         self.vocab_size = max(self.vocab) + 1
@@ -139,7 +146,11 @@ class BPETokenizer:
             special_tokens: as in the constructor: text → id, or texts that get the next free ids.
         """
         ordinary = {i: token for i, token in self.vocab.items() if i not in self._special_ids}
-        return BPETokenizer(ordinary, self.merges, special_tokens, self.pattern, whole_words=self.whole_words)
+        names = special.number(dict(ordinary), special_tokens)
+        return BPETokenizer(
+            ordinary, self.merges, names, self.pattern, whole_words=self.whole_words,
+            plain_tokens=self.plain_tokens & names.keys(),
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return (
@@ -148,7 +159,8 @@ class BPETokenizer:
         )
 
     def __reduce__(self) -> tuple:
-        return _rebuild, (self.vocab, self.merges, self.special_tokens, self.pattern, self.whole_words)
+        given = (self.vocab, self.merges, self.special_tokens, self.pattern)
+        return _rebuild, (*given, self.whole_words, self.plain_tokens)
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -163,6 +175,7 @@ class BPETokenizer:
         if not self._fingerprint:
             digest = hashlib.sha256(b"BPETokenizer/1\0" + self.pattern.regex.encode())
             digest.update(json.dumps([sorted(self.special_tokens.items()), self.whole_words]).encode())
+            digest.update("".join(sorted(self.plain_tokens)).encode())
             for i, token in sorted(self.vocab.items()):
                 digest.update(b"%d %s\n" % (i, token.hex().encode()))
             table = self._table
@@ -188,8 +201,8 @@ class BPETokenizer:
 
     @property
     def special_tokens_set(self) -> set[str]:
-        """The texts of the special tokens."""
-        return set(self.special_tokens)
+        """The texts of the special tokens, which another's text must not hold."""
+        return self.special_tokens.keys() - self.plain_tokens
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one id.
@@ -256,11 +269,16 @@ class BPETokenizer:
             if is_special:
                 ids.append(self.special_tokens[piece])
             else:
-                ids += self.encode_ordinary(piece)
+                ids += self._ordinary_list(piece, piece)
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of ``text`` with nothing special in it: the text of special tokens is text."""
+        """Ids of ``text`` with nothing special in it: the text of special tokens is text.
+
+        (``plain_tokens`` are not special in this sense.)
+        """
+        if self.plain_tokens:
+            return self.encode(text, disallowed_special=())
         return self._ordinary_list(text, text)
 
     def _ordinary_list(self, text: str, content: str | bytes) -> list[int]:
@@ -343,8 +361,8 @@ class BPETokenizer:
 
         for text in texts:
             self._allowed(text, self._searchable(text), allowed_special, disallowed_special)
-        allowed, _ = special.resolve(allowed_special, disallowed_special, self.special_tokens)
-        return encode_batch(self, texts, num_workers, allowed & self.special_tokens.keys())
+        allowed, _ = self.resolve_special(allowed_special, disallowed_special)
+        return encode_batch(self, texts, num_workers, allowed)
 
     def encode_ordinary_batch(self, texts: Sequence[str], num_workers: int | None = None) -> list[list[int]]:
         """``encode_ordinary`` of each text."""
@@ -426,12 +444,17 @@ class BPETokenizer:
         self, text: str, content: str | bytes, allowed: SpecialSet, disallowed: SpecialSet
     ) -> frozenset[str]:
         """The special tokens to use in ``text``; raises where it holds one that is disallowed."""
-        use, refused = special.resolve(allowed, disallowed, self.special_tokens)
+        use, refused = self.resolve_special(allowed, disallowed)
         if any(special.occurs(token, content) for token in refused):
             special.refuse(text, refused)
-        return frozenset(
-            token for token in use if token in self.special_tokens and special.occurs(token, content)
-        )
+        return frozenset(token for token in use if special.occurs(token, content))
+
+    def resolve_special(
+        self, allowed: SpecialSet, disallowed: SpecialSet
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        """What ``allowed_special`` and ``disallowed_special`` mean: the tokens to use, the text to refuse."""
+        use, refused = special.resolve(allowed, disallowed, self.special_tokens)
+        return use & self.special_tokens.keys() | self.plain_tokens, refused - self.plain_tokens
 
     def _encoder_for(self, text: str | bytes) -> "FastEncoder | None":
         """The compiled encoder where it is worth it; ``None`` for little text: plain Python is quicker."""
@@ -646,5 +669,8 @@ def _rebuild(
     special_tokens: dict[str, int],
     pattern: SplitPattern,
     whole_words: bool,
+    plain_tokens: frozenset[str],
 ) -> BPETokenizer:
-    return BPETokenizer(vocab, merges, special_tokens, pattern, whole_words=whole_words)
+    return BPETokenizer(
+        vocab, merges, special_tokens, pattern, whole_words=whole_words, plain_tokens=plain_tokens
+    )

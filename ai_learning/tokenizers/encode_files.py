@@ -95,8 +95,7 @@ def encode_files(
         raise InputError(f"num_workers={num_workers} must be 1 or more")
     if shard_tokens is not None and shard_tokens < 1:
         raise InputError(f"shard_tokens={shard_tokens} must be 1 or more")
-    use, _ = special.resolve(allowed_special, (), tokenizer.special_tokens)
-    allowed = use & tokenizer.special_tokens.keys()
+    allowed, _ = tokenizer.resolve_special(allowed_special, ())
     job = _Job(tokenizer, files, allowed, append_eos)
     if shard_tokens is None:
         report = EncodeReport(files=len(files), shards=1)

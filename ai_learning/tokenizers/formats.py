@@ -125,9 +125,10 @@ def _build(
     special: Mapping[str, int] | Iterable[str],
     pattern: str | SplitPattern | None,
     whole_words: bool = False,
+    plain: Iterable[str] = (),
 ) -> BPETokenizer:
     try:
-        return BPETokenizer(vocab, merges, special, pattern, whole_words=whole_words)
+        return BPETokenizer(vocab, merges, special, pattern, whole_words=whole_words, plain_tokens=plain)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -160,6 +161,11 @@ def read_tokenizer_json(path: str | Path) -> BPETokenizer:
     try:
         pattern = _read_pre_tokenizer(data.get("pre_tokenizer"))
         added = {str(token["content"]): int(token["id"]) for token in data.get("added_tokens") or []}
+        plain = [
+            str(token["content"])
+            for token in data.get("added_tokens") or []
+            if not token.get("special", True)
+        ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise InputError(f"{path}: {error}") from None
@@ -185,7 +191,7 @@ def read_tokenizer_json(path: str | Path) -> BPETokenizer:
             merges.append((from_printable(parts[0]), from_printable(parts[1])))
         except (InputError, TypeError) as error:
             raise InputError(f"{path}: merge {rank}: {error}") from None
-    return _build(str(path), vocab, merges, added, pattern, bool(model.get("ignore_merges")))
+    return _build(str(path), vocab, merges, added, pattern, bool(model.get("ignore_merges")), plain)
 
 
 def _read_pre_tokenizer(data: dict[str, Any] | None) -> SplitPattern:
@@ -239,19 +245,16 @@ def tokenizer_json(tokenizer: BPETokenizer) -> dict[str, Any]:
             "invert": False,
         }
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level]}
-    special = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    as_it_stands = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": text, **special} for text, i in added],
+        "added_tokens": [
+            {"id": i, "content": text, **as_it_stands, "special": text not in tokenizer.plain_tokens}
+            for text, i in added
+        ],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": {**byte_level, "use_regex": True},

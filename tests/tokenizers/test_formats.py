@@ -2,10 +2,14 @@
 
 import base64
 import json
+import pickle
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ai_learning.errors import InputError
+from ai_learning.token_file import TokenFile
 from ai_learning.tokenizers import BPETokenizer, load
 
 TEXT = "Hello, wörld! It's 12345 o'clock —\r\n\tnew  line 日本語 👍🏽 'tis \u00a0x  \n "
@@ -42,6 +46,64 @@ def test_tokenizer_json_opens_in_tokenizers(trained, tmp_path):
         assert ids == trained.encode(text, allowed_special="all"), text
         assert theirs.decode(ids, skip_special_tokens=False) == text
     same(BPETokenizer.from_tokenizer_json(tmp_path / "tokenizer.json"), trained)
+
+
+@pytest.fixture
+def thinking(trained):
+    """With tokens that anyone may write, as Qwen 3 has, and runs of white space, as GPT-NeoX has."""
+    plain = ["<think>", "</think>", "\t\t", "\t\t\t\t"]
+    names = [*trained.special_tokens, *plain]
+    vocab = {i: token for i, token in trained.vocab.items() if i not in trained.special_tokens.values()}
+    return BPETokenizer(vocab, trained.merges, names, trained.pattern, plain_tokens=plain)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<think>", "</think>", "<|pad|>", " ", "\t", "\t\t", "a", "\n", "é1", "<thi"])
+    )
+)
+def test_tokens_that_are_not_special_are_theirs_in_any_text(thinking, tmp_path, pieces):
+    tokenizers = pytest.importorskip("tokenizers")
+    thinking.to_tokenizer_json(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    same(BPETokenizer.from_tokenizer_json(tmp_path / "tokenizer.json"), thinking)
+    text = "".join(pieces)
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    assert thinking.encode(text, allowed_special="all") == ids
+    text = text.replace("<|pad|>", "")
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    assert theirs.decode(ids, skip_special_tokens=True) == text == thinking.decode(ids)
+    for found in (
+        thinking.encode(text),
+        thinking.encode(text, disallowed_special=()),
+        thinking.encode(text, dropout=1e-9, seed=0) if thinking.pattern.regex else ids,
+        thinking.encode_ordinary(text),
+        thinking.encode_to_numpy(text).tolist(),
+        thinking.encode_batch([text])[0],
+        thinking.encode_ordinary_batch([text])[0],
+        list(thinking.encode_iterable(iter(text))),
+        thinking.encode_with_offsets(text)[0],
+        pickle.loads(pickle.dumps(thinking)).encode(text),
+        thinking.with_special_tokens(thinking.special_tokens).encode(text),
+    ):
+        assert found == ids
+
+
+def test_only_special_tokens_are_refused(thinking, trained, tmp_path):
+    assert thinking.special_tokens_set == {"<|endoftext|>", "<|pad|>"}
+    with pytest.raises(InputError, match=r"special token '<\|pad\|>'"):
+        thinking.encode("<think> <|pad|>")
+    all_special = BPETokenizer(thinking.vocab, thinking.merges, thinking.special_tokens, thinking.pattern)
+    assert all_special.fingerprint != thinking.fingerprint
+    with pytest.raises(InputError, match="special token '<think>'"):
+        all_special.encode("a<think>")
+    with pytest.raises(InputError, match=r"plain_tokens=\['<no>'\] are not among the special_tokens"):
+        BPETokenizer(trained.vocab, trained.merges, trained.special_tokens, plain_tokens=["<no>"])
+    (tmp_path / "a.txt").write_text("a<think>b\t\t<|pad|>", encoding="utf-8")
+    thinking.encode_files(tmp_path / "a.txt", tmp_path / "a.tokens", allowed_special=(), append_eos=False)
+    tokens = TokenFile(tmp_path / "a.tokens").tokens.tolist()
+    assert tokens == thinking.encode("a<think>b\t\t<|pad|>", disallowed_special=())
 
 
 def test_folder_opens_in_transformers(trained, tmp_path):
