@@ -1,6 +1,8 @@
 """Input that cannot be used: the one exception for it, which the command line shows as a single line."""
 
+import difflib
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -10,6 +12,18 @@ class InputError(ValueError):
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be read or written."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: the one that is nearly it, or all that are.
+
+    Example:
+        >>> did_you_mean("gelu-new", ["gelu_new", "relu"]), did_you_mean("tanh", ["gelu_new", "relu"])
+        ("did you mean 'gelu_new'?", 'use gelu_new, relu')
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}"
 
 
 def plain_numbers(config: Any) -> None:

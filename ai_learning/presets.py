@@ -4,10 +4,9 @@ Sizes are the published ones (Radford et al. 2018, section 4.1; 2019, table 2; t
 ``config.json`` for Llama 3, SmolLM2 and Qwen 3).
 """
 
-import difflib
 from dataclasses import replace
 
-from .errors import InputError
+from .errors import InputError, did_you_mean
 from .model import GPTConfig, RopeScaling
 
 # What Llama and its heirs share.
@@ -85,7 +84,5 @@ def preset(name: str) -> GPTConfig:
         12
     """
     if name not in PRESETS:
-        guess = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {guess[0]!r}?" if guess else f"use one of {', '.join(PRESETS)}"
-        raise InputError(f"no preset {name!r}; {hint}")
+        raise InputError(f"no preset {name!r}; {did_you_mean(name, PRESETS)}")
     return PRESETS[name]

@@ -1,10 +1,9 @@
 """Exercises by name, and what a learner calls: ``check``, ``hint``, ``solution``."""
 
-import difflib
 import importlib
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from . import engine
 from .engine import Exercise, Report
 from .show import show
@@ -48,12 +47,7 @@ def exercise(name: str) -> Exercise:
         for candidate in _of(day):
             if candidate.name == name:
                 return candidate
-    known = exercise_names()
-    near = difflib.get_close_matches(name, known, n=1)
-    raise InputError(
-        f"no exercise {name!r}; "
-        + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}")
-    )
+    raise InputError(f"no exercise {name!r}; {did_you_mean(name, exercise_names())}")
 
 
 def check(fn: Any, name: str, *, quiet: bool = False) -> Report:

@@ -1,9 +1,8 @@
 """Quizzes: ``quiz("day2.norm")`` asks, ``quiz("day2.norm", "b")`` says what a choice means."""
 
-import difflib
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .questions import QUESTIONS
 
 
@@ -36,11 +35,7 @@ def quiz(name: str, choice: str | None = None) -> Verdict | None:
         right: hidden keys take no share of the softmax, so the weights of the others still sum to 1.
     """
     if name not in QUESTIONS:
-        near = difflib.get_close_matches(name, QUESTIONS, n=1)
-        raise InputError(
-            f"no question {name!r}; "
-            + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(QUESTIONS)}")
-        )
+        raise InputError(f"no question {name!r}; {did_you_mean(name, QUESTIONS)}")
     question = QUESTIONS[name]
     letters = "abcdef"[: len(question.choices)]
     if choice is None:

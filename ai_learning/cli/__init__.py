@@ -1,12 +1,13 @@
 """The command ``ai-learning``: one file a family of commands, imported only when it is asked for."""
 
-import difflib
 import importlib
 import io
 import os
 import signal
 import sys
 import warnings
+
+from ..errors import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "train, sample and fine-tune a small GPT-1 here and now, and write a report"),
@@ -38,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, *rest = args
     if name not in COMMANDS:
-        guess = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {guess[0]!r}?" if guess else "see `ai-learning --help`"
-        print(f"ai-learning: error: no command {name!r}; {hint}", file=sys.stderr)
+        print(f"ai-learning: error: no command {name!r}; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows "?"

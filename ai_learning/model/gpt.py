@@ -7,15 +7,14 @@ shared keys and values) stands in files of its own, chosen by the configuration.
 training, sampling, adapters or quantization: those act on it from outside.
 """
 
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import whole_numbers
+from ..errors import did_you_mean, whole_numbers
 from ..shapes import Hidden, Logits, Mask, Tokens
 from .attention import ATTENTION, CausalSelfAttention
 from .cache import KVCache, LayerCache
@@ -84,10 +83,7 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.head_dim is None and self.n_embd % self.n_head:
-            small = [h for h in range(1, min(math.isqrt(self.n_embd), 10**6) + 1) if self.n_embd % h == 0]
-            divisors = sorted({*small, *(self.n_embd // h for h in small)})
-            below, above = ([h for h in divisors if (h > self.n_head) is more] for more in (False, True))
-            options = " or ".join(map(str, below[-1:] + above[:1]))
+            options = _divisors_near(self.n_head, self.n_embd)
             raise ValueError(f"n_head={self.n_head} must divide n_embd={self.n_embd}; try {options}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
@@ -103,19 +99,17 @@ class GPTConfig:
                 raise ValueError(f"{name}={value} must be at least 1; leave it out for the usual size")
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
-        for name, known in (
-            ("activation", list(ACTIVATION)),
-            ("attention", list(ATTENTION)),
-            ("norm", list(NORM)),
-            ("positions", ["learned", "rotary"]),
-            ("mlp", list(MLPS)),
-        ):
+        choices: dict[str, Collection[str]] = {
+            "activation": ACTIVATION,
+            "attention": ATTENTION,
+            "norm": NORM,
+            "positions": ("learned", "rotary"),
+            "mlp": MLPS,
+        }
+        for name, known in choices.items():
             value = getattr(self, name)
-            if value not in known:
-                guess = difflib.get_close_matches(str(value), known, n=1)
-                hint = f"did you mean {guess[0]!r}?" if guess else f"use {' or '.join(map(repr, known))}"
-                raise ValueError(f"{name}={value!r} is not known; {hint}")
-
+            if value not in tuple(known):
+                raise ValueError(f"{name}={value!r} is not known; {did_you_mean(value, known)}")
         if self.rope_scaling is not None and self.positions != "rotary":
             raise ValueError(f"rope_scaling is for positions='rotary', not {self.positions!r}")
 
@@ -303,6 +297,14 @@ def _outside(numbers: Tokens, end: int) -> list[int]:
     """The least and the largest, where they are not in ``range(end)``."""
     low, high = (int(x) for x in torch.aminmax(numbers))
     return [number for number in (low, high) if not 0 <= number < end]
+
+
+def _divisors_near(n_head: int, n_embd: int) -> str:
+    """The next divisors of ``n_embd`` below and above ``n_head``, for a message."""
+    small = [h for h in range(1, min(math.isqrt(n_embd), 10**6) + 1) if n_embd % h == 0]
+    divisors = sorted({*small, *(n_embd // h for h in small)})
+    below, above = ([h for h in divisors if (h > n_head) is more] for more in (False, True))
+    return " or ".join(map(str, below[-1:] + above[:1]))
 
 
 def untied(config: GPTConfig, state: Mapping[str, Tensor]) -> GPTConfig:

@@ -218,7 +218,7 @@ def test_a_full_cache_raises(tiny_gpt: GPT) -> None:
         (dict(n_layer=2.5), "n_layer=2.5 must be a whole number"),
         (dict(n_embd="64"), "n_embd='64' must be a whole number"),
         (dict(head_dim=8.0), "head_dim=8.0 must be a whole number"),
-        (dict(activation=None), "activation=None is not known; use 'gelu_new' or"),
+        (dict(activation=None), "activation=None is not known; use gelu_new, gelu"),
         (dict(rope_scaling=RopeScaling()), "rope_scaling is for positions='rotary', not 'learned'"),
         (dict(n_embd=10**9, n_head=3), "n_head=3 must divide n_embd=1000000000; try 2 or 4"),
     ],

@@ -164,7 +164,7 @@ def test_mask_grows_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"n_kv_head": 3}, "n_kv_head=3 must divide n_head=4"),
-        ({"norm": "batchnorm"}, "norm='batchnorm' is not known; use 'layernorm' or 'rmsnorm'"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' is not known; use layernorm, rmsnorm"),
         ({"positions": "rotery"}, "did you mean 'rotary'"),
         ({"mlp": "moe"}, "mlp='moe' is not known"),
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
