@@ -40,7 +40,7 @@ _SHARE_ADAPTERS, _SHARE_FROZEN, _SHARE_DROPOUT, _SHARE_16_BIT = 0.05, 0.35, 0.72
 # Where freed memory is given back, no holes lie around these: bytes of all, and of each.
 _ONEDNN, _ONEDNN_NARROW, _ONEDNN_LAYERS = (57e6, 0.53), (57e6, 0.66), (32e6, 0.67)
 _ONEDNN_ALONE, _ONEDNN_NARROW_ALONE, _ONEDNN_LAYERS_ALONE = (72e6, 6e6), (0, 6e6), (12e6, 4.7e6)
-_16_BITS = (torch.bfloat16, torch.float16)
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _LOOPS_OF_A_STEP = ("unnormalised_softmax", "running_softmax", "sum_squares", "adamw")
 _SMALL = 4096  # tensors below this size keep fp32 moments in the 8-bit optimizers
 
@@ -108,7 +108,7 @@ def plan_memory(
     on_cpu = next(model.parameters()).device.type == "cpu"
     with context():
         cast = torch.is_autocast_enabled("cpu") and on_cpu
-    narrow = on_cpu and next(model.parameters()).dtype in _16_BITS
+    narrow = on_cpu and next(model.parameters()).dtype in SIXTEEN_BITS
     share = _share_between_kept(model, cast)
     # In the backward pass of one block: the gradients of its widest states and of its input.
     wide = 4 * (2 * config.mlp_width + 3 * width)
@@ -205,7 +205,7 @@ def _share_between_kept(model: nn.Module, cast: bool) -> float:
 
 def _multiplies_in_16_bits(model: nn.Module) -> bool:
     kinds = (getattr(module, "compute_dtype", None) for module in model.modules())
-    return any(kind in _16_BITS for kind in kinds)
+    return any(kind in SIXTEEN_BITS for kind in kinds)
 
 
 def _kept_per_token(
@@ -229,7 +229,7 @@ def _kept_per_token(
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             storages[storage._cdata] = storage.nbytes()
-            if tensor.dim() == 2 and tensor.dtype in _16_BITS:
+            if tensor.dim() == 2 and tensor.dtype in SIXTEEN_BITS:
                 matrices.add(storage._cdata)
             alive.append(tensor)
         return tensor

@@ -14,7 +14,15 @@ from ..device import autocast, pick_device, pick_dtype
 from ..errors import InputError
 from ..generate import generate
 from ..kernels.loops import COMPILING, before_compiling
-from ..memory import MemoryPlan, PeakMemory, give_back_freed_memory, megabytes, plan_memory, resident_bytes
+from ..memory import (
+    SIXTEEN_BITS,
+    MemoryPlan,
+    PeakMemory,
+    give_back_freed_memory,
+    megabytes,
+    plan_memory,
+    resident_bytes,
+)
 from ..model import GPT
 from ..run_folder import absolute, read_metrics
 from ..run_state import check_is_free
@@ -37,7 +45,6 @@ from .common import TrainingProgress, console, open_language_model, to_save
 from .instruct_options import BUILTIN, Instruct
 from .pretrain import loss_plot
 
-_16_BITS = (torch.bfloat16, torch.float16)
 _NOISE = 32e6  # bytes below which what the process does beside counts
 
 
@@ -99,7 +106,7 @@ class Run:
     def _in_16_bits(self) -> bool:
         """Whether activations are: by ``--dtype``, or as a base in 16 bits makes them."""
         cast = pick_dtype(self.device, self.options.train.dtype)
-        return any(dtype in _16_BITS for dtype in (next(self.base.parameters()).dtype, cast))
+        return any(dtype in SIXTEEN_BITS for dtype in (next(self.base.parameters()).dtype, cast))
 
     def _batches(self, data: SFTData) -> SFTBatches:
         how = self.options.train

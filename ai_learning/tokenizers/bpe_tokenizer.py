@@ -54,7 +54,7 @@ class BPETokenizer:
         vocab: id → bytes, special tokens included.
         merges: pairs of bytes, the earliest learned first.
         special_tokens: text → id.
-        plain_tokens: which of them are no secret of the model's makers, but text.
+        plain_tokens: those of them that are recognised in any text, and refused in none.
         pattern: the ``SplitPattern`` in use.
 
     Raises:
@@ -92,6 +92,7 @@ class BPETokenizer:
         self.vocab_size = max(self.vocab) + 1
         if self.vocab_size > max(_MOST_IDS, _HOLES * len(self.vocab)):  # ids are places in lists
             raise InputError(f"id {max(self.vocab)} is too large for {len(self.vocab)} tokens")
+        self._special_names = frozenset(self.special_tokens)
         self._special_ids = {i: text for text, i in self.special_tokens.items()}
         # ordinary tokens only: special ones are never merged into
         ordinary = {i: token for i, token in self.vocab.items() if i not in self._special_ids}
@@ -453,8 +454,11 @@ class BPETokenizer:
         self, allowed: SpecialSet, disallowed: SpecialSet
     ) -> tuple[frozenset[str], frozenset[str]]:
         """What ``allowed_special`` and ``disallowed_special`` mean: the tokens to use, the text to refuse."""
-        use, refused = special.resolve(allowed, disallowed, self.special_tokens)
-        return use & self.special_tokens.keys() | self.plain_tokens, refused - self.plain_tokens
+        use, refused = special.resolve(allowed, disallowed, self._special_names)
+        use &= self._special_names
+        if self.plain_tokens:
+            return use | self.plain_tokens, refused - self.plain_tokens
+        return use, refused
 
     def _encoder_for(self, text: str | bytes) -> "FastEncoder | None":
         """The compiled encoder where it is worth it; ``None`` for little text: plain Python is quicker."""
