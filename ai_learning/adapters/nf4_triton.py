@@ -8,6 +8,7 @@ weight goes from its codes into the product. Both read the doubly quantized absm
 against.
 """
 
+import warnings
 from functools import cache
 from math import prod
 from typing import Any
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor
 
 from ..kernels import triton_use
-from ..kernels.triton_use import launch
+from ..kernels.triton_use import Grid, launch, launch_again, starts_early
 from .codes import code_table, dynamic_code
+from .nf4_ptx import SCALE, SUMS, TABLES
 
 _DEQUANTIZE = {"bytes": 512, "warps": 1}
 """codes of one program, and its warps"""
-_MULTIPLY = {"rows": 1, "groups": 64, "warps": 2}
-"""rows of the weight that a program takes, groups of 32 of each that it reads at once, and its warps"""
+_WARPS, _PROGRAMS = 8, 2
+"""warps that share 16 rows of the weight, and programs for each multiprocessor"""
+_GROUPS = 64
+"""groups of 32 elements of a row that are taken at once, where tensor cores do not multiply"""
 _ANY_ROWS, _ANY_BYTES = 4, 512
 """rows, and bytes of each at once, where blocks and rows do not fit together"""
 
@@ -53,96 +57,92 @@ def dequantize(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
 
 
 def multiply(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x Wᵀ + b`` for one row x (I,), W (O, I) in 4 bits, summed in fp32; (O,) in the dtype of x.
+    """``x Wᵀ + b`` for one row x (..., I), W (O, I) in 4 bits, summed in fp32; (..., O) in the dtype of x.
 
     W is not rounded; but where x has 16 bits, the table's values may be, before absmax multiplies them.
 
     Args:
         packed: (O · I / 2,) uint8; I must be even, so that a row begins with a byte.
         state: the `QuantState` that goes with them.
-        x: (I,).
+        x: (..., I) of I elements, contiguous.
         bias: (O,).
     """
-    rows, columns = state.shape
-    out = torch.empty(rows, dtype=x.dtype, device=x.device)
-    given = (packed, *_scales(state), x, out if bias is None else bias, out)
-    how: dict[str, Any] = {"NESTED": state.nested, "BIAS": bias is not None}
-    if columns % state.blocksize == 0 and state.blocksize % 32 == 0:
-        n, groups, warps = (_MULTIPLY[name] for name in ("rows", "groups", "warps"))
-        ptx, words = look_up(state.quant_type, x.dtype, x.device)
-        how |= {"LOOK_UP": ptx, "BLOCKSIZE": state.blocksize, "ROWS": n, "GROUPS": groups, "num_warps": warps}
-        launch(
-            kernels().multiply, (-(-rows // n),), *given, x if words is None else words, rows, columns, **how
-        )
+    out = torch.empty((*x.shape[:-1], state.shape[0]), dtype=x.dtype, device=x.device)
+    if _suits_tensor_cores(packed, state, x) and _are_right(x.device):
+        _on_tensor_cores(packed, state, x, bias, out)
     else:
-        how |= {"ROWS": _ANY_ROWS, "COLUMNS": _ANY_BYTES}
-        grid = (-(-rows // _ANY_ROWS),)
-        launch(kernels().multiply_any, grid, *given, rows, columns, state.blocksize, **how)
+        _anyhow(packed, state, x, bias, out)
     return out
 
 
-def look_up(quant_type: str, dtype: torch.dtype, device: torch.device) -> tuple[str, Tensor | None]:
-    """PTX that makes of 4 bytes of codes the 8 values, rounded to 16 bits, and the table's words for it.
+def _suits_tensor_cores(packed: Tensor, state: Any, x: Tensor) -> bool:
+    """Rows of whole blocks, and x in 16 bits; both are read 16 bytes at a time."""
+    whole = state.shape[1] % state.blocksize == 0 and state.blocksize % 64 == 0
+    return whole and x.dtype in SUMS and packed.data_ptr() % 16 == 0 and x.data_ptr() % 16 == 0
 
-    To read 8 values from a table takes 8 addresses and 8 loads. But a register holds 4 bytes of it, and
-    ``prmt`` picks of two registers' 8 bytes any 4: so half of the table's upper bytes are looked up 4 at a
-    time, by the codes' lower three bits, then the other half, and the fourth bit says which is right; the
-    same for the lower bytes. 31 instructions instead of some 60.
-    """
-    if dtype not in _PTX or device.type != "cuda":
-        return "", None
-    return _PTX[dtype], _words(quant_type, dtype, device)
+
+def _on_tensor_cores(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    rows, columns = state.shape
+    on_gpu = x.is_cuda  # and not in Triton's interpreter, which knows no PTX
+
+    def how() -> tuple[Grid, dict[str, Any]]:
+        early = starts_early(x.device)
+        constants = {
+            "NESTED": state.nested, "BIAS": bias is not None, "BLOCKSIZE": state.blocksize, "WARPS": _WARPS,
+            "WHOLE": columns % (512 * _WARPS) == 0,
+            "AS_ONE": state.nested and state.blocksize == 64 and columns % 128 == 0,
+            "TABLES": TABLES[state.nested] if on_gpu else "", "SUMS": SUMS[x.dtype] if on_gpu else "",
+            "SCALE": SCALE if on_gpu else "", "EARLY": early, "num_warps": _WARPS,
+        }  # fmt: skip
+        grid = (min(-(-rows // 16), _PROGRAMS * multiprocessors(x.device)),)
+        return grid, {**constants, "launch_pdl": True} if early else constants
+
+    launch_again(
+        (rows, columns, state.blocksize, x.dtype, state.nested, bias is None), kernels().multiply, how,
+        (packed, *_scales(state), x, out if bias is None else bias, out,
+         _byte_values(state.quant_type, x.dtype, x.device)),
+        (rows, columns),
+    )  # fmt: skip
+
+
+def _anyhow(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    (rows, columns), blocksize = state.shape, state.blocksize
+    given = (packed, *_scales(state), x, out if bias is None else bias, out)
+    how = {"NESTED": state.nested, "BIAS": bias is not None}
+    if columns % blocksize == 0 and blocksize % 32 == 0:
+        how |= {"BLOCKSIZE": blocksize, "GROUPS": _GROUPS, "num_warps": _GROUPS // 32}
+        launch(kernels().multiply_blocks, (rows,), *given, columns, **how)
+    else:
+        grid, how = (-(-rows // _ANY_ROWS),), how | {"ROWS": _ANY_ROWS, "COLUMNS": _ANY_BYTES}
+        launch(kernels().multiply_any, grid, *given, rows, columns, blocksize, **how)
 
 
 @cache
-def _words(quant_type: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The upper bytes of the 16 values, four a word, then the lower bytes (8, COPIES) int32.
+def _are_right(device: torch.device) -> bool:
+    """Whether Triton lays out threads as ``mma`` wants them: as it promises nothing, that is tried once."""
+    from .nf4 import QuantState  # a module that imports this one
 
-    A copy for each thread, so that each keeps them in registers: what is the same for all threads the
-    compiler keeps elsewhere, and moves to a register for each use.
-    """
-    pairs = _table(quant_type, torch.device("cpu")).to(dtype).view(torch.uint8).view(16, 2)
-    words = pairs.T.flip(0).contiguous().view(torch.int32).view(8, 1)
-    return words.expand(8, _MULTIPLY["groups"]).contiguous().to(device)
-
-
-def _ptx(to_float32: tuple[str, str]) -> str:
-    """Operands: $0 to $3 the first elements of the bytes, $4 to $7 the second, as float32; $8 the bytes; then
-    the words, each four times, as Triton gives what is the same for four elements."""
-    upper, lower = ([f"${9 + 4 * (4 * half + n)}" for n in range(4)] for half in range(2))
-    lines = [
-        "mov.b32 upper, 0x3f800000;",  # (0, 1) in bfloat16
-        "mov.b32 zeros, 0;",
-        "and.b32 code, $8, 0x77777777;",
-        "shr.b32 which, $8, 1;",
-        "and.b32 which, which, 0x44444444;",
-        "or.b32 which, which, 0x32103210;",  # of 4 results the n-th, or the n-th of the 4 others
-    ]
-    for number in range(2):  # of two bytes: 4 codes
-        if number:
-            lines += ["shr.b32 code, code, 16;", "shr.b32 which, which, 16;"]
-        for name, (a, b, c, d) in (("high", upper), ("low", lower)):
-            lines += [
-                f"prmt.b32 one, {a}, {b}, code;",
-                f"prmt.b32 other, {c}, {d}, code;",
-                f"prmt.b32 {name}, one, other, which;",
-            ]
-        # The upper four bits of a byte are the first of its two elements.
-        for places, out in (("0x7351", 2 * number), ("0x6240", 4 + 2 * number)):
-            lines.append(f"prmt.b32 pair, low, high, {places};")
-            lines += [form.format(out=out + n) for n, form in enumerate(to_float32)]
-    names = "code, which, one, other, high, low, pair, upper, zeros"
-    return "{ .reg .b32 " + names + "; .reg .b16 a, b; " + " ".join(lines) + " }"
+    rows, columns = 33, 640
+    packed = torch.arange(rows * columns // 2, device=device).mul_(37).to(torch.uint8)
+    absmax = torch.linspace(0.5, 2, rows * columns // 64, device=device)
+    state = QuantState(absmax, (rows, columns), torch.float32, 64, "nf4")
+    x = torch.linspace(-1, 1, columns, device=device).bfloat16()
+    found, wanted = torch.empty(2, rows, dtype=x.dtype, device=device)
+    _on_tensor_cores(packed, state, x, None, found)
+    _anyhow(packed, state, x, None, wanted)
+    if torch.allclose(found, wanted, rtol=0.02, atol=0.05):
+        return True
+    warnings.warn(
+        "4-bit weights times one token take the slower kernel: tensor cores gave another result", stacklevel=2
+    )
+    return False
 
 
-_PTX = {
-    # The upper of two bfloat16 is a float32 once the lower is nothing: times (0, 1), for another unit than
-    # that which has all the rest to do.
-    torch.bfloat16: _ptx(("shl.b32 ${out}, pair, 16;", "fma.rn.bf16x2 ${out}, pair, upper, zeros;")),
-    torch.float16: _ptx(
-        ("mov.b32 {{a, b}}, pair; cvt.f32.f16 ${out}, a;", "mov.b32 {{a, b}}, pair; cvt.f32.f16 ${out}, b;")
-    ),
-}
+@cache
+def _byte_values(quant_type: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(256,) int32: the two values that a byte of codes stands for, in 16 bits each."""
+    table, byte = code_table(quant_type).to(dtype), torch.arange(256)
+    return torch.stack([table[byte >> 4], table[byte & 15]], 1).view(torch.int32).view(-1).to(device)
 
 
 # Multiplying and adding are two roundings in the definition: the compiler must not make one of them.
@@ -154,15 +154,18 @@ def _scales(state: Any) -> tuple[Tensor, ...]:
     table = _table(state.quant_type, state.absmax.device)
     if not state.nested:
         return table, state.absmax, state.absmax, state.absmax, state.absmax
-    return (
-        table, state.absmax, _dynamic_code(state.absmax.device), state.nested_absmax,
-        state.offset.reshape(1),
-    )  # fmt: skip
+    return table, state.absmax, _dynamic_code(state.absmax.device), state.nested_absmax, state.offset
 
 
 @cache
 def _table(quant_type: str, device: torch.device) -> Tensor:
     return code_table(quant_type).to(device)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many it has; one where it is no GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @cache

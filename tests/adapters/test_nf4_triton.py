@@ -4,10 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ai_learning.adapters import NF4Linear, nf4_triton
+from ai_learning.adapters import NF4Linear, nf4_linear, nf4_triton
 from ai_learning.adapters.codes import code_table
 from ai_learning.adapters.nf4 import QuantState, dequantize_4bit, quantize_4bit
 from ai_learning.kernels import triton_use
@@ -42,7 +40,10 @@ def check_dequantize(device: str) -> None:
 def check_multiply(device: str) -> None:
     """One token's product equals that with the de-quantised weight."""
     torch.manual_seed(0)
-    shapes = ((1, 2), (5, 6), (7, 30), (65, 66), (13, 1026), (130, 256), (3, 128), (5, 2560), (2, 64))
+    shapes = (
+        (1, 2), (5, 6), (7, 30), (65, 66), (13, 1026), (130, 256), (3, 128), (5, 2560), (2, 64), (1, 128),
+        (40, 192), (17, 4096), (33, 4224),
+    )  # fmt: skip
     for number, (rows, columns) in enumerate(shapes):
         for nested in (False, True):
             kind, blocksize = ("nf4", "fp4", "int4")[number % 3], (64, 128, 32)[number // 3 % 3]
@@ -97,39 +98,32 @@ def test_other_blocks_are_left_to_the_other_versions(
     assert nf4_triton.usable(packed, state) == fits
 
 
-def after(ptx: str, register: int) -> list[int]:
-    """Registers $0 to $7 after a line of PTX with ``register`` in $8: what a processor would do."""
-    words = [int(n) & 0xFFFFFFFF for n in nf4_triton._words("nf4", torch.bfloat16, torch.device("cpu"))[:, 0]]
-    known = {"$8": register, **{f"${9 + 4 * n}": word for n, word in enumerate(words)}}
+def test_where_tensor_cores_gave_another_result_the_other_kernel_multiplies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(packed: object, state: object, x: object, bias: object, out: torch.Tensor) -> None:
+        out.fill_(3)
 
-    def prmt(a: int, b: int, places: int) -> int:
-        data = (a | b << 32).to_bytes(8, "little")
-        assert not places & 0x8888, "the fourth bit of a place would repeat a sign"
-        return int.from_bytes(bytes(data[places >> 4 * n & 7] for n in range(4)), "little")
-
-    operations = {
-        "mov.b32": lambda a: a,
-        "and.b32": lambda a, b: a & b,
-        "or.b32": lambda a, b: a | b,
-        "shr.b32": lambda a, n: a >> n,
-        "shl.b32": lambda a, n: a << n & 0xFFFFFFFF,
-        "prmt.b32": lambda a, b, places: prmt(a, b, places & 0xFFFF),
-        "fma.rn.bf16x2": lambda pair, factors, plus: pair & 0xFFFF0000,  # times (0, 1)
-    }
-    for instruction in ptx.strip("{} ").split(";"):
-        name, _, operands = instruction.strip().partition(" ")
-        if name and name != ".reg":
-            target, *given = [part.strip() for part in operands.split(",")]
-            values = [known[part] if part in known else int(part, 0) for part in given]
-            known[target] = operations[name](*values)
-    return [known[f"${n}"] for n in range(8)]
+    nf4_triton._are_right.cache_clear()
+    monkeypatch.setattr(nf4_triton, "_on_tensor_cores", wrong)
+    monkeypatch.setattr(nf4_triton, "_anyhow", lambda packed, state, x, bias, out: out.fill_(5))
+    packed, state = quantize_4bit(torch.randn(8, 64))
+    with pytest.warns(UserWarning, match="tensor cores gave another result"):
+        assert bool((nf4_triton.multiply(packed, state, torch.ones(64).bfloat16()) == 5).all())
+    nf4_triton._are_right.cache_clear()
 
 
-@given(st.binary(min_size=4, max_size=4))
-def test_codes_are_looked_up_in_registers(codes: bytes) -> None:
-    found = after(nf4_triton._PTX[torch.bfloat16], int.from_bytes(codes, "little"))
-    values = torch.tensor(found).to(torch.int32).view(torch.float32)
-    table = code_table("nf4").bfloat16().float()
-    places = torch.tensor(list(codes))
-    assert torch.equal(values[:4], table[places >> 4])
-    assert torch.equal(values[4:], table[places & 15])
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int4"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_byte_of_codes_stands_for_two_values(kind: str, dtype: torch.dtype) -> None:
+    values = nf4_triton._byte_values(kind, dtype, torch.device("cpu")).view(dtype).view(256, 2)
+    table = code_table(kind).to(dtype)
+    for byte in (0, 1, 16, 0x7F, 0xA3, 255):
+        assert values[byte].tolist() == [table[byte >> 4], table[byte & 15]]
+
+
+def test_as_many_elements_as_a_row_are_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nf4_linear, "_multiplies_at_once", lambda packed, state: True)
+    monkeypatch.setattr(nf4_triton, "multiply", lambda *given: pytest.fail("it was multiplied"))
+    with pytest.raises(RuntimeError, match="shape"), torch.no_grad():
+        NF4Linear(64, 3, bias=False)(torch.randn(64, 1))
