@@ -513,7 +513,7 @@ def test_a_cut_is_pytorchs() -> None:
     (partial,) = torch.autograd.grad(split(x, [2, 8])[1].sum(), x)
     assert torch.equal(partial, torch.cat([torch.zeros(2, 3, 2), torch.ones(2, 3, 8)], dim=-1))
     double = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: _Split.apply(x, (1, 3))[1].pow(3), double)
+    assert torch.autograd.gradgradcheck(lambda x: _Split.apply(x, [1, 3], -1)[1].pow(3), double)
 
 
 def test_gradients_side_by_side_that_have_gradients() -> None:
@@ -525,11 +525,14 @@ def test_gradients_side_by_side_that_have_gradients() -> None:
 
 def test_gradients_side_by_side_are_not_copied() -> None:
     whole = torch.randn(2, 3, 12)
-    found = _whole(pieces_of(whole, [4, 4, 4]))
+    found = _whole(pieces_of(whole, [4, 4, 4]), 2)
     assert found is not None and found.data_ptr() == whole.data_ptr() and torch.equal(found, whole)
     inner = torch.randn(9, 2, 3, 12)[4]  # elsewhere than at the beginning of its memory
-    found = _whole(pieces_of(inner, [2, 10]))
+    found = _whole(pieces_of(inner, [2, 10]), 2)
     assert found is not None and torch.equal(found, inner)
+    heads = torch.randn(2, 3, 5, 4)
+    found = _whole(heads.split([3, 1, 1], dim=2), 2)
+    assert found is not None and found.data_ptr() == heads.data_ptr() and torch.equal(found, heads)
 
 
 def test_what_is_not_a_whole() -> None:
@@ -544,13 +547,14 @@ def test_what_is_not_a_whole() -> None:
         [a, b, c.double()],
         [a.transpose(0, 1), b.transpose(0, 1), c.transpose(0, 1)],
     ):
-        assert _whole(pieces) is None
+        assert _whole(pieces, 2) is None
+    assert _whole(torch.randn(2, 3, 5, 4)[..., :2].split([3, 2], dim=2), 2) is None
 
 
 @pytest.mark.skipif(not cpu_attention.has_loops(), reason="no AVX-512, or no numba")
 def test_attention_hands_its_gradients_back_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = torch.randn(12, 64, 3 * 128, requires_grad=True)
-    q, k, v = (part.view(12, 64, 4, 32).transpose(1, 2) for part in split(packed, [128] * 3))
+    q, k, v = (part.transpose(1, 2) for part in split(packed.view(12, 64, 12, 32), [4] * 3, dim=2))
     out = cpu_attention.causal_attention(q, k, v)
     expected = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).sum(), packed)
     monkeypatch.setattr(torch, "cat", lambda *args, **kwargs: pytest.fail("copied"))

@@ -135,8 +135,8 @@ class CausalSelfAttention(nn.Module):
         heads = config.n_head + 2 * config.kv_heads
         self.c_attn = Linear(config.n_embd, heads * config.head_size, bias=config.bias)  # q, k, v at once
         self.c_proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
-        self.q_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.layer_norm_eps) if config.qk_norm else None
         self.resid_dropout = nn.Dropout(config.dropout)
         self.block_size = config.block_size
         self.register_buffer("mask", causal_mask(min(config.block_size, MASK_SIZE)), persistent=False)
@@ -167,13 +167,11 @@ class CausalSelfAttention(nn.Module):
             raise ValueError(f"expected x of shape (B, T, {self.n_embd}), got {tuple(x.shape)}")
         B, T, _ = x.shape
         counts = (self.n_head, self.kv_heads, self.kv_heads)
-        widths = [heads * self.head_size for heads in counts]
-        parts = split(self.c_attn(x), widths)  # (B, T, H·D), 2 × (B, T, kv_heads·D)
-        q, k, v = (
-            part.view(B, T, heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
-            for part, heads in zip(parts, counts, strict=True)
-        )
-        q, k = self.q_norm(q), self.k_norm(k)
+        heads = self.c_attn(x).view(B, T, sum(counts), self.head_size)
+        q, k, v = split(heads, counts, dim=2)  # (B, T, H, D), 2 × (B, T, kv_heads, D)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         S = T if cache is None else cache.length + T
@@ -198,5 +196,6 @@ class CausalSelfAttention(nn.Module):
         if q.size(1) < self.n_head:
             output = output.reshape(B, self.n_head, 1, self.head_size)
             weights = None if weights is None else weights.reshape(B, self.n_head, 1, S)
-        output = output.transpose(1, 2).reshape(B, T, widths[0])  # (B, H, T, D) → (B, T, H, D) → (B, T, C)
-        return self.resid_dropout(self.c_proj(output)), weights
+        output = output.transpose(1, 2)  # (B, H, T, D) → (B, T, H, D)
+        output = self.c_proj(output.reshape(B, T, self.n_head * self.head_size))
+        return self.resid_dropout(output) if self.resid_dropout.training else output, weights

@@ -26,13 +26,14 @@ class LayerCache:
         """
         if k.size(0) != self.k.size(0):  # one row would be taken for all
             raise ValueError(f"keys of shape {tuple(k.shape)} do not fit a cache of {tuple(self.k.shape)}")
-        end = self.length + k.size(2)
+        start, T = self.length, k.size(2)
+        end = start + T
         if end > self.k.size(2):
             raise ValueError(f"{end} positions exceed the cache's {self.k.size(2)}: make a larger KVCache")
-        self.k[:, :, self.length : end] = k
-        self.v[:, :, self.length : end] = v
+        self.k.narrow(2, start, T).copy_(k)
+        self.v.narrow(2, start, T).copy_(v)
         self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+        return self.k.narrow(2, 0, end), self.v.narrow(2, 0, end)
 
 
 class KVCache:

@@ -251,9 +251,9 @@ class GPT(nn.Module):
         self._check_input(idx, start, positions, mask)
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
-        x = self.wte(idx)  # (B, T, C)
+        x = _look_up(self.wte, idx, "token id {} is outside the vocabulary of {}")  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe(positions)
+            x = x + _look_up(self.wpe, positions, "position {} is outside block_size={}")
         angles = self.rotary(positions) if self.rotary is not None else None
         return self.run_blocks(self.drop(x), cache, mask, angles)
 
@@ -285,18 +285,25 @@ class GPT(nn.Module):
         # One that is added to the weights, as elsewhere, shows a key by 0 and hides it by −∞: the opposite.
         if isinstance(mask, Tensor) and mask.is_floating_point():
             raise ValueError(f"mask must be bool, False where a key is hidden; got {mask.dtype}")
-        # On an accelerator these looks would stall the queue; there the embeddings' own checks stand.
-        if idx.device.type == "cpu" and not torch.compiler.is_compiling() and idx.numel():
-            if bad := _outside(idx, self.config.vocab_size):
-                raise ValueError(f"token id {bad[0]} is outside the vocabulary of {self.config.vocab_size}")
-            if self.wpe is not None and positions is not None and (bad := _outside(positions, block_size)):
-                raise ValueError(f"position {bad[0]} is outside block_size={block_size}")
 
 
-def _outside(numbers: Tokens, end: int) -> list[int]:
-    """The least and the largest, where they are not in ``range(end)``."""
-    low, high = (int(x) for x in torch.aminmax(numbers))
-    return [number for number in (low, high) if not 0 <= number < end]
+def _look_up(table: nn.Embedding, numbers: Tokens, complaint: str) -> Tensor:
+    """Rows of an embedding.
+
+    A CPU finds numbers that it has no row for as it goes, and only then they are looked for, which takes as
+    long as a small layer. An accelerator's own check says less, but to look first would stall its queue.
+
+    Raises:
+        ValueError: the complaint, with the number and how many rows there are.
+    """
+    if torch.compiler.is_compiling():
+        return table(numbers)
+    try:
+        return table(numbers)
+    except IndexError:
+        low, high = (int(x) for x in torch.aminmax(numbers))
+        rows = table.num_embeddings
+        raise ValueError(complaint.format(low if low < 0 else high, rows)) from None
 
 
 def _divisors_near(n_head: int, n_embd: int) -> str:
