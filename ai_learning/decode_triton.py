@@ -19,13 +19,18 @@ from .kernels.gelu import gelu_form
 from .kernels.linear import PLAIN
 from .model import GPT, MLP, Block, CausalSelfAttention, KVCache, fast_attention
 
-_ROWS = {"c_attn": 8, "attn.c_proj": 8, "c_fc": 8, "mlp.c_proj": 4, "lm_head": 8}
-_ROWS_WIDE = {**_ROWS, "c_fc": 4}
-"""Rows of each weight that a program takes: what was fastest with 768 features, and with 1,600."""
-_IN_A_WARP, _IN_A_WARP_WIDE = 2048, 4096
-"""Elements of a weight for each of a program's warps, likewise."""
-_CHUNK, _CHUNKS = 128, 8
-"""Keys of a program, and how many programs' results are put together at once."""
+_TILES = {
+    "c_attn": (2, 1, 4), "attn.c_proj": (1, 2, 4), "c_fc": (4, 1, 2), "mlp.c_proj": (1, 8, 4),
+    "lm_head": (1, 1, 8),
+}  # fmt: skip
+_TILES_WIDE = {
+    "c_attn": (1, 4, 8), "attn.c_proj": (1, 4, 4), "c_fc": (4, 1, 4), "mlp.c_proj": (1, 8, 4),
+    "lm_head": (1, 4, 8),
+}  # fmt: skip
+"""A program's warps with rows of their own, those that share these rows' columns, and the rows of a warp: for
+each weight what was fastest on an H200 with 768 features, and with 1,600. In float32 half the rows fit."""
+_CHUNK, _CHUNK_WIDE = (64, 2, 4), (128, 4, 2)
+"""Keys of a program, its warps, and how many programs' results are put together at once; likewise."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WORTH_STEPS = 16
 """Tokens from which on it is worth recording a graph (less than 16 ms with 124M parameters on an H200)."""
@@ -56,7 +61,7 @@ def suits(model: nn.Module) -> bool:
             return False
     parameters = list(model.parameters())
     dtype = parameters[0].dtype
-    alike = all(p.dtype == dtype and p.is_contiguous() for p in parameters)
+    alike = all(p.dtype == dtype and p.is_contiguous() and p.data_ptr() % 16 == 0 for p in parameters)
     return alike and dtype in _DTYPES and triton_use.usable(*parameters)
 
 
@@ -92,19 +97,23 @@ class Decoder:
         self._check_room()
         self._early = graph and (triton_use.starts_early(device) if early is None else early)
         wide = config.n_embd > 1024
-        self._rows, self._in_a_warp = (_ROWS_WIDE, _IN_A_WARP_WIDE) if wide else (_ROWS, _IN_A_WARP)
-        self._token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        self._tiles = dict(_TILES_WIDE if wide else _TILES)
+        if model.wte.weight.dtype == torch.float32:
+            self._tiles = {name: (w, s, max(1, rows // 2)) for name, (w, s, rows) in self._tiles.items()}
         self._place = torch.zeros(1, dtype=torch.long, device=device)
-        self._splits = -(-self._capacity // _CHUNK)
+        self._place_is = 0
+        self._chunk, self._chunk_warps, self._at_once = _CHUNK_WIDE if wide else _CHUNK
+        self._splits = -(-self._capacity // self._chunk)
         C, V = config.n_embd, config.vocab_size
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=device)
 
         self._x, self._qkv, self._wide = empty(C), empty(3 * C), empty(config.mlp_width)
-        self._part = empty(2, self._splits, C)
-        self.logits, self._best = empty(1, V), empty(-(-V // self._rows["lm_head"]), 2)
+        self._part, self._log_sum = empty(self._splits, C), empty(self._splits, config.n_head)
+        self.logits, self._best = empty(1, V), empty(self._programs("lm_head", V), 2)
         self.likeliest = torch.zeros(1, dtype=torch.long, device=device)
+        self._token = self.likeliest[None]  # the same memory, so that nothing is copied where it comes next
         self._fixed = {linear: _of_norm(norm, linear) for norm, linear in _after_norms(model)}
         self._graph: torch.cuda.CUDAGraph | None = None
         if graph:
@@ -126,6 +135,7 @@ class Decoder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run()
+        self._place_is = self._cache.length + 1
         return graph
 
     def _check_room(self) -> None:
@@ -137,7 +147,9 @@ class Decoder:
         """Read one (1, 1) token after those in the cache; leave ``logits`` and ``likeliest``."""
         self._check_room()
         self._token.copy_(token)
-        self._place.fill_(self._cache.length)
+        if self._place_is != self._cache.length:
+            self._place.fill_(self._cache.length)
+        self._place_is = self._cache.length + 1
         if self._graph is None:
             self._run()
         else:
@@ -150,50 +162,48 @@ class Decoder:
         model, config, place = self._model, self._model.config, self._place
         wpe: Any = model.wpe
         C, H, D = config.n_embd, config.n_head, config.head_size
-        x, qkv, part, splits = self._x, self._qkv, self._part, self._splits
+        x, qkv, splits = self._x, self._qkv, self._splits
+        part, log_sum = self._part, self._log_sum
         self._launch("embed", 1, (self._token, place, model.wte.weight, wpe.weight, x, C), BLOCK=_block(C))
         for block, layer in zip(model.h, self._cache.layers, strict=True):
             attn: Any = block.attn
             mlp: Any = block.mlp
             self._norm_linear("c_attn", block.ln_1, attn.c_attn, qkv)
-            given = (qkv, layer.k, layer.v, place, part, self._capacity, C, D**-0.5, splits)
-            self._launch("attend", (H, splits), given, D=D, CHUNK=_CHUNK)
-            at_once = min(_CHUNKS, _block(splits))
-            self._linear(
-                "project", "attn.c_proj", (part, place, splits), attn.c_proj, CHUNK=_CHUNK, MOST=at_once
-            )
+            given = (qkv, layer.k, layer.v, place, part, log_sum, self._capacity, D**-0.5)
+            warps = min(self._chunk_warps, self._chunk * D * layer.k.element_size() // 512)
+            self._launch("attend", (H, splits), given, warps, D=D, CHUNK=self._chunk, WARPS=warps)
+            how = {"D": D, "CHUNK": self._chunk, "MOST": min(self._at_once, _block(splits))}
+            self._linear("project", "attn.c_proj", (part, log_sum, place), attn.c_proj, **how)
             self._norm_linear("c_fc", block.ln_2, mlp.c_fc, self._wide, gelu_form(mlp.activation) or "")
             self._linear("add_linear", "mlp.c_proj", (self._wide,), mlp.c_proj)
         self._norm_linear("lm_head", model.ln_f, model.lm_head, self.logits)
         best, V = self._best, config.vocab_size
-        self._launch("choose", 1, (best, len(best), self.likeliest, V), 8, BLOCK=_block(len(best)))
+        self._launch("choose", 1, (best, len(best), self.likeliest, place, V), 8, BLOCK=_block(len(best)))
 
     def _norm_linear(self, name: str, norm: Any, linear: Any, out: Tensor, gelu: str = "") -> None:
         """``out = W · norm(x) + bias``, or GELU of it."""
-        given = (
-            self._x,
-            norm.weight,
-            linear.weight,
-            self._fixed[linear],
-            out,
-            self._best,
-            *linear.weight.shape,
-        )
+        given = (self._x, norm.weight, linear.weight, self._fixed[linear], out, self._best)
         best = linear is self._model.lm_head
-        self._by_rows("norm_linear", name, (*given, norm.eps), linear, GELU=gelu, BEST=best)
+        self._by_rows("norm_linear", name, given, (norm.eps,), linear, GELU=gelu, BEST=best)
 
     def _linear(self, kernel: str, name: str, given: tuple[Any, ...], linear: Any, **how: int) -> None:
         """``x += W · (what the kernel makes of given) + bias``."""
         bias, x = linear.bias, self._x
-        given = (*given, linear.weight, x if bias is None else bias, x, *linear.weight.shape)
-        self._by_rows(kernel, name, given, linear, BIAS=bias is not None, **how)
+        given = (*given, linear.weight, x if bias is None else bias, x)
+        self._by_rows(kernel, name, given, (), linear, BIAS=bias is not None, **how)
 
-    def _by_rows(self, kernel: str, name: str, given: tuple[Any, ...], linear: Any, **how: Any) -> None:
+    def _by_rows(
+        self, kernel: str, name: str, given: tuple[Any, ...], more: tuple[Any, ...], linear: Any, **how: Any
+    ) -> None:
         """A kernel whose programs take some rows of a weight each."""
         n_out, n_in = linear.weight.shape
-        rows, block = self._rows[name], _block(n_in)
-        warps = min(16, max(1, rows * block // self._in_a_warp))
-        self._launch(kernel, -(-n_out // rows), given, warps, ROWS=rows, BLOCK=block, **how)
+        warps, shares, rows = self._tiles[name]
+        how |= {"N": n_in, "WARPS": warps, "SHARES": shares, "ROWS": rows}
+        self._launch(kernel, self._programs(name, n_out), (*given, n_out, *more), warps * shares, **how)
+
+    def _programs(self, name: str, n_out: int) -> int:
+        warps, _, rows = self._tiles[name]
+        return -(-n_out // (warps * rows))
 
     def _launch(
         self, name: str, grid: int | tuple[int, int], given: tuple[Any, ...], warps: int = 4, **how: Any
@@ -216,13 +226,15 @@ def _after_norms(model: GPT) -> Iterator[tuple[Any, Any]]:
 
 
 def _of_norm(norm: Any, linear: Any) -> Tensor:
-    """Of a linear layer after a norm, what the norm's shift and the bias add: W · shift + bias (n_out,)."""
-    fixed = torch.zeros(len(linear.weight), device=linear.weight.device)
+    """Of a linear layer after a norm, what is always the same: W · gain and W · shift + bias (2, n_out)."""
+    fixed = torch.zeros(2, len(linear.weight), device=linear.weight.device)
     with torch.autocast(fixed.device.type, enabled=False):
+        weight = linear.weight.float()
+        fixed[0] = weight @ norm.weight.float()
         if norm.bias is not None:
-            fixed += linear.weight.float() @ norm.bias.float()
+            fixed[1] += weight @ norm.bias.float()
     if linear.bias is not None:
-        fixed += linear.bias.float()
+        fixed[1] += linear.bias.float()
     return fixed
 
 

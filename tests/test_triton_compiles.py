@@ -20,7 +20,8 @@ from ai_learning.adapters import nf4_ptx  # noqa: E402
 WEIGHTS = ("*bf16", "*fp16", "*fp32")
 WIDE = {"place", "token", "target"}  # int64
 FLOAT32 = {
-    "x", "qkv", "part", "a", "best", "fixed", "share", "loss", "table", "dynamic", "nested_absmax", "offset",
+    "x", "qkv", "part", "log_sum", "a", "best", "fixed", "out", "share", "loss", "table", "dynamic",
+    "nested_absmax", "offset",
 }  # fmt: skip
 
 
@@ -52,12 +53,13 @@ def test_a_decoders(weight: str, capability: int, EARLY: bool) -> None:
         compiled("kernels.decode_triton_kernels", name, capability, types, EARLY=EARLY, **constants)
 
     weights = {"weight": weight, "bias": weight, "gain": weight}
+    tile = {"WARPS": 4, "SHARES": 1, "ROWS": 4}
     check("embed", {"wte": weight, "wpe": weight}, BLOCK=1024)
-    for gelu, best in (("", True), ("tanh", False), ("none", False)):
-        check("norm_linear", {**weights, "out": "*fp32"}, GELU=gelu, BEST=best, ROWS=8, BLOCK=1024)
-    check("attend", {"k_cache": weight, "v_cache": weight}, D=64, CHUNK=128)
-    check("project", weights, CHUNK=128, MOST=8, BIAS=True, ROWS=8, BLOCK=1024)
-    check("add_linear", weights, BIAS=True, ROWS=4, BLOCK=4096, num_warps=8)
+    for N, gelu, best in ((768, "", True), (768, "tanh", False), (1600, "none", False)):
+        check("norm_linear", weights, **tile, N=N, GELU=gelu, BEST=best)
+    check("attend", {"k_cache": weight, "v_cache": weight}, D=64, CHUNK=128, WARPS=8, num_warps=8)
+    check("project", weights, **tile, N=768, D=64, CHUNK=128, MOST=4, BIAS=True)
+    check("add_linear", weights, **{**tile, "WARPS": 1, "SHARES": 4}, N=3072, BIAS=True)
     check("choose", {"token": "*i64"}, BLOCK=8192, num_warps=8)
 
 
