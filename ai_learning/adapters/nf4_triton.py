@@ -98,7 +98,8 @@ def _on_tensor_cores(packed: Tensor, state: Any, x: Tensor, bias: Tensor | None,
         return grid, {**constants, "launch_pdl": True} if early else constants
 
     launch_again(
-        (rows, columns, state.blocksize, x.dtype, state.nested, bias is None), kernels().multiply, how,
+        (rows, columns, state.blocksize, x.dtype, state.nested, None if bias is None else bias.dtype),
+        kernels().multiply, how,
         (packed, *_scales(state), x, out if bias is None else bias, out,
          _byte_values(state.quant_type, x.dtype, x.device)),
         (rows, columns),

@@ -251,9 +251,10 @@ class GPT(nn.Module):
         self._check_input(idx, start, positions, mask)
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
-        x = _look_up(self.wte, idx, "token id {} is outside the vocabulary of {}")  # (B, T, C)
+        vocab_size, block_size = self.config.vocab_size, self.config.block_size
+        x = _look_up(self.wte, idx, "token id {} is outside the vocabulary of {}", vocab_size)  # (B, T, C)
         if self.wpe is not None:
-            x = x + _look_up(self.wpe, positions, "position {} is outside block_size={}")
+            x = x + _look_up(self.wpe, positions, "position {} is outside block_size={}", block_size)
         angles = self.rotary(positions) if self.rotary is not None else None
         return self.run_blocks(self.drop(x), cache, mask, angles)
 
@@ -287,7 +288,7 @@ class GPT(nn.Module):
             raise ValueError(f"mask must be bool, False where a key is hidden; got {mask.dtype}")
 
 
-def _look_up(table: nn.Embedding, numbers: Tokens, complaint: str) -> Tensor:
+def _look_up(table: nn.Module, numbers: Tokens, complaint: str, rows: int) -> Tensor:
     """Rows of an embedding.
 
     A CPU finds numbers that it has no row for as it goes, and only then they are looked for, which takes as
@@ -296,14 +297,12 @@ def _look_up(table: nn.Embedding, numbers: Tokens, complaint: str) -> Tensor:
     Raises:
         ValueError: the complaint, with the number and how many rows there are.
     """
-    if torch.compiler.is_compiling():
-        return table(numbers)
     try:
-        return table(numbers)
+        found: Tensor = table(numbers)
     except IndexError:
         low, high = (int(x) for x in torch.aminmax(numbers))
-        rows = table.num_embeddings
         raise ValueError(complaint.format(low if low < 0 else high, rows)) from None
+    return found
 
 
 def _divisors_near(n_head: int, n_embd: int) -> str:

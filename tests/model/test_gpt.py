@@ -185,6 +185,15 @@ def test_bad_input_raises_with_the_value(tiny_gpt: GPT, idx: torch.Tensor, messa
         tiny_gpt(idx)
 
 
+def test_an_embedding_that_something_is_put_around_is_asked_no_more_than_its_rows(tiny_gpt: GPT) -> None:
+    idx = torch.tensor([[1, 2]])
+    want = tiny_gpt(idx)
+    tiny_gpt.wte = torch.nn.Sequential(tiny_gpt.wte)  # type: ignore[assignment]
+    assert torch.equal(tiny_gpt(idx), want)
+    with pytest.raises(ValueError, match="token id 64 is outside the vocabulary of 64"):
+        tiny_gpt(idx + 62)
+
+
 def test_positions_and_masks_that_cannot_be_used(tiny_gpt: GPT) -> None:
     idx, size = torch.zeros(1, 3, dtype=torch.long), tiny_gpt.config.block_size
     for first, bad in ((size - 2, size), (-1, -1)):
