@@ -49,7 +49,7 @@ def suits(model: nn.Module) -> bool:
     config, D = model.config, model.config.head_size
     published = (config.norm, config.positions, config.mlp) == ("layernorm", "learned", "plain")
     plain = published and config.norm_first and not config.qk_norm and config.kv_heads == config.n_head
-    if not plain or config.n_head * D != config.n_embd or D & (D - 1) or D < 16:
+    if not plain or config.n_head * D != config.n_embd or D & (D - 1) or D < 16 or config.mlp_width % 4:
         return False
     for module in model.modules():
         watched = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)

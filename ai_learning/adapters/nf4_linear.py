@@ -327,7 +327,7 @@ class NF4Linear(nn.Module):
             int(facts["blocksize"]),
             facts["quant_type"],
             None if nested is None else torch.tensor(facts["nested_offset"], dtype=torch.float32),
-            None if nested is None else nested.clone(),
+            None if nested is None else nested.to(torch.float32, copy=True),
         )
         check_state_shapes(state.shape, state.blocksize, state.absmax)
         if packed.numel() != (prod(self.shape) + 1) // 2:
@@ -385,7 +385,7 @@ def _in_a_graph(
     """What `NF4Linear.forward` does: x (..., in) → (..., out)."""
     rows, columns = shape
     state = QuantState(absmax, (rows, columns), x.dtype, blocksize, quant_type, offset, nested_absmax)
-    if x.numel() == columns and _multiplies_at_once(packed, state):
+    if x.numel() == x.shape[-1] == columns and _multiplies_at_once(packed, state):
         return nf4_triton.multiply(packed, state, x.contiguous(), bias)
     return frozen_linear(x, dequantize_4bit(packed, state), bias)
 

@@ -3,7 +3,8 @@
 
 Vectors between the kernels are float32. Each kernel asks for its weights first and only then waits for the
 one before it to end (``EARLY``, programmatic dependent launch): what a token costs is reading the weights.
-So before ``gdc_wait`` a kernel may touch only what no kernel of the same token writes.
+So before ``gdc_wait`` a kernel may touch only what no kernel of the same token writes; but for ``place``,
+which only the last one does, when all others have ended.
 
 What is left after the wait is short because no thread waits for another warp's. Of a weight a warp takes
 whole rows, ROWS of them, or with SHARES of more than 1 a share of their columns; its 32 lanes take 4 columns

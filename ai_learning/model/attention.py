@@ -197,5 +197,5 @@ class CausalSelfAttention(nn.Module):
             output = output.reshape(B, self.n_head, 1, self.head_size)
             weights = None if weights is None else weights.reshape(B, self.n_head, 1, S)
         output = output.transpose(1, 2)  # (B, H, T, D) → (B, T, H, D)
-        output = self.c_proj(output.reshape(B, T, self.n_head * self.head_size))
-        return self.resid_dropout(output) if self.resid_dropout.training else output, weights
+        output = output.reshape(B, T, self.n_head * self.head_size)
+        return self.resid_dropout(self.c_proj(output)), weights

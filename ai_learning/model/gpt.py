@@ -251,12 +251,19 @@ class GPT(nn.Module):
         self._check_input(idx, start, positions, mask)
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
-        vocab_size, block_size = self.config.vocab_size, self.config.block_size
-        x = _look_up(self.wte, idx, "token id {} is outside the vocabulary of {}", vocab_size)  # (B, T, C)
+        x = self.embed(idx)  # (B, T, C)
         if self.wpe is not None:
-            x = x + _look_up(self.wpe, positions, "position {} is outside block_size={}", block_size)
+            x = x + _look_up(self.wpe, positions, _NO_POSITION, self.config.block_size)
         angles = self.rotary(positions) if self.rotary is not None else None
         return self.run_blocks(self.drop(x), cache, mask, angles)
+
+    def embed(self, idx: Tokens) -> Hidden:
+        """(B, T) ids → (B, T, C) rows of the token embedding.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        return _look_up(self.wte, idx, _NO_ID, self.config.vocab_size)
 
     def run_blocks(
         self,
@@ -288,6 +295,9 @@ class GPT(nn.Module):
             raise ValueError(f"mask must be bool, False where a key is hidden; got {mask.dtype}")
 
 
+_NO_ID, _NO_POSITION = "token id {} is outside the vocabulary of {}", "position {} is outside block_size={}"
+
+
 def _look_up(table: nn.Module, numbers: Tokens, complaint: str, rows: int) -> Tensor:
     """Rows of an embedding.
 
@@ -299,9 +309,11 @@ def _look_up(table: nn.Module, numbers: Tokens, complaint: str, rows: int) -> Te
     """
     try:
         found: Tensor = table(numbers)
-    except IndexError:
+    except IndexError as error:
         low, high = (int(x) for x in torch.aminmax(numbers))
-        raise ValueError(complaint.format(low if low < 0 else high, rows)) from None
+        if low >= 0 and high < rows:  # another's
+            raise
+        raise ValueError(complaint.format(low if low < 0 else high, rows)) from error
     return found
 
 

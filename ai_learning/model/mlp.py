@@ -43,10 +43,8 @@ class MLP(nn.Module):
         """(B, T, C) → (B, T, 4C) → (B, T, C)."""
         # The last line in one go, its wide middle never leaving the cache: on a CPU that can, in training.
         if can_mlp(x, self.c_fc, self.activation, self.c_proj):
-            output = mlp(x, self.c_fc, self.activation, self.c_proj)
-        else:
-            output = self.c_proj(self.activation(self.c_fc(x)))
-        return self.dropout(output) if self.dropout.training else output
+            return self.dropout(mlp(x, self.c_fc, self.activation, self.c_proj))
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
 class GatedMLP(nn.Module):
@@ -62,8 +60,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Hidden) -> Hidden:
         """(B, T, C) → 2 × (B, T, mlp_width) → (B, T, C)."""
-        output = self.c_proj(self.activation(self.c_gate(x)) * self.c_fc(x))
-        return self.dropout(output) if self.dropout.training else output
+        return self.dropout(self.c_proj(self.activation(self.c_gate(x)) * self.c_fc(x)))
 
 
 MLPS: dict[str, Callable[["GPTConfig"], nn.Module]] = {"plain": MLP, "gated": GatedMLP}

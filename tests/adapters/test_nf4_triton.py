@@ -98,17 +98,20 @@ def test_other_blocks_are_left_to_the_other_versions(
     assert nf4_triton.usable(packed, state) == fits
 
 
-def test_where_tensor_cores_gave_another_result_the_other_kernel_multiplies(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("why", ["tensor cores gave another result", "no such instruction"])
+def test_where_tensor_cores_fail_the_other_kernel_multiplies(
+    monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     def wrong(packed: object, state: object, x: object, bias: object, out: torch.Tensor) -> None:
         out.fill_(3)
+        if why.startswith("no"):
+            raise RuntimeError(why)
 
     nf4_triton._are_right.cache_clear()
     monkeypatch.setattr(nf4_triton, "_on_tensor_cores", wrong)
     monkeypatch.setattr(nf4_triton, "_anyhow", lambda packed, state, x, bias, out: out.fill_(5))
     packed, state = quantize_4bit(torch.randn(8, 64))
-    with pytest.warns(UserWarning, match="tensor cores gave another result"):
+    with pytest.warns(UserWarning, match=why):
         assert bool((nf4_triton.multiply(packed, state, torch.ones(64).bfloat16()) == 5).all())
     nf4_triton._are_right.cache_clear()
 
@@ -120,6 +123,10 @@ def test_a_byte_of_codes_stands_for_two_values(kind: str, dtype: torch.dtype) ->
     table = code_table(kind).to(dtype)
     for byte in (0, 1, 16, 0x7F, 0xA3, 255):
         assert values[byte].tolist() == [table[byte >> 4], table[byte & 15]]
+    nf4_triton._byte_values.cache_clear()
+    with torch.device("meta"):  # as where a GPU is the default
+        again = nf4_triton._byte_values(kind, dtype, torch.device("cpu"))
+    assert torch.equal(again.view(dtype).view(256, 2), values)
 
 
 def test_as_many_elements_as_a_row_are_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,12 @@ def test_an_embedding_that_something_is_put_around_is_asked_no_more_than_its_row
         tiny_gpt(idx + 62)
 
 
+def test_anothers_index_error_is_not_taken_for_a_bad_id(tiny_gpt: GPT) -> None:
+    tiny_gpt.wte.register_forward_hook(lambda *given: [][0])
+    with pytest.raises(IndexError, match="list index"):
+        tiny_gpt(torch.tensor([[1, 2]]))
+
+
 def test_positions_and_masks_that_cannot_be_used(tiny_gpt: GPT) -> None:
     idx, size = torch.zeros(1, 3, dtype=torch.long), tiny_gpt.config.block_size
     for first, bad in ((size - 2, size), (-1, -1)):

@@ -60,6 +60,16 @@ def test_it_learns(model: LookBackGPT, losses: list[float]) -> None:
     assert losses[0] > 4 and sum(losses[-10:]) / 10 < 1.2
 
 
+def test_a_bad_id_is_told_and_not_remembered(model: LookBackGPT) -> None:
+    ids, cache = torch.tensor([[1, 2, 3]]), KVCache(model.config, 1)
+    want = model(ids)
+    model(ids[:, :2], cache=cache)
+    size = model.config.vocab_size
+    with pytest.raises(ValueError, match=f"token id {size} is outside the vocabulary of {size}"):
+        model(torch.tensor([[size]]), cache=cache)
+    torch.testing.assert_close(model(ids[:, 2:], cache=cache)[:, -1], want[:, -1])
+
+
 def test_a_cache_changes_nothing(model: LookBackGPT) -> None:
     idx = torch.randint(0, len(WORDS), (3, 20), generator=torch.Generator().manual_seed(0))
     cache = KVCache(model.config, 3)

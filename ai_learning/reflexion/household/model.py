@@ -36,12 +36,12 @@ class LookBackGPT(GPT):
         self._check_input(idx, start, positions, mask)
         last = self._before.get(cache) if cache is not None and start else None
         last = torch.zeros_like(idx[:, :1]) if last is None else last
-        if cache is not None:
-            self._before[cache] = idx[:, -1:]
         if positions is None:
             positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T,)
         before = torch.cat([last, idx[:, :-1]], dim=1).masked_fill(positions == 0, 0)  # (B, T)
-        x = self.wte(idx) + self.look_back * self.wte(before)  # (B, T, C)
+        x = self.embed(idx) + self.look_back * self.embed(before)  # (B, T, C)
+        if cache is not None:
+            self._before[cache] = idx[:, -1:]
         assert self.rotary is not None
         angles = self.rotary(positions)
         for block, layer_cache in zip(self.h, cache or [None] * len(self.h), strict=True):
